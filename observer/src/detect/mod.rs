@@ -1,0 +1,1 @@
+//! Findings from the model; pure: no I/O, no clock.

@@ -1,0 +1,1 @@
+//! What is only worked out for what will be reported.

@@ -1,0 +1,1 @@
+//! Facts about this machine: capability, BTF, kernel symbols, clocks.

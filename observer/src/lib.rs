@@ -1,0 +1,18 @@
+//! observer: which process is hung, since when, on what, with which timeout, and who holds what it
+//! waits for, from outside and without touching it.
+//!
+//! Data flows one way through the rooms, in this order: [`host`] (facts about the machine) →
+//! [`census`] (every thread) → [`proc`] (identity and memory of suspects) → [`model`] (waits, locks,
+//! owners) → [`detect`] (findings) → [`explain`] → [`report`]. [`session`] wires them. `model` and
+//! `detect` do no I/O and know no clock.
+
+pub mod census;
+pub mod cli;
+pub mod detect;
+pub mod explain;
+pub mod host;
+pub mod model;
+pub mod proc;
+pub mod recording;
+pub mod report;
+pub mod session;

@@ -1,0 +1,1 @@
+//! Findings and processes as text and JSON.

@@ -1,0 +1,1 @@
+//! The loop that wires the rooms: census, facts, model, findings.
