@@ -133,6 +133,11 @@ impl ThreadRow {
         self.flags & task_flags::KTHREAD != 0
     }
 
+    /// A kernel thread that is not in D state: nothing to find out about it.
+    pub fn is_kernel_thread_at_rest(&self) -> bool {
+        self.is_kernel_thread() && self.state_letter() != 'D'
+    }
+
     /// Dead, a zombie, or on its way out.
     pub fn is_exiting(&self) -> bool {
         self.exit_state != 0 || self.flags & task_flags::EXITING != 0 || self.state & state::DEAD != 0
@@ -140,9 +145,7 @@ impl ThreadRow {
 
     /// Frozen by either cgroup freezer or by suspend.
     pub fn is_frozen(&self) -> bool {
-        self.state & state::FROZEN != 0
-            || self.flags & task_flags::FROZEN != 0
-            || self.jobctl & JOBCTL_TRAP_FREEZE != 0
+        self.state & state::FROZEN != 0 || self.flags & task_flags::FROZEN != 0 || self.jobctl & JOBCTL_TRAP_FREEZE != 0
     }
 
     /// The letter `ps` shows: R S D T t Z X I.

@@ -1,1 +1,112 @@
 //! Findings from the model; pure: no I/O, no clock.
+//!
+//! A rule looks at the whole host and answers with findings, and with the time at which an answer that
+//! is not ripe yet would be. Waits count only once they are confirmed (see [`crate::model::graph`]).
+
+pub mod abandoned_lock;
+pub mod bad_timeout;
+pub mod deadlock;
+pub mod finding;
+pub mod judge;
+pub mod ledger;
+pub mod lock_wait;
+pub mod stopped;
+pub mod stuck_connect;
+pub mod uninterruptible;
+pub mod unreadable;
+
+pub use finding::{Finding, Kind, Link, Moment, Severity, ThreadRef};
+pub use judge::{Judge, Turn};
+pub use ledger::{Change, Ledger, Life};
+
+use crate::census::ThreadRow;
+use crate::model::graph::{self, Chain};
+use crate::model::{Host, Scope};
+
+/// What a rule works with.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// What is looked at, and the threshold.
+    pub scope: &'a Scope,
+    /// Every confirmed waiter followed to its end.
+    pub chains: Vec<Chain>,
+}
+
+/// What a rule answers.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// What is wrong now.
+    pub findings: Vec<Finding>,
+    /// `CLOCK_MONOTONIC` nanoseconds at which something not ripe yet would be a finding.
+    pub ripe_at_ns: Option<u64>,
+}
+
+impl Verdict {
+    fn later(&mut self, at_ns: u64) {
+        self.ripe_at_ns = Some(self.ripe_at_ns.map_or(at_ns, |earlier| earlier.min(at_ns)));
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.findings.extend(other.findings);
+        if let Some(at) = other.ripe_at_ns {
+            self.later(at);
+        }
+    }
+
+    /// Whether a wait since `since_ns` is long enough; if not, notes when it will be.
+    fn is_ripe(&mut self, since_ns: u64, context: &Context<'_>) -> bool {
+        let at = since_ns.saturating_add(context.scope.threshold_ns);
+        let ripe = context.host.now_ns() >= at;
+        if !ripe {
+            self.later(at);
+        }
+        ripe
+    }
+}
+
+impl Context<'_> {
+    /// Whether any of these threads belongs to what is looked at.
+    fn in_scope<'t>(&self, mut tids: impl Iterator<Item = &'t u32>) -> bool {
+        tids.any(|tid| self.host.row(*tid).is_some_and(|row| self.scope.contains(row, self.host)))
+    }
+
+    /// Threads that were proven to sleep through the last interval, and belong to what is looked at.
+    fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &crate::model::Wait)> {
+        self.host
+            .confirmed()
+            .filter(|(row, _, _)| self.scope.contains(row, self.host))
+            .map(|(row, wait, _)| (row, wait))
+    }
+}
+
+/// A rule: one kind of finding.
+pub trait Rule {
+    /// Judges the host as it is now.
+    fn check(&self, context: &Context<'_>) -> Verdict;
+}
+
+/// Every rule, in the order in which a report names their findings.
+pub fn rules() -> Vec<Box<dyn Rule + Send>> {
+    vec![
+        Box::new(deadlock::Deadlock),
+        Box::new(abandoned_lock::AbandonedLock),
+        Box::new(lock_wait::LockWait),
+        Box::new(stuck_connect::StuckConnect),
+        Box::new(uninterruptible::Uninterruptible),
+        Box::new(stopped::Stopped),
+        Box::new(unreadable::Unreadable),
+        Box::new(bad_timeout::BadTimeout),
+    ]
+}
+
+/// Runs every rule.
+pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> Verdict {
+    let context = Context { host, scope, chains: graph::chains(host) };
+    let mut verdict = Verdict::default();
+    for rule in rules {
+        verdict.merge(rule.check(&context));
+    }
+    verdict
+}

@@ -1,1 +1,46 @@
-//! Findings and processes as text and JSON.
+//! Findings and processes as text and JSON. What a person reads and what a program reads are made from
+//! the same values.
+
+pub mod account;
+pub mod json;
+pub mod text;
+
+pub use account::Account;
+
+use crate::model::Host;
+use serde_json::Value;
+
+/// Facts about the machine and this observer that a report carries.
+#[derive(Clone, Debug, Default)]
+pub struct Setting {
+    /// Name of the host.
+    pub host_name: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Where rows come from: `iter_task`, `proc`, `recording`.
+    pub census: String,
+    /// Rung of each probe family, and why not better.
+    pub probes: Value,
+}
+
+/// The threads of one process that a report shows.
+#[derive(Debug)]
+pub struct ProcessView<'a> {
+    /// The process.
+    pub id: crate::census::ProcessId,
+    /// Its threads, sorted.
+    pub threads: Vec<&'a crate::census::ThreadRow>,
+}
+
+/// Collects the processes to show.
+pub fn processes<'a>(host: &'a Host, pids: impl IntoIterator<Item = u32>) -> Vec<ProcessView<'a>> {
+    let wanted: std::collections::BTreeSet<u32> = pids.into_iter().collect();
+    let mut views: std::collections::BTreeMap<u32, ProcessView<'a>> = std::collections::BTreeMap::new();
+    for row in host.rows().iter().filter(|row| wanted.contains(&row.process.pid)) {
+        let view = views.entry(row.process.pid).or_insert_with(|| ProcessView { id: row.process, threads: Vec::new() });
+        view.threads.push(row);
+    }
+    views.into_values().collect()
+}

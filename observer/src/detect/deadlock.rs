@@ -1,0 +1,113 @@
+//! `deadlock`: a cycle of waits, within or across processes.
+
+use super::finding::links;
+use super::{Context, Finding, Kind, Rule, Severity, Verdict};
+use crate::census::Pid;
+use crate::model::graph::{End, Hop};
+use crate::model::{Confidence, Host, duration};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rule.
+#[derive(Debug)]
+pub struct Deadlock;
+
+impl Rule for Deadlock {
+    fn check(&self, context: &Context<'_>) -> Verdict {
+        // The same cycle is met from each of its threads and from everyone who waits for one of them.
+        let mut cycles: BTreeMap<Vec<Pid>, (Vec<Hop>, BTreeSet<Pid>)> = BTreeMap::new();
+        for chain in &context.chains {
+            let End::Cycle(start) = chain.end else {
+                continue;
+            };
+            let Some((outside, cycle)) = chain.hops.split_at_checked(start) else {
+                continue;
+            };
+            let mut members: Vec<Pid> = cycle.iter().map(|hop| hop.waiter).collect();
+            members.sort_unstable();
+            let entry = cycles.entry(members).or_insert_with(|| (cycle.to_vec(), BTreeSet::new()));
+            entry.1.extend(outside.iter().map(|hop| hop.waiter));
+        }
+        let findings = cycles
+            .into_iter()
+            .filter(|(members, (_, queued))| context.in_scope(members.iter().chain(queued)))
+            .map(|(members, (cycle, queued))| finding(context.host, &members, rotate(cycle), &queued))
+            .collect();
+        Verdict { findings, ripe_at_ns: None }
+    }
+}
+
+/// Begins with the smallest thread id, so that the same cycle reads the same each time.
+fn rotate(mut cycle: Vec<Hop>) -> Vec<Hop> {
+    let first = cycle.iter().enumerate().min_by_key(|(_, hop)| hop.waiter).map_or(0, |(at, _)| at);
+    cycle.rotate_left(first);
+    cycle
+}
+
+fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>) -> Finding {
+    let rows: Vec<_> = members.iter().filter_map(|tid| host.row(*tid)).collect();
+    let process = rows.iter().map(|row| row.process).min().unwrap_or(crate::census::ProcessId { pid: 0, start_ns: 0 });
+    let processes: BTreeSet<Pid> = rows.iter().map(|row| row.process.pid).collect();
+    // The cycle closed when the last of its threads went to sleep.
+    let since = rows.iter().map(|row| host.since(row).ns).max().unwrap_or(0);
+    let key = cycle
+        .iter()
+        .map(|hop| format!("{}@{:#x}", hop.waiter, hop.resource.address.unwrap_or(0)))
+        .collect::<Vec<_>>()
+        .join(",");
+    let confidence = cycle.iter().map(|hop| hop.confidence).min().unwrap_or(Confidence::Possible);
+    let steps: Vec<String> = cycle
+        .iter()
+        .zip(cycle.iter().cycle().skip(1))
+        .map(|(hop, next)| {
+            let verb = if hop.resource.kind == crate::model::ResourceKind::Thread { "of" } else { "held by" };
+            format!("{} waits for {} {verb} {}", host.name(hop.waiter), describe(hop), host.name(next.waiter))
+        })
+        .collect();
+    let deadline = cycle
+        .iter()
+        .filter_map(|hop| host.confirmed_wait(hop.waiter)?.1.timeout.remaining_ns)
+        .min()
+        .and_then(|ns| u64::try_from(ns).ok());
+    let mut finding = Finding::new(Kind::Deadlock, host, process, &key)
+        .since_mono(since, host)
+        .with_threads(members.iter().copied().chain(queued.iter().copied()))
+        .fact("cycle", members.len())
+        .fact("processes", processes.iter().copied().collect::<Vec<_>>())
+        .fact("also_blocked", queued.iter().copied().collect::<Vec<_>>());
+    finding.severity = Severity::Critical;
+    finding.confidence = confidence;
+    finding.title = match members.len() {
+        1 => format!("{} waits for a lock that it holds itself", host.name(members[0])),
+        n if processes.len() > 1 => {
+            format!("{n} threads of {} processes wait for each other in a circle", processes.len())
+        }
+        n => format!("{n} threads of {} wait for each other in a circle", finding.comm),
+    };
+    let age = duration(host.now_ns().saturating_sub(since));
+    let ending = match deadline {
+        Some(ns) => {
+            format!("One of these waits has a time limit and gives up in {}; until then none can go on.", duration(ns))
+        }
+        None => "None of these waits has a time limit: it will never end by itself.".to_owned(),
+    };
+    let others = match queued.len() {
+        0 => String::new(),
+        1 => " One more thread waits behind them.".to_owned(),
+        n => format!(" {n} more threads wait behind them."),
+    };
+    finding.explanation = format!("{}. The circle has been closed for {age}. {ending}{others}", steps.join("; "));
+    finding.remedy = if members.len() == 1 {
+        "Find the path on which this thread takes the same lock twice; use a recursive lock or split the function. The process must be restarted.".to_owned()
+    } else {
+        "Take these locks in one order everywhere, or never call out while holding one. The process must be restarted to go on; save its stacks first.".to_owned()
+    };
+    finding.chain = links(&cycle, host);
+    finding
+}
+
+fn describe(hop: &Hop) -> String {
+    match hop.resource.kind {
+        crate::model::ResourceKind::Thread => "the exit".to_owned(),
+        _ => hop.resource.describe(),
+    }
+}

@@ -1,0 +1,47 @@
+//! One host under judgement: the model, the rules and the ledger, fed by a session or by a replay.
+
+use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
+use crate::census::{Census, ProbeReading};
+use crate::model::{Host, Scope};
+use crate::proc::Facts;
+
+/// What one census brought.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// Findings that opened, got worse or are over.
+    pub changes: Vec<(Change, Life)>,
+    /// `CLOCK_MONOTONIC` nanoseconds at which something not ripe yet would be a finding.
+    pub ripe_at_ns: Option<u64>,
+}
+
+/// Model, rules and ledger.
+pub struct Judge {
+    /// The host.
+    pub host: Host,
+    /// What is looked at.
+    pub scope: Scope,
+    /// The findings so far.
+    pub ledger: Ledger,
+    rules: Vec<Box<dyn Rule + Send>>,
+}
+
+impl Judge {
+    /// A judge who has seen nothing yet.
+    pub fn new(scope: Scope) -> Self {
+        Self { host: Host::default(), scope, ledger: Ledger::default(), rules: rules() }
+    }
+
+    /// Takes a census and the probes' reading; facts learnt before are confirmed or dropped by it.
+    pub fn advance(&mut self, census: Census, reading: ProbeReading) -> Turn {
+        let now = Moment(census.clocks.real_ns);
+        self.host.advance(census, reading);
+        let verdict = run(&self.rules, &self.host, &self.scope);
+        let findings: Vec<Finding> = verdict.findings;
+        Turn { changes: self.ledger.update(findings, now), ripe_at_ns: verdict.ripe_at_ns }
+    }
+
+    /// Takes what was gathered after that census.
+    pub fn learn(&mut self, facts: Facts) {
+        self.host.learn(facts);
+    }
+}

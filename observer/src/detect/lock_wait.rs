@@ -1,0 +1,143 @@
+//! `lock_wait`: a lock held too long: who waits, who holds it, and what the holder is doing.
+//!
+//! One finding per root: ten waiters in a convoy behind one thread are one problem, not ten.
+
+use super::finding::links;
+use super::{Context, Finding, Kind, Rule, Severity, Verdict};
+use crate::census::Pid;
+use crate::model::graph::{Chain, End};
+use crate::model::{Class, Confidence, Host, ResourceKind, duration};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rule.
+#[derive(Debug)]
+pub struct LockWait;
+
+/// What a chain ends at: the thread at its root, or the lock nobody can be named for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Root {
+    Thread(Pid),
+    Lock(Pid, u64),
+}
+
+impl Rule for LockWait {
+    fn check(&self, context: &Context<'_>) -> Verdict {
+        let host = context.host;
+        let mut roots: BTreeMap<Root, (&Chain, BTreeSet<Pid>)> = BTreeMap::new();
+        for chain in &context.chains {
+            // Waiting for a worker or a child to finish is rest, not a lock; but behind a lock it is
+            // the reason, so only the first hop decides.
+            let (Some(first), Some(last)) = (chain.hops.first(), chain.hops.last()) else {
+                continue;
+            };
+            let is_lock = matches!(first.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock);
+            let root = match chain.end {
+                End::Root(tid) => Root::Thread(tid),
+                End::Unknown => {
+                    let pid = host.row(last.waiter).map_or(0, |row| row.process.pid);
+                    Root::Lock(pid, last.resource.address.unwrap_or(0))
+                }
+                End::Cycle(_) | End::Abandoned(_) => continue,
+            };
+            if !is_lock || is_leader_of_followers(host, root) {
+                continue;
+            }
+            let entry = roots.entry(root).or_insert_with(|| (chain, BTreeSet::new()));
+            if chain.hops.len() > entry.0.hops.len() {
+                entry.0 = chain;
+            }
+            entry.1.extend(chain.hops.iter().map(|hop| hop.waiter));
+        }
+        let mut verdict = Verdict::default();
+        for (root, (chain, waiters)) in roots {
+            let involved = waiters.iter().chain(match &root {
+                Root::Thread(tid) => Some(tid),
+                Root::Lock(..) => None,
+            });
+            if !context.in_scope(involved) {
+                continue;
+            }
+            let since = waiters.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
+            if verdict.is_ripe(since, context)
+                && let Some(finding) = finding(host, context.scope.threshold_ns, root, chain, &waiters, since)
+            {
+                verdict.findings.push(finding);
+            }
+        }
+        verdict
+    }
+}
+
+/// Servers of the leader-and-followers kind guard `accept` with a lock: whoever has it waits for work,
+/// the others wait for their turn. That is rest.
+fn is_leader_of_followers(host: &Host, root: Root) -> bool {
+    match root {
+        Root::Thread(tid) => host.wait(tid).is_some_and(|wait| wait.class == Class::Accept),
+        Root::Lock(..) => false,
+    }
+}
+
+fn finding(
+    host: &Host,
+    threshold_ns: u64,
+    root: Root,
+    chain: &Chain,
+    waiters: &BTreeSet<Pid>,
+    since: u64,
+) -> Option<Finding> {
+    let last = chain.hops.last()?;
+    let lock = last.resource.describe();
+    let age = host.now_ns().saturating_sub(since);
+    let (process, holder) = match root {
+        Root::Thread(tid) => (host.row(tid)?.process, Some(tid)),
+        Root::Lock(..) => (host.row(last.waiter)?.process, None),
+    };
+    // Every lock of the chain, so that the finding stays the same while waiters come and go.
+    let key = format!("{holder:?}/{:#x}", last.resource.address.unwrap_or(0));
+    let mut finding = Finding::new(Kind::LockWait, host, process, &key)
+        .since_mono(since, host)
+        .with_threads(waiters.iter().copied().chain(holder))
+        .fact("lock", format!("{:#x}", last.resource.address.unwrap_or(0)))
+        .fact("waiters", waiters.len())
+        .fact("longest_wait_ns", age);
+    finding.confidence = chain.confidence();
+    finding.severity = if age >= threshold_ns.saturating_mul(12) { Severity::Critical } else { Severity::Warning };
+    let count = match waiters.len() {
+        1 => "1 thread waits".to_owned(),
+        n => format!("{n} threads wait"),
+    };
+    let longest = duration(age);
+    match holder {
+        Some(tid) => {
+            let doing = host.doing(tid);
+            finding.title = format!("{count} for locks held by {}, which {doing}", host.name(tid));
+            let path = chain
+                .hops
+                .iter()
+                .map(|hop| format!("{} waits for {}", host.name(hop.waiter), hop.resource.describe()))
+                .collect::<Vec<_>>()
+                .join(", whose holder ");
+            finding.explanation = format!(
+                "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
+                host.name(tid)
+            );
+            finding.remedy = format!(
+                "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
+                host.name(tid)
+            );
+            finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);
+        }
+        None => {
+            finding.confidence = Confidence::Possible;
+            finding.title = format!("{count} for {lock} for {longest}; the lock does not say who holds it");
+            finding.explanation = format!(
+                "{} waits for {lock} since {longest}. Locks of this kind do not record their holder, so it is not named here.",
+                host.name(last.waiter)
+            );
+            finding.remedy =
+                "Look for the thread that holds this lock: one that is not itself waiting for it.".to_owned();
+        }
+    }
+    finding.chain = links(&chain.hops, host);
+    Some(finding)
+}

@@ -1,0 +1,125 @@
+//! `stopped`: a process that is stopped, traced or frozen while others wait for it.
+
+use super::finding::thread_ref;
+use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
+use crate::census::{Pid, ProcessId, ThreadRow};
+use crate::model::graph::{self, End};
+use crate::model::{Confidence, Host, Resource, ResourceKind, duration, stopped_how};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rule.
+#[derive(Debug)]
+pub struct Stopped;
+
+/// Somebody, or something, that waits.
+struct Waiter {
+    since_ns: u64,
+    link: Option<Link>,
+    words: String,
+}
+
+impl Rule for Stopped {
+    fn check(&self, context: &Context<'_>) -> Verdict {
+        let host = context.host;
+        let mut stopped: BTreeMap<ProcessId, &ThreadRow> = BTreeMap::new();
+        for row in host.rows().iter().filter(|row| is_stopped(row) && !row.is_kernel_thread()) {
+            stopped.entry(row.process).or_insert(row);
+        }
+        let mut verdict = Verdict::default();
+        for (process, row) in stopped {
+            let waiters = waiters(context, process, row);
+            let threads: BTreeSet<Pid> = waiters.iter().filter_map(|w| Some(w.link.as_ref()?.from.tid)).collect();
+            if waiters.is_empty() || !context.in_scope(threads.iter().chain([&row.tid])) {
+                continue;
+            }
+            // Both must have lasted: the stop, and somebody's wait.
+            let waiting = waiters.iter().map(|w| w.since_ns).min().unwrap_or(u64::MAX);
+            let since = host.since(row).ns.max(waiting);
+            if verdict.is_ripe(since, context) {
+                verdict.findings.push(finding(host, row, &waiters, since));
+            }
+        }
+        verdict
+    }
+}
+
+fn is_stopped(row: &ThreadRow) -> bool {
+    !row.is_exiting() && (matches!(row.state_letter(), 'T' | 't') || row.is_frozen())
+}
+
+fn waiters(context: &Context<'_>, process: ProcessId, stopped: &ThreadRow) -> Vec<Waiter> {
+    let host = context.host;
+    let mut waiters = Vec::new();
+    for row in host.rows().iter().filter(|row| row.process.pid == stopped.ppid && row.is_blocked() && !is_stopped(row))
+    {
+        let Some(wait) = host.wait(row.tid) else {
+            continue;
+        };
+        if graph::awaited_child(host, row, &wait) == Some(process.pid) {
+            let link = Link {
+                from: thread_ref(row.tid, host),
+                waits_for: wait.resource.clone().unwrap_or(Resource::of(ResourceKind::Child)),
+                held_by: Some(thread_ref(stopped.tid, host)),
+                confidence: Confidence::Certain,
+                how: "parent waits for its child".to_owned(),
+            };
+            let words = format!("its parent {} waits for it in {}()", host.name(row.tid), wait.syscall);
+            waiters.push(Waiter { since_ns: host.since(row).ns, link: Some(link), words });
+        }
+    }
+    for chain in &context.chains {
+        let End::Root(root) = chain.end else { continue };
+        let Some((first, last)) = chain.hops.first().zip(chain.hops.last()) else {
+            continue;
+        };
+        let ends_here = host.row(root).is_some_and(|row| row.process == process && is_stopped(row));
+        if !ends_here || first.resource.kind == ResourceKind::Child || first.resource.kind == ResourceKind::Thread {
+            continue;
+        }
+        let Some(row) = host.row(first.waiter).filter(|row| !is_stopped(row)) else {
+            continue;
+        };
+        let words = format!("{} waits for {}, which it holds", host.name(first.waiter), last.resource.describe());
+        let link = super::finding::links(std::slice::from_ref(first), host).pop();
+        waiters.push(Waiter { since_ns: host.since(row).ns, link, words });
+    }
+    for (_, socket) in host.unread().iter().filter(|(owner, _)| *owner == process) {
+        let local = socket.local.clone().unwrap_or_else(|| format!("socket {}", socket.inode));
+        let words = if socket.state == "LISTEN" {
+            format!("{} connection(s) to {local} are not accepted", socket.unread)
+        } else {
+            format!("{} byte(s) on {local} are not read", socket.unread)
+        };
+        waiters.push(Waiter { since_ns: host.since(stopped).ns, link: None, words });
+    }
+    waiters
+}
+
+fn finding(host: &Host, stopped: &ThreadRow, waiters: &[Waiter], since: u64) -> Finding {
+    let how = stopped_how(stopped);
+    let mut finding = Finding::new(Kind::Stopped, host, stopped.process, "stopped")
+        .since_mono(since, host)
+        .with_threads(waiters.iter().filter_map(|w| Some(w.link.as_ref()?.from.tid)))
+        .with_threads(host.threads_of(stopped.process.pid).filter(|row| is_stopped(row)).map(|row| row.tid))
+        .fact("how", how)
+        .fact("stopped_ns", host.blocked_ns(stopped))
+        .fact("tracer_pid", stopped.tracer)
+        .fact("waiters", waiters.len());
+    finding.severity = Severity::Warning;
+    finding.confidence = Confidence::Certain;
+    let long = duration(host.blocked_ns(stopped));
+    let name = format!("{} (pid {})", finding.comm, stopped.process.pid);
+    let words: Vec<&str> = waiters.iter().take(3).map(|w| w.words.as_str()).collect();
+    let more =
+        if waiters.len() > words.len() { format!(", and {} more", waiters.len() - words.len()) } else { String::new() };
+    let tracer = if stopped.tracer == 0 { String::new() } else { format!(" by {}", host.name(stopped.tracer)) };
+    finding.title = format!("{name} is {how}{tracer} for {long} while others wait for it");
+    finding.explanation = format!("{name} is {how}{tracer} and does not run, and {}{more}.", words.join("; "));
+    finding.remedy = match stopped.state_letter() {
+        't' => format!("Let the tracer (pid {}) continue or detach.", stopped.tracer),
+        'T' => format!("Find out who sent SIGSTOP or SIGTSTP; kill -CONT {} lets it go on.", stopped.process.pid),
+        _ => "Thaw its cgroup (cgroup.freeze, freezer.state), or find who paused the container.".to_owned(),
+    };
+    finding.chain = waiters.iter().filter_map(|w| w.link.clone()).collect();
+    finding
+}

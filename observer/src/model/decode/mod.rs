@@ -1,0 +1,230 @@
+//! From a row (and the memory it points to) to a [`Wait`]. Sans I/O: [`needs`] says which memory and
+//! which descriptor to fetch, [`decode`] works with what came back, however little.
+
+mod futex;
+mod restart;
+mod syscalls;
+mod timeout;
+
+use super::wait::{Class, Resource, ResourceKind, Timeout, Wait};
+use crate::census::{Clocks, SyscallInProgress, ThreadRow};
+use crate::proc::{FdFact, Libc, MemoryFact, MemoryRange};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub use futex::may_be_lock;
+pub use syscalls::{Call, TimeoutAt};
+pub use timeout::{ABSURD_NS, has_suspicious_millis, is_forever_idiom};
+
+/// What [`decode`] would like to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Memory of the target.
+    pub memory: Vec<MemoryRange>,
+    /// A descriptor of the target.
+    pub fd: Option<i32>,
+}
+
+/// The memory that came back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory<'a>(pub &'a [MemoryFact]);
+
+impl Memory<'_> {
+    /// `N` bytes at `addr`, if some piece covers them.
+    pub fn bytes<const N: usize>(&self, addr: u64) -> Option<[u8; N]> {
+        self.0.iter().find_map(|piece| {
+            let start = usize::try_from(addr.checked_sub(piece.addr)?).ok()?;
+            piece.bytes.get(start..start.checked_add(N)?)?.try_into().ok()
+        })
+    }
+
+    /// A 32-bit word.
+    pub fn u32(&self, addr: u64) -> Option<u32> {
+        self.bytes(addr).map(u32::from_ne_bytes)
+    }
+
+    /// A 64-bit word.
+    pub fn i64(&self, addr: u64) -> Option<i64> {
+        self.bytes(addr).map(i64::from_ne_bytes)
+    }
+}
+
+/// Everything [`decode`] knows beside the row.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Memory of the target.
+    pub memory: Memory<'a>,
+    /// The descriptor waited on.
+    pub fd: Option<&'a FdFact>,
+    /// C library of the process.
+    pub libc: Libc,
+    /// Clocks of the census.
+    pub clocks: Clocks,
+    /// When the wait began, `CLOCK_MONOTONIC` nanoseconds.
+    pub since_ns: u64,
+}
+
+/// The call a thread is in, with `restart_syscall` replaced by what it restarts where that shows.
+fn call(row: &ThreadRow, memory: Memory<'_>) -> Option<(Call, SyscallInProgress)> {
+    let in_progress = row.syscall?;
+    let call = Call::lookup(in_progress.number, row.compat);
+    if call.name != "restart_syscall" {
+        return Some((call, in_progress));
+    }
+    let restarted = restart::restarted(row, in_progress.args, memory).unwrap_or(call);
+    Some((restarted, in_progress))
+}
+
+/// Which memory and descriptor would sharpen the decoding of this row.
+pub fn needs(row: &ThreadRow) -> Needs {
+    let mut needs = Needs::default();
+    let Some(in_progress) = row.syscall else {
+        return needs;
+    };
+    let call = Call::lookup(in_progress.number, row.compat);
+    if call.name == "restart_syscall" {
+        needs.memory.extend(restart::needs(row));
+        // Whatever it restarts, its timeout or its lock lies behind one of these.
+        needs.memory.extend(futex::needs(in_progress.args[0]));
+        return needs;
+    }
+    needs.memory.extend(timeout::needs(&call, &in_progress.args, row.compat));
+    if call.is_futex() {
+        needs.memory.extend(futex::needs(in_progress.args[0]));
+    }
+    if call.class == Class::Connect {
+        let len = in_progress.args[2].min(128) as u32;
+        needs.memory.push(MemoryRange { addr: in_progress.args[1], len });
+    }
+    needs.fd = call.fd(&in_progress.args);
+    needs
+}
+
+/// Decodes the wait of a blocked thread. `None` when it is not in a system call and not stopped.
+pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
+    let letter = row.state_letter();
+    let stopped = matches!(letter, 'T' | 't') || row.is_frozen();
+    let Some((call, in_progress)) = call(row, known.memory) else {
+        let class = if stopped {
+            Class::Stopped
+        } else if letter == 'D' {
+            Class::Io
+        } else {
+            return None;
+        };
+        return Some(Wait {
+            syscall: "none",
+            args: [0; 6],
+            class,
+            timeout: Timeout::NONE,
+            resource: None,
+            owner: None,
+            peer: None,
+        });
+    };
+    let args = in_progress.args;
+    let mut wait = Wait {
+        syscall: call.name,
+        args,
+        class: call.class,
+        timeout: timeout::decode(&call, &args, row.compat, known),
+        resource: None,
+        owner: None,
+        peer: None,
+    };
+    if call.is_futex() {
+        // The layouts of 32-bit libraries differ; the wait is named, its owner is not guessed.
+        if row.compat {
+            wait.class = Class::Condition;
+            wait.resource = Some(Resource::at(ResourceKind::Futex, args[0] & 0xffff_ffff).detailed("(32-bit)"));
+        } else {
+            futex::decode(&mut wait, &call, known);
+        }
+    } else {
+        wait.resource = resource(&call, &args, known);
+        if call.class == Class::Connect {
+            wait.peer = socket_address(args[1], known.memory);
+            if let (Some(peer), Some(resource)) = (wait.peer, wait.resource.as_mut()) {
+                resource.remote = Some(peer.to_string());
+            }
+        }
+    }
+    if stopped {
+        wait.class = Class::Stopped;
+    } else if letter == 'D' && !matches!(wait.class, Class::Child) {
+        wait.class = Class::Io;
+    }
+    Some(wait)
+}
+
+fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource> {
+    match call.class {
+        Class::Sleep => return Some(Resource::of(ResourceKind::Time)),
+        Class::Child => return Some(child(call, args)),
+        Class::Event if call.fd_arg.is_none() => return None,
+        _ => {}
+    }
+    let fd = call.fd(args)?;
+    let Some(fact) = known.fd.filter(|f| f.fd == fd) else {
+        return Some(Resource { fd: Some(fd), ..Resource::of(ResourceKind::Other) });
+    };
+    let mut resource = Resource { fd: Some(fd), ..Resource::of(kind_of(fact)) };
+    if let Some(socket) = &fact.socket {
+        resource.local.clone_from(&socket.local);
+        resource.remote.clone_from(&socket.remote);
+    }
+    resource.detail = Some(fact.target.clone());
+    Some(resource)
+}
+
+fn child(call: &Call, args: &[u64; 6]) -> Resource {
+    let which = match call.name {
+        "wait4" | "waitpid" => match args[0] as i32 {
+            -1 => "any child".to_owned(),
+            0 => "any child of its process group".to_owned(),
+            pid if pid < -1 => format!("any child of process group {}", pid.unsigned_abs()),
+            pid => format!("process {pid}"),
+        },
+        "waitid" => match args[0] {
+            1 => format!("process {}", args[1]),
+            _ => "any child".to_owned(),
+        },
+        _ => "the child of its vfork".to_owned(),
+    };
+    Resource::of(ResourceKind::Child).detailed(which)
+}
+
+fn kind_of(fact: &FdFact) -> ResourceKind {
+    let target = fact.target.as_str();
+    if target.starts_with("socket:") {
+        return match fact.socket.as_ref().map(|s| s.protocol.as_str()) {
+            Some("tcp" | "tcp6") => ResourceKind::Tcp,
+            Some("udp" | "udp6") => ResourceKind::Udp,
+            Some("unix") => ResourceKind::Unix,
+            _ => ResourceKind::Socket,
+        };
+    }
+    if target.starts_with("pipe:") {
+        return ResourceKind::Pipe;
+    }
+    match target {
+        "anon_inode:[eventfd]" => ResourceKind::Eventfd,
+        "anon_inode:[eventpoll]" => ResourceKind::Epoll,
+        "anon_inode:[signalfd]" => ResourceKind::Signal,
+        "anon_inode:[timerfd]" => ResourceKind::Time,
+        _ if target.starts_with("/dev/pts/") || target.starts_with("/dev/tty") => ResourceKind::Terminal,
+        _ if target.starts_with('/') => ResourceKind::File,
+        _ => ResourceKind::Other,
+    }
+}
+
+/// A `sockaddr_in` or `sockaddr_in6` in the target's memory.
+fn socket_address(addr: u64, memory: Memory<'_>) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(memory.bytes(addr)?);
+    let port = u16::from_be_bytes(memory.bytes(addr.checked_add(2)?)?);
+    let ip = match i32::from(family) {
+        libc::AF_INET => IpAddr::from(Ipv4Addr::from(memory.bytes::<4>(addr.checked_add(4)?)?)),
+        libc::AF_INET6 => IpAddr::from(Ipv6Addr::from(memory.bytes::<16>(addr.checked_add(8)?)?)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}

@@ -1,0 +1,315 @@
+//! The state of one host between two censuses: rows, facts, and what follows from both.
+
+use super::decode::{self, Known, Memory};
+use super::probes::ProbeHistory;
+use super::scope::Scope;
+use super::wait::{Class, Owner, OwnerScope, Wait};
+use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, ThreadRow};
+use crate::proc::{BlockedRead, ConnectingSocket, Facts, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What is known of one suspect thread beyond its row.
+#[derive(Debug)]
+struct Suspect {
+    facts: ThreadFacts,
+    wait: Option<Wait>,
+    /// The thread slept through from the census before these facts to the census after them.
+    confirmed: bool,
+}
+
+/// Since when a thread is off the CPU, and how that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub ns: u64,
+    /// From the scheduler's own record; otherwise from our first sight of it (a lower bound).
+    pub exact: bool,
+}
+
+/// One host, as far as it is known now.
+#[derive(Debug, Default)]
+pub struct Host {
+    clocks: Option<Clocks>,
+    censuses: u64,
+    rows: Vec<ThreadRow>,
+    /// For sources without off-CPU times: (switches, first seen) per thread.
+    first_seen: HashMap<Pid, (u64, u64)>,
+    suspects: BTreeMap<Pid, Suspect>,
+    processes: BTreeMap<ProcessId, ProcessFacts>,
+    /// Holders outside the scope whose own wait is part of a chain.
+    chased: BTreeSet<Pid>,
+    connecting: Vec<ConnectingSocket>,
+    unread: Vec<(ProcessId, SocketFact)>,
+    blocked_reads: Vec<BlockedRead>,
+    probes: ProbeHistory,
+}
+
+/// How often a row's thread was switched out: the same number twice means it slept in between.
+pub fn switches(row: &ThreadRow) -> u64 {
+    row.nvcsw.saturating_add(row.nivcsw)
+}
+
+impl Host {
+    /// Takes the next census and what the probes saw since the last one. Facts learnt before it are
+    /// confirmed for threads that slept all the while, and dropped for all others.
+    pub fn advance(&mut self, census: Census, reading: ProbeReading) {
+        let now = census.clocks.mono_ns;
+        self.clocks = Some(census.clocks);
+        self.censuses += 1;
+        self.rows = census.rows;
+        let rows = &self.rows;
+        self.suspects.retain(|tid, suspect| {
+            let still = find(rows, *tid).is_some_and(|row| {
+                row.process == suspect.facts.process && row.is_blocked() && switches(row) == suspect.facts.switches
+            });
+            suspect.confirmed = still;
+            still
+        });
+        self.note_first_sight(now);
+        let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
+        self.processes.retain(|id, _| processes.contains(id));
+        self.probes.learn(reading, now);
+    }
+
+    fn note_first_sight(&mut self, now: u64) {
+        let mut seen = HashMap::new();
+        for row in self.rows.iter().filter(|r| r.off_cpu_since_ns.is_none() && r.is_blocked()) {
+            let current = switches(row);
+            let first = match self.first_seen.get(&row.tid) {
+                Some(&(before, first)) if before == current => first,
+                _ => now,
+            };
+            seen.insert(row.tid, (current, first));
+        }
+        self.first_seen = seen;
+    }
+
+    /// Facts gathered after the last census.
+    pub fn learn(&mut self, facts: Facts) {
+        for process in facts.processes {
+            self.processes.insert(process.process, process);
+        }
+        self.connecting = facts.connecting;
+        self.unread = facts.unread;
+        self.blocked_reads = facts.blocked_reads;
+        for facts in facts.threads {
+            let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
+                continue;
+            };
+            let wait = self.decode(row, Some(&facts));
+            self.suspects.insert(facts.tid, Suspect { facts, wait, confirmed: false });
+        }
+    }
+
+    fn decode(&self, row: &ThreadRow, facts: Option<&ThreadFacts>) -> Option<Wait> {
+        let clocks = self.clocks?;
+        let known = Known {
+            memory: Memory(facts.map_or(&[], |f| f.memory.as_slice())),
+            fd: facts.and_then(|f| f.fd.as_ref()),
+            libc: self.processes.get(&row.process).map_or(Libc::Unknown, |p| p.libc),
+            clocks,
+            since_ns: self.since(row).ns,
+        };
+        decode::decode(row, &known)
+    }
+
+    /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
+    /// understood. Asked again after each answer, since a holder found in one round may lie outside
+    /// the scope and is then a suspect of the next; `asked` holds what this census asked already.
+    pub fn wants(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
+        let holders: Vec<Pid> = self
+            .suspects
+            .values()
+            .filter_map(|s| self.owner_of(s.wait.as_ref()?, self.row(s.facts.tid)?))
+            .filter_map(|owner| match owner {
+                Owner::Thread(tid) => Some(tid),
+                _ => None,
+            })
+            .collect();
+        self.chased.extend(holders);
+        let rows = &self.rows;
+        self.chased.retain(|tid| find(rows, *tid).is_some());
+        self.rows
+            .iter()
+            .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
+            .filter(|row| self.chased.contains(&row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
+            .map(|row| self.want(row))
+            .collect()
+    }
+
+    fn want(&self, row: &ThreadRow) -> ThreadWant {
+        let mut needs = decode::needs(row);
+        needs.memory.retain(|range| range.addr != 0 && range.len > 0);
+        let letter = row.state_letter();
+        ThreadWant {
+            process: row.process,
+            tid: row.tid,
+            switches: switches(row),
+            memory: needs.memory,
+            fd: needs.fd,
+            kernel_stack: letter == 'D',
+        }
+    }
+
+    /// The clocks of the last census.
+    pub fn clocks(&self) -> Option<Clocks> {
+        self.clocks
+    }
+
+    /// `CLOCK_MONOTONIC` of the last census, nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.clocks.map_or(0, |c| c.mono_ns)
+    }
+
+    /// Censuses taken so far.
+    pub fn censuses(&self) -> u64 {
+        self.censuses
+    }
+
+    /// All threads, sorted by id.
+    pub fn rows(&self) -> &[ThreadRow] {
+        &self.rows
+    }
+
+    /// One thread.
+    pub fn row(&self, tid: Pid) -> Option<&ThreadRow> {
+        find(&self.rows, tid)
+    }
+
+    /// The threads of one process.
+    pub fn threads_of(&self, pid: Pid) -> impl Iterator<Item = &ThreadRow> {
+        self.rows.iter().filter(move |row| row.process.pid == pid)
+    }
+
+    /// What is known of one process.
+    pub fn process(&self, id: ProcessId) -> Option<&ProcessFacts> {
+        self.processes.get(&id)
+    }
+
+    /// Since when a blocked thread is off the CPU.
+    pub fn since(&self, row: &ThreadRow) -> Since {
+        match row.off_cpu_since_ns {
+            Some(ns) => Since { ns, exact: true },
+            None => Since { ns: self.first_seen.get(&row.tid).map_or(self.now_ns(), |seen| seen.1), exact: false },
+        }
+    }
+
+    /// How long it is off the CPU, nanoseconds; 0 for a thread that is not blocked.
+    pub fn blocked_ns(&self, row: &ThreadRow) -> u64 {
+        if row.is_blocked() { self.now_ns().saturating_sub(self.since(row).ns) } else { 0 }
+    }
+
+    /// The wait of a thread, with facts where they are known, else from its row alone.
+    pub fn wait(&self, tid: Pid) -> Option<Wait> {
+        match self.suspects.get(&tid) {
+            Some(suspect) => suspect.wait.clone(),
+            None => self.row(tid).filter(|row| row.is_blocked()).and_then(|row| self.decode(row, None)),
+        }
+    }
+
+    /// Waits proven to have lasted from one census to the next, with what was read in between.
+    pub fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &Wait, &ThreadFacts)> {
+        self.suspects.iter().filter(|(_, s)| s.confirmed).filter_map(|(tid, s)| {
+            let row = self.row(*tid)?;
+            Some((row, s.wait.as_ref()?, &s.facts))
+        })
+    }
+
+    /// The confirmed wait of one thread.
+    pub fn confirmed_wait(&self, tid: Pid) -> Option<(&ThreadRow, &Wait)> {
+        let suspect = self.suspects.get(&tid).filter(|s| s.confirmed)?;
+        Some((self.row(tid)?, suspect.wait.as_ref()?))
+    }
+
+    /// The kernel stack of a thread, where it was asked for.
+    pub fn kernel_stack(&self, tid: Pid) -> &[String] {
+        self.suspects.get(&tid).map_or(&[], |s| s.facts.kernel_stack.as_slice())
+    }
+
+    /// Looks the owner of a wait up among the living.
+    pub fn owner_of(&self, wait: &Wait, waiter: &ThreadRow) -> Option<Owner> {
+        let word = wait.owner.as_ref()?;
+        let mut elsewhere = None;
+        for row in self.by_own_tid(waiter, word.own_tid).filter(|row| !row.is_exiting()) {
+            if row.process.pid == waiter.process.pid || word.scope == OwnerScope::Namespace {
+                return Some(Owner::Thread(row.tid));
+            }
+            elsewhere = Some(row.tid);
+        }
+        Some(elsewhere.map_or(Owner::Gone(word.own_tid), Owner::Elsewhere))
+    }
+
+    /// Threads that carry this id in the PID namespace of `waiter`.
+    fn by_own_tid(&self, waiter: &ThreadRow, own_tid: Pid) -> impl Iterator<Item = &ThreadRow> {
+        // In observer's own namespace ids need no translation.
+        let direct = waiter.own.0 == waiter.tid;
+        let exact = direct.then(|| self.row(own_tid)).flatten();
+        let scan = (!direct).then_some(self.rows.as_slice()).unwrap_or_default();
+        let pidns = waiter.pidns;
+        exact.into_iter().chain(scan.iter().filter(move |row| row.own.0 == own_tid && row.pidns == pidns))
+    }
+
+    /// Sockets in SYN-SENT.
+    pub fn connecting(&self) -> &[ConnectingSocket] {
+        &self.connecting
+    }
+
+    /// Sockets of stopped processes that have bytes or connections waiting.
+    pub fn unread(&self) -> &[(ProcessId, SocketFact)] {
+        &self.unread
+    }
+
+    /// Reads of targets that have not come back.
+    pub fn blocked_reads(&self) -> &[BlockedRead] {
+        &self.blocked_reads
+    }
+
+    /// What the probes have told so far.
+    pub fn probes(&self) -> &ProbeHistory {
+        &self.probes
+    }
+
+    /// Stopped, traced or frozen: every thread of the process.
+    pub fn is_process_stopped(&self, pid: Pid) -> bool {
+        let mut any = false;
+        for row in self.threads_of(pid).filter(|row| !row.is_exiting()) {
+            if !(matches!(row.state_letter(), 'T' | 't') || row.is_frozen()) {
+                return false;
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// A name for a thread in sentences: `payments (tid 4242)`.
+    pub fn name(&self, tid: Pid) -> String {
+        match self.row(tid) {
+            Some(row) => format!("{} (tid {tid})", row.comm),
+            None => format!("tid {tid}"),
+        }
+    }
+
+    /// What a thread does right now, in a few words, for the end of a chain.
+    pub fn doing(&self, tid: Pid) -> String {
+        let Some(row) = self.row(tid) else {
+            return "no longer exists".to_owned();
+        };
+        if !row.is_blocked() {
+            return if row.is_exiting() { "is exiting".to_owned() } else { "is running or runnable".to_owned() };
+        }
+        let time = super::duration(self.blocked_ns(row));
+        let Some(wait) = self.wait(tid) else {
+            return format!("is in state {} for {time}", row.state_letter());
+        };
+        if wait.class == Class::Stopped {
+            return format!("is {} for {time}", super::stopped_how(row));
+        }
+        let thing = wait.resource.as_ref().map(|r| format!(" on {}", r.describe())).unwrap_or_default();
+        format!("has been in {}(){thing} for {time}", wait.syscall)
+    }
+}
+
+/// Rows are sorted by thread id.
+fn find(rows: &[ThreadRow], tid: Pid) -> Option<&ThreadRow> {
+    rows.binary_search_by_key(&tid, |row| row.tid).ok().and_then(|at| rows.get(at))
+}

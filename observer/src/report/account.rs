@@ -1,0 +1,70 @@
+//! What was seen, lost and spent.
+
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// The account of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Account {
+    /// Threads in the last census.
+    pub threads_seen: u64,
+    /// Threads the last census could not read, by reason.
+    pub threads_lost: BTreeMap<String, u64>,
+    /// Kernel-side account of the probes, since attach.
+    pub probes: BTreeMap<String, u64>,
+    /// Events and aggregates lost, by reason.
+    pub events_dropped: BTreeMap<String, u64>,
+    /// Facts that could not be had, by reason, since the start.
+    pub facts_lost: BTreeMap<String, u64>,
+    /// CPU time of observer itself, nanoseconds.
+    pub self_cpu_ns: u64,
+    /// Resident memory of observer itself, bytes.
+    pub self_rss_bytes: u64,
+    /// How long the last census took, nanoseconds.
+    pub census_ns: u64,
+    /// Censuses taken.
+    pub censuses: u64,
+}
+
+impl Account {
+    /// Adds to the facts that were lost.
+    pub fn lose_facts(&mut self, lost: &BTreeMap<String, u64>) {
+        for (reason, count) in lost {
+            *self.facts_lost.entry(reason.clone()).or_default() += count;
+        }
+    }
+
+    /// Takes the probes' account, and what of it is a loss.
+    pub fn note_probes(&mut self, account: &BTreeMap<String, u64>, forgotten: u64) {
+        self.probes.clone_from(account);
+        const NO_LOSS: [&str; 4] = ["seen", "filtered", "measured", "sent"];
+        self.events_dropped = account
+            .iter()
+            .filter(|(name, count)| !NO_LOSS.contains(&name.as_str()) && **count > 0)
+            .map(|(name, count)| (name.clone(), *count))
+            .collect();
+        if forgotten > 0 {
+            self.events_dropped.insert("forgotten".to_owned(), forgotten);
+        }
+    }
+
+    /// As JSON.
+    pub fn to_json(&self) -> Value {
+        let counts = |map: &BTreeMap<String, u64>| -> Map<String, Value> {
+            map.iter().map(|(name, count)| (name.clone(), Value::from(*count))).collect()
+        };
+        json!({
+            "threads_seen": self.threads_seen,
+            "threads_lost": counts(&self.threads_lost),
+            "events_seen": self.probes.get("seen").copied().unwrap_or(0),
+            "events_dropped": counts(&self.events_dropped),
+            "probes": counts(&self.probes),
+            "facts_lost": counts(&self.facts_lost),
+            "unwind_failed": {},
+            "self_cpu_ns": self.self_cpu_ns,
+            "self_rss_bytes": self.self_rss_bytes,
+            "census_ns": self.census_ns,
+            "censuses": self.censuses,
+        })
+    }
+}

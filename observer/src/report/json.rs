@@ -1,0 +1,186 @@
+//! `observer.report/v1` and `observer.finding/v1`. Fields may be added here, never renamed or dropped.
+
+use super::{Account, ProcessView, Setting};
+use crate::census::{ThreadRow, TimeoutKind};
+use crate::detect::{Life, Link, Moment};
+use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
+use serde_json::{Value, json};
+
+/// RFC 3339 with milliseconds, UTC.
+pub fn timestamp(moment: Moment) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(moment.0)).map_or_else(|_| "unknown".to_owned(), |t| format!("{t:.3}"))
+}
+
+fn hex(value: u64) -> String {
+    format!("{value:#x}")
+}
+
+/// The public name of a timeout kind; a malformed one is not in the schema and reads `unknown`.
+pub fn timeout_kind(kind: TimeoutKind) -> &'static str {
+    match kind {
+        TimeoutKind::None => "none",
+        TimeoutKind::Zero => "zero",
+        TimeoutKind::Finite => "finite",
+        TimeoutKind::Infinite => "infinite",
+        TimeoutKind::Negative => "negative",
+        TimeoutKind::Absurd => "absurd",
+        TimeoutKind::Invalid | TimeoutKind::Unknown => "unknown",
+    }
+}
+
+fn timeout(timeout: &Timeout) -> Value {
+    json!({
+        "kind": timeout_kind(timeout.kind),
+        "requested_ns": timeout.requested_ns,
+        "remaining_ns": timeout.remaining_ns,
+        "raw": timeout.raw,
+    })
+}
+
+/// The public name of a confidence.
+pub fn confidence(confidence: Confidence) -> &'static str {
+    match confidence {
+        Confidence::Certain => "certain",
+        Confidence::Likely => "likely",
+        Confidence::Possible => "possible",
+    }
+}
+
+fn resource(resource: &Resource) -> Value {
+    json!({
+        "kind": resource.kind.name(),
+        "address": resource.address.map(hex),
+        "fd": resource.fd,
+        "local": resource.local,
+        "remote": resource.remote,
+        "detail": resource.detail,
+    })
+}
+
+fn holder(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Value> {
+    let word = wait.owner.as_ref()?;
+    let (tid, sure) = match host.owner_of(wait, row)? {
+        Owner::Thread(tid) if word.proven => (tid, Confidence::Certain),
+        Owner::Thread(tid) => (tid, Confidence::Likely),
+        Owner::Elsewhere(_) | Owner::Gone(_) => return None,
+    };
+    let pid = host.row(tid)?.process.pid;
+    Some(json!({ "pid": pid, "tid": tid, "confidence": confidence(sure), "how": word.how }))
+}
+
+fn wait(host: &Host, row: &ThreadRow, wait: &Wait) -> Value {
+    json!({
+        "syscall": wait.syscall,
+        "abi": if row.compat { "i386" } else { "x86_64" },
+        "args": wait.args.map(hex),
+        "class": wait.class.name(),
+        "timeout": timeout(&wait.timeout),
+        "resource": wait.resource.as_ref().map(resource),
+        "holder": holder(host, row, wait),
+    })
+}
+
+/// One thread.
+fn thread(host: &Host, row: &ThreadRow) -> Value {
+    let since = host.since(row);
+    let decoded = host.wait(row.tid);
+    json!({
+        "tid": row.tid,
+        "comm": row.comm,
+        "state": row.state_letter().to_string(),
+        "off_cpu_ns": host.blocked_ns(row),
+        "off_cpu_exact": row.is_blocked().then_some(since.exact),
+        "cpu_ns": row.cpu_ns,
+        "context_switches": { "voluntary": row.nvcsw, "involuntary": row.nivcsw },
+        "wait": decoded.map(|decoded| wait(host, row, &decoded)),
+        "stack": [],
+        "kernel_stack": host.kernel_stack(row.tid),
+    })
+}
+
+/// One process with its threads.
+pub fn process(host: &Host, view: &ProcessView<'_>) -> Value {
+    let facts = host.process(view.id);
+    let main = host.row(view.id.pid);
+    let start = host.clocks().map(|clocks| {
+        // Start times are on the boot clock.
+        let boot = i128::from(clocks.real_ns) - i128::from(clocks.boot_ns);
+        Moment(u64::try_from(boot + i128::from(view.id.start_ns)).unwrap_or(0))
+    });
+    json!({
+        "pid": view.id.pid,
+        "start_time": start.map(timestamp),
+        "comm": main.map(|row| row.comm.as_str()),
+        "exe": facts.and_then(|f| f.exe.as_deref()),
+        "cmdline": facts.map(|f| f.cmdline.as_slice()).unwrap_or_default(),
+        "cgroup": facts.and_then(|f| f.cgroup.as_deref()),
+        "container": facts.and_then(|f| f.container.as_ref()),
+        "pod": facts.and_then(|f| f.pod.as_ref()),
+        "runtime": facts.map_or("unknown", |f| f.runtime.as_str()),
+        "missing": facts.map(|f| f.missing.as_slice()).unwrap_or_default(),
+        "threads": view.threads.iter().map(|row| thread(host, row)).collect::<Vec<_>>(),
+        "waits": host.probes().stats().iter().filter(|s| s.pid == view.id.pid).collect::<Vec<_>>(),
+        "goroutines": null,
+        // Not measured yet: null is "unknown", never "none".
+        "debts": {
+            "unanswered": null, "oldest_unanswered_ns": null, "unread_bytes": null, "backlog": null, "awaiting_reply": null,
+        },
+    })
+}
+
+fn link(link: &Link) -> Value {
+    json!({
+        "from": { "pid": link.from.pid, "tid": link.from.tid },
+        "waits_for": resource(&link.waits_for),
+        "held_by": link.held_by.map(|held| json!({ "pid": held.pid, "tid": held.tid })),
+        "confidence": confidence(link.confidence),
+        "how": link.how,
+    })
+}
+
+/// One finding.
+pub fn finding(host: &Host, life: &Life) -> Value {
+    let finding = &life.finding;
+    let facts = host.process(finding.process);
+    json!({
+        "schema": "observer.finding/v1",
+        "id": finding.id,
+        "kind": finding.kind.name(),
+        "severity": finding.severity.name(),
+        "confidence": confidence(finding.confidence),
+        "state": if life.resolved { "resolved" } else { "open" },
+        "since": timestamp(finding.since),
+        "first_seen": timestamp(life.first_seen),
+        "last_seen": timestamp(life.last_seen),
+        "pid": finding.process.pid,
+        "comm": finding.comm,
+        "container": facts.and_then(|f| f.container.as_ref()),
+        "pod": facts.and_then(|f| f.pod.as_ref()),
+        "threads": finding.threads,
+        "title": finding.title,
+        "explanation": finding.explanation,
+        "remedy": finding.remedy,
+        "chain": finding.chain.iter().map(link).collect::<Vec<_>>(),
+        "evidence": finding.evidence,
+    })
+}
+
+/// The whole report.
+pub fn report(
+    setting: &Setting,
+    host: &Host,
+    views: &[ProcessView<'_>],
+    findings: &[&Life],
+    account: &Account,
+) -> Value {
+    let taken = host.clocks().map(|clocks| timestamp(Moment(clocks.real_ns)));
+    json!({
+        "schema": "observer.report/v1",
+        "taken_at": taken,
+        "host": { "name": setting.host_name, "kernel": setting.kernel, "boot_id": setting.boot_id },
+        "capability": { "census": setting.census, "probes": setting.probes },
+        "processes": views.iter().map(|view| process(host, view)).collect::<Vec<_>>(),
+        "findings": findings.iter().map(|life| finding(host, life)).collect::<Vec<_>>(),
+        "account": account.to_json(),
+    })
+}

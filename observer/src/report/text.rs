@@ -1,0 +1,304 @@
+//! What a tired engineer reads: findings first, then the threads that matter, then one line for the rest.
+
+use super::{Account, ProcessView, Setting, json};
+use crate::census::{ThreadRow, TimeoutKind};
+use crate::detect::{Change, Life, Severity};
+use crate::model::{Class, Host, Owner, Wait, duration};
+use anstyle::{AnsiColor, Style};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// A process with no more threads than this shows them all.
+const SHOW_ALL: usize = 4;
+/// Threads listed per process; the rest is counted.
+const LISTED: usize = 40;
+/// Width of running text.
+const WIDTH: usize = 100;
+
+/// Whether and how to colour.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Paint {
+    /// Write escape sequences.
+    pub colour: bool,
+}
+
+impl Paint {
+    fn with(self, style: Style, text: &str) -> String {
+        if self.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.with(Style::new().bold(), text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.with(Style::new().dimmed(), text)
+    }
+
+    fn severity(self, severity: Severity) -> String {
+        let colour = match severity {
+            Severity::Critical => AnsiColor::Red,
+            Severity::Warning => AnsiColor::Yellow,
+            Severity::Info => AnsiColor::Blue,
+        };
+        self.with(Style::new().bold().fg_color(Some(colour.into())), &severity.name().to_uppercase())
+    }
+}
+
+/// Breaks running text at spaces, each line behind an indent.
+fn wrap(text: &str, indent: &str) -> String {
+    let mut out = String::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > WIDTH - indent.len() {
+            let _ = writeln!(out, "{indent}{line}");
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    let _ = writeln!(out, "{indent}{line}");
+    out
+}
+
+/// Names of targets are their own: control characters must not reach the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// One finding, whole.
+pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
+    let finding = &life.finding;
+    let mut out = String::new();
+    let age = host.clocks().map(|c| duration(c.real_ns.saturating_sub(finding.since.0))).unwrap_or_default();
+    let kind = paint.bold(finding.kind.name());
+    let sure = json::confidence(finding.confidence);
+    let _ = writeln!(
+        out,
+        "{} {kind} ({sure}) in {} pid {}, since {} ({age})",
+        paint.severity(finding.severity),
+        clean(&finding.comm),
+        finding.process.pid,
+        json::timestamp(finding.since),
+    );
+    out.push_str(&paint.bold(&wrap(&clean(&finding.title), "  ")));
+    out.push_str(&wrap(&clean(&finding.explanation), "  "));
+    for link in &finding.chain {
+        let held = match link.held_by {
+            Some(held) => format!("held by {}", host.name(held.tid)),
+            None => "holder unknown".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "    {} → {} → {}  {}",
+            clean(&host.name(link.from.tid)),
+            clean(&link.waits_for.describe()),
+            clean(&held),
+            paint.dim(&format!("[{}: {}]", json::confidence(link.confidence), link.how)),
+        );
+    }
+    let stack = finding.evidence.get("kernel_stack").and_then(|v| v.as_array());
+    for frame in stack.into_iter().flatten().filter_map(|f| f.as_str()).take(12) {
+        let _ = writeln!(out, "    {}", paint.dim(&clean(frame)));
+    }
+    out.push_str(&wrap(&format!("→ {}", clean(&finding.remedy)), "  "));
+    out
+}
+
+/// One line for a finding that opened, got worse or is over.
+pub fn change(host: &Host, change: Change, life: &Life, paint: Paint) -> String {
+    match change {
+        Change::Resolved => {
+            let lasted = duration(life.last_seen.0.saturating_sub(life.finding.since.0));
+            format!(
+                "{} {} in {} pid {} is over after {lasted}: {}\n",
+                paint.dim("RESOLVED"),
+                life.finding.kind.name(),
+                clean(&life.finding.comm),
+                life.finding.process.pid,
+                clean(&life.finding.title),
+            )
+        }
+        Change::Opened => finding(host, life, paint),
+        Change::Worsened => format!("{} {}", paint.bold("WORSE"), finding(host, life, paint)),
+    }
+}
+
+fn timeout_words(wait: &Wait) -> String {
+    let timeout = &wait.timeout;
+    let ns = |value: Option<i64>| value.and_then(|ns| u64::try_from(ns).ok()).map(duration);
+    match timeout.kind {
+        TimeoutKind::None => "-".to_owned(),
+        TimeoutKind::Infinite => "infinite".to_owned(),
+        TimeoutKind::Unknown => "?".to_owned(),
+        TimeoutKind::Zero => "0".to_owned(),
+        TimeoutKind::Negative | TimeoutKind::Invalid => {
+            format!("{} ({})", json::timeout_kind(timeout.kind), timeout.raw.as_deref().unwrap_or("?"))
+        }
+        TimeoutKind::Finite | TimeoutKind::Absurd => {
+            let asked = ns(timeout.requested_ns).unwrap_or_default();
+            let left = ns(timeout.remaining_ns).map(|left| format!(", {left} left")).unwrap_or_default();
+            let absurd = if timeout.kind == TimeoutKind::Absurd { "absurd: " } else { "" };
+            format!("{absurd}{asked}{left}")
+        }
+    }
+}
+
+/// A thread that only waits for work.
+fn is_idle(row: &ThreadRow, wait: Option<&Wait>) -> bool {
+    row.state_letter() == 'S'
+        && wait.is_some_and(|wait| {
+            matches!(
+                wait.class,
+                Class::Condition | Class::Event | Class::Sleep | Class::Accept | Class::Child | Class::Read
+            ) && !matches!(wait.timeout.kind, TimeoutKind::Negative | TimeoutKind::Absurd)
+        })
+}
+
+fn thread_line(host: &Host, row: &ThreadRow, wait: Option<&Wait>) -> [String; 7] {
+    let blocked = host.blocked_ns(row);
+    let time = match (row.is_blocked(), host.since(row).exact) {
+        (false, _) => "-".to_owned(),
+        (true, true) => duration(blocked),
+        (true, false) => format!("≥{}", duration(blocked)),
+    };
+    let call = wait.map_or_else(|| "-".to_owned(), |w| format!("{} ({})", w.syscall, w.class.name()));
+    let thing = wait.and_then(|w| w.resource.as_ref()).map_or_else(|| "-".to_owned(), |r| clean(&r.describe()));
+    let held = match wait.and_then(|w| Some((w.owner.as_ref()?, host.owner_of(w, row)?))) {
+        None => String::new(),
+        Some((_, Owner::Thread(tid))) => format!("held by {}", clean(&host.name(tid))),
+        Some((_, Owner::Elsewhere(tid))) => {
+            format!("owner left behind in {}", clean(&host.name(tid)))
+        }
+        Some((_, Owner::Gone(tid))) => format!("owner tid {tid} is gone"),
+    };
+    let timeout = wait.map_or_else(|| "-".to_owned(), timeout_words);
+    let comm = if row.compat { format!("{} [32-bit]", row.comm) } else { row.comm.clone() };
+    [row.tid.to_string(), clean(&comm), row.state_letter().to_string(), time, call, timeout, format!("{thing} {held}")]
+}
+
+fn table(lines: &[[String; 7]]) -> String {
+    let head = ["TID", "NAME", "STATE", "FOR", "CALL (CLASS)", "TIMEOUT", "WAITS FOR"].map(str::to_owned);
+    let mut widths = [0; 7];
+    for line in lines.iter().chain([&head]) {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    for line in [&head].into_iter().chain(lines) {
+        let mut text = String::from("  ");
+        for (cell, width) in line.iter().zip(widths) {
+            let pad = width - cell.chars().count();
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', pad + 2));
+        }
+        let _ = writeln!(out, "{}", text.trim_end());
+    }
+    out
+}
+
+/// One process: the threads that matter, the rest folded.
+pub fn process(host: &Host, view: &ProcessView<'_>, involved: &BTreeSet<u32>, paint: Paint) -> String {
+    let facts = host.process(view.id);
+    let comm = host.row(view.id.pid).map(|row| clean(&row.comm)).unwrap_or_default();
+    let mut out = format!("{} {} ({comm})", paint.bold("PROCESS"), view.id.pid);
+    if let Some(facts) = facts {
+        let _ = write!(out, ", {}", facts.runtime);
+        if let Some(exe) = &facts.exe {
+            let _ = write!(out, ", {}", clean(exe));
+        }
+        if let Some(container) = &facts.container {
+            let _ = write!(out, ", container {:.12}", clean(&container.id));
+        }
+        if let Some(pod) = &facts.pod {
+            let _ = write!(out, ", pod {}", clean(&pod.uid));
+        }
+    }
+    let total = view.threads.len();
+    let _ = writeln!(out, ", {total} thread{}", if total == 1 { "" } else { "s" });
+    let mut lines = Vec::new();
+    let mut folded: BTreeMap<String, usize> = BTreeMap::new();
+    let mut cut = 0;
+    for row in &view.threads {
+        let wait = host.wait(row.tid);
+        let shown = total <= SHOW_ALL || involved.contains(&row.tid) || !is_idle(row, wait.as_ref());
+        if shown && lines.len() < LISTED {
+            lines.push(thread_line(host, row, wait.as_ref()));
+        } else if shown {
+            cut += 1;
+        } else if let Some(wait) = &wait {
+            *folded.entry(format!("{} ({})", wait.syscall, wait.class.name())).or_default() += 1;
+        }
+    }
+    if !lines.is_empty() {
+        out.push_str(&table(&lines));
+    }
+    if cut > 0 {
+        let _ = writeln!(out, "  + {cut} more threads like these (--output json lists all)");
+    }
+    if !folded.is_empty() {
+        let idle: usize = folded.values().sum();
+        let mut by_count: Vec<_> = folded.into_iter().collect();
+        by_count.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
+        let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
+    }
+    out
+}
+
+/// A whole report.
+pub fn report(
+    setting: &Setting,
+    host: &Host,
+    views: &[ProcessView<'_>],
+    findings: &[&Life],
+    account: &Account,
+    paint: Paint,
+) -> String {
+    let mut out = String::new();
+    let involved: BTreeSet<u32> = findings.iter().flat_map(|life| life.finding.threads.iter().copied()).collect();
+    for life in findings {
+        out.push_str(&finding(host, life, paint));
+        out.push('\n');
+    }
+    if findings.is_empty() {
+        let what = match views {
+            [] => "nothing to look at".to_owned(),
+            [one] => format!("pid {}", one.id.pid),
+            more => format!("{} processes", more.len()),
+        };
+        let _ = writeln!(out, "{} nothing found in {what}\n", paint.bold("OK"));
+    }
+    for view in views {
+        out.push_str(&process(host, view, &involved, paint));
+    }
+    out.push_str(&paint.dim(&footer(setting, account)));
+    out
+}
+
+/// The account in one line: how it was seen, and what was not.
+pub fn footer(setting: &Setting, account: &Account) -> String {
+    let lost: u64 = account.threads_lost.values().chain(account.events_dropped.values()).sum();
+    let mut out = format!(
+        "{} threads seen by {} in {}, {} censuses",
+        account.threads_seen,
+        setting.census,
+        duration(account.census_ns),
+        account.censuses
+    );
+    if let Some(probes) = setting.probes.as_object() {
+        let rungs: Vec<String> =
+            probes.iter().map(|(name, rung)| format!("{name} {}", rung.as_str().unwrap_or("?"))).collect();
+        if !rungs.is_empty() {
+            let _ = write!(out, "; probes: {}", rungs.join(", "));
+        }
+    }
+    if lost > 0 {
+        let _ = write!(out, "; {lost} lost (see account in --output json)");
+    }
+    out.push('\n');
+    out
+}
