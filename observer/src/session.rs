@@ -1,1 +1,222 @@
-//! The loop that wires the rooms: census, facts, model, findings.
+//! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
+//! host; what it produces are turns.
+
+use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source};
+use crate::detect::{Judge, Turn};
+use crate::host::{Kallsyms, clock};
+use crate::model::{Observation, Scope};
+use crate::proc::{Facts, GatherSettings, Gatherer, children_of};
+use crate::recording::{Recorder, RecordingError};
+use crate::report::Account;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rounds of questions after one census: a holder found in one may be asked about in the next.
+const ROUNDS: usize = 8;
+
+/// Why a look could not go on.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum SessionError {
+    #[error(transparent)]
+    Census(#[from] CensusError),
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+}
+
+/// A look at a host, in progress.
+pub struct Session {
+    source: Box<dyn Source>,
+    probes: ProbePlane,
+    gatherer: Gatherer,
+    kallsyms: Kallsyms,
+    recorder: Option<Recorder>,
+    /// The processes whose descendants belong to the scope as well.
+    parents: Vec<Pid>,
+    /// Model, rules, findings.
+    pub judge: Judge,
+    /// What was seen, lost and spent.
+    pub account: Account,
+}
+
+impl Session {
+    /// A session over a source of rows and a probe plane.
+    pub fn new(source: Box<dyn Source>, probes: ProbePlane, scope: Scope) -> Self {
+        Self {
+            source,
+            probes,
+            gatherer: Gatherer::new(GatherSettings::default()),
+            kallsyms: Kallsyms::default(),
+            recorder: None,
+            parents: Vec::new(),
+            judge: Judge::new(scope),
+            account: Account::default(),
+        }
+    }
+
+    /// Records every turn.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Takes the descendants of these processes into the scope, as they come.
+    pub fn follow_children(&mut self, parents: Vec<Pid>) {
+        self.parents = parents;
+    }
+
+    /// The rung of each probe family.
+    pub fn probes(&self) -> &ProbePlane {
+        &self.probes
+    }
+
+    /// Where the rows come from.
+    pub fn source_name(&self) -> &'static str {
+        self.source.name()
+    }
+
+    /// One census, its judgement, and the facts for the next one.
+    pub fn turn(&mut self) -> Result<Turn, SessionError> {
+        let census = self.source.take()?;
+        self.probes.note_pids(&census);
+        let reading = self.probes.drain();
+        self.account.threads_seen = census.rows.len() as u64;
+        self.account.threads_lost.clone_from(&census.lost);
+        self.account.census_ns = census.took_ns;
+        self.account.censuses += 1;
+        self.follow(&census);
+        let kept = self.recorder.is_some().then(|| (census.clone(), reading.clone()));
+        let turn = self.judge.advance(census, reading);
+        let history = self.judge.host.probes();
+        self.account.note_probes(history.account(), history.forgotten());
+        let facts = self.gather();
+        self.account.lose_facts(&facts.lost);
+        if let (Some(recorder), Some((mut census, probes))) = (&mut self.recorder, kept) {
+            // A look at one process must not write down what else runs on the host.
+            let relevant = self.judge.host.relevant(&self.judge.scope);
+            let seen = census.rows.len();
+            census.rows.retain(|row| relevant.contains(&row.process.pid));
+            let left_out = (seen - census.rows.len()) as u64;
+            if left_out > 0 {
+                census.lost.insert("not_recorded".to_owned(), left_out);
+            }
+            recorder.write(&Observation { census, probes, facts })?;
+        }
+        (self.account.self_cpu_ns, self.account.self_rss_bytes) = clock::own_usage();
+        Ok(turn)
+    }
+
+    /// Lets new children into the scope, and tells the probes whom to listen to.
+    fn follow(&mut self, census: &Census) {
+        let Some(mut pids) = self.judge.scope.processes.clone() else { return };
+        if !self.parents.is_empty() {
+            pids.extend(children_of(&self.parents, &census.rows));
+            self.judge.scope.processes = Some(pids.clone());
+        }
+        let initial: BTreeSet<Pid> =
+            census.rows.iter().filter(|row| pids.contains(&row.process.pid)).map(|row| row.initial.1).collect();
+        self.probes.set_filter(&initial);
+    }
+
+    /// Asks about suspects until no new ones turn up, and lets the judge learn the answers.
+    fn gather(&mut self) -> Facts {
+        let mut all = Facts::default();
+        let mut asked = BTreeSet::new();
+        for round in 0..ROUNDS {
+            let wants = self.judge.host.wants(&self.judge.scope, &asked);
+            if wants.is_empty() && round > 0 {
+                break;
+            }
+            asked.extend(wants.iter().map(|want| want.tid));
+            let mut processes: BTreeSet<ProcessId> = wants.iter().map(|want| want.process).collect();
+            let mut sockets_of = Vec::new();
+            let mut unread_of = Vec::new();
+            if round == 0 {
+                let extra = self.whole_processes();
+                processes.extend(extra.identify);
+                sockets_of = extra.sockets_of;
+                unread_of = extra.unread_of;
+            }
+            let processes: Vec<ProcessId> = processes.into_iter().collect();
+            let mut facts = self.gatherer.gather(&wants, &processes, &sockets_of, &unread_of);
+            let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
+            self.add_kernel_stacks(&stacks, &mut facts);
+            if round > 0 {
+                // Sockets were asked for in the first round only.
+                facts.connecting.clone_from(&all.connecting);
+                facts.unread.clone_from(&all.unread);
+            }
+            self.judge.learn(facts.clone());
+            merge(&mut all, facts);
+        }
+        all
+    }
+
+    fn whole_processes(&self) -> WholeProcesses {
+        let (host, scope) = (&self.judge.host, &self.judge.scope);
+        let by_filter = scope.processes.is_none() && scope.filter.needs_identity();
+        let mut whole = WholeProcesses::default();
+        let mut last = None;
+        for row in host.rows().iter().filter(|row| row.tid == row.process.pid && !row.is_kernel_thread()) {
+            if last == Some(row.process) || row.is_exiting() {
+                continue;
+            }
+            last = Some(row.process);
+            let in_scope = scope.contains(row, host);
+            if by_filter || in_scope && scope.processes.is_some() {
+                whole.identify.push(row.process);
+            }
+            if in_scope {
+                whole.sockets_of.push(row.process);
+                if host.is_process_stopped(row.process.pid) {
+                    whole.unread_of.push(row.process);
+                }
+            }
+        }
+        whole
+    }
+
+    fn add_kernel_stacks(&mut self, tids: &[Pid], facts: &mut Facts) {
+        if tids.is_empty() {
+            return;
+        }
+        let stacks = match self.source.kernel_stacks(tids) {
+            Ok(stacks) => stacks,
+            Err(error) => {
+                log::debug!("kernel stacks: {error}");
+                *facts.lost.entry("kernel_stack".to_owned()).or_default() += tids.len() as u64;
+                return;
+            }
+        };
+        for thread in &mut facts.threads {
+            if let Some(frames) = stacks.get(&thread.tid) {
+                thread.kernel_stack = frames.iter().map(|address| self.kallsyms.name(*address)).collect();
+            }
+        }
+    }
+
+    /// Takes no more turns; hands over what a report needs.
+    pub fn finish(mut self) -> (Judge, Account) {
+        let reading: ProbeReading = self.probes.drain();
+        self.account.note_probes(&reading.account, self.judge.host.probes().forgotten());
+        (self.judge, self.account)
+    }
+}
+
+#[derive(Default)]
+struct WholeProcesses {
+    identify: Vec<ProcessId>,
+    sockets_of: Vec<ProcessId>,
+    unread_of: Vec<ProcessId>,
+}
+
+fn merge(all: &mut Facts, more: Facts) {
+    let Facts { threads, processes, connecting, unread, blocked_reads, lost } = more;
+    all.threads.extend(threads);
+    let known: BTreeMap<ProcessId, ()> = all.processes.iter().map(|p| (p.process, ())).collect();
+    all.processes.extend(processes.into_iter().filter(|p| !known.contains_key(&p.process)));
+    all.connecting = connecting;
+    all.unread = unread;
+    all.blocked_reads = blocked_reads;
+    for (reason, count) in lost {
+        *all.lost.entry(reason).or_default() += count;
+    }
+}

@@ -1,1 +1,97 @@
 //! The command line: one file per subcommand.
+
+mod attach;
+mod bench_census;
+mod doctor;
+mod generate;
+mod look;
+mod output;
+mod replay;
+mod signals;
+mod watch;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Nothing found.
+pub const NOTHING: u8 = 0;
+/// At least one finding of severity warning or above.
+pub const FOUND: u8 = 1;
+/// Could not look.
+pub const FAILED: u8 = 2;
+
+/// Says which process is hung, since when, on what, and who holds what it waits for: from outside,
+/// without stopping or instrumenting it.
+#[derive(Debug, Parser)]
+#[command(name = "observer", version, propagate_version = true, after_help = EXIT_HELP)]
+pub struct Cli {
+    /// More of observer's own log on stderr (-v: info, -vv: debug, -vvv: trace)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_HELP: &str = "Exit status: 0 nothing found, 1 at least one finding (warning or above), 2 could not look.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look at one or more processes
+    Attach(attach::Args),
+    /// Look at the whole host: findings as they open, change, resolve
+    Watch(watch::Args),
+    /// Judge a recording again (made with --record)
+    Replay(replay::Args),
+    /// Can it run here: kernel, BTF, capabilities, the rung of each probe, and what is lost without what
+    Doctor(doctor::Args),
+    /// Print completions for a shell
+    Completions(generate::CompletionsArgs),
+    /// Print the manual page (roff)
+    Man,
+    /// Measure censuses: for `cargo xtask bench census`
+    #[command(hide = true)]
+    BenchCensus(bench_census::Args),
+}
+
+/// Parses the arguments, runs the command, and answers with the exit status.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    set_up_logging(cli.verbose);
+    let result = match cli.command {
+        Command::Attach(args) => attach::run(&args),
+        Command::Watch(args) => watch::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man => generate::man(),
+        Command::BenchCensus(args) => bench_census::run(&args),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        // Whoever read our output has had enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(NOTHING),
+        Err(error) => {
+            eprintln!("observer: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Logs go to stderr, results to stdout. `OBSERVER_LOG` takes env_logger's filters.
+fn set_up_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = env_logger::Env::new().filter_or("OBSERVER_LOG", level);
+    env_logger::Builder::from_env(filter).target(env_logger::Target::Stderr).init();
+}

@@ -110,3 +110,6 @@ pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> Verdic
     }
     verdict
 }
+
+#[cfg(test)]
+mod tests;

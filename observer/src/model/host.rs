@@ -4,7 +4,7 @@ use super::decode::{self, Known, Memory};
 use super::probes::ProbeHistory;
 use super::scope::Scope;
 use super::wait::{Class, Owner, OwnerScope, Wait};
-use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, ThreadRow};
+use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{BlockedRead, ConnectingSocket, Facts, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 #[derive(Debug)]
 struct Suspect {
     facts: ThreadFacts,
+    /// The call it was in when the question arose.
+    syscall: Option<SyscallInProgress>,
     wait: Option<Wait>,
     /// The thread slept through from the census before these facts to the census after them.
     confirmed: bool,
@@ -60,7 +62,8 @@ impl Host {
         let rows = &self.rows;
         self.suspects.retain(|tid, suspect| {
             let still = find(rows, *tid).is_some_and(|row| {
-                row.process == suspect.facts.process && row.is_blocked() && switches(row) == suspect.facts.switches
+                let slept = row.is_blocked() && switches(row) == suspect.facts.switches;
+                slept && row.process == suspect.facts.process && row.syscall == suspect.syscall
             });
             suspect.confirmed = still;
             still
@@ -96,8 +99,8 @@ impl Host {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
             };
-            let wait = self.decode(row, Some(&facts));
-            self.suspects.insert(facts.tid, Suspect { facts, wait, confirmed: false });
+            let (syscall, wait) = (row.syscall, self.decode(row, Some(&facts)));
+            self.suspects.insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false });
         }
     }
 
@@ -149,6 +152,21 @@ impl Host {
             fd: needs.fd,
             kernel_stack: letter == 'D',
         }
+    }
+
+    /// The rows a recording needs: the processes looked at, holders they wait for, and their ancestors.
+    pub fn relevant(&self, scope: &Scope) -> BTreeSet<Pid> {
+        let Some(pids) = &scope.processes else { return self.rows.iter().map(|row| row.process.pid).collect() };
+        let chased = self.chased.iter().filter_map(|tid| self.row(*tid)).map(|row| row.process.pid);
+        let mut relevant: BTreeSet<Pid> = pids.iter().copied().chain(chased).collect();
+        let mut todo: Vec<Pid> = relevant.iter().copied().collect();
+        while let Some(pid) = todo.pop() {
+            let parent = self.row(pid).map_or(0, |row| row.ppid);
+            if parent != 0 && relevant.insert(parent) {
+                todo.push(parent);
+            }
+        }
+        relevant
     }
 
     /// The clocks of the last census.

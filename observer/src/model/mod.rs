@@ -6,6 +6,8 @@ pub mod host;
 pub mod observation;
 pub mod probes;
 pub mod scope;
+#[cfg(test)]
+pub(crate) mod testkit;
 pub mod wait;
 
 pub use host::{Host, Since, switches};

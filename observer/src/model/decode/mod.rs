@@ -228,3 +228,6 @@ fn socket_address(addr: u64, memory: Memory<'_>) -> Option<SocketAddr> {
     };
     Some(SocketAddr::new(ip, port))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! What `attach` and `watch` share: options, the start of a session, and the loop.
+
+use super::output::{Format, Output};
+use super::signals::Signals;
+use super::{FOUND, NOTHING};
+use crate::census::{self, FilterMode, ProbePlane, ProbeSettings, Rung};
+use crate::detect::Life;
+use crate::host;
+use crate::model::Scope;
+use crate::recording::{Header, Recorder, SCHEMA};
+use crate::report::Setting;
+use crate::session::Session;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The second census follows the first so soon: a finding needs two.
+const FIRST_GAP: Duration = Duration::from_millis(300);
+/// `--once` waits at most so much longer than the threshold.
+const ONCE_SLACK: Duration = Duration::from_secs(3);
+
+/// Options of every look.
+#[derive(Debug, Args)]
+pub(super) struct LookArgs {
+    /// How long a wait must last before a rule that needs duration may speak
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub threshold: Duration,
+    /// Time between two censuses
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+    /// Form of the results
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// End after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+    /// Write every observation to FILE, for `observer replay`
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Where the list of threads comes from
+    #[arg(long, value_enum, default_value_t = CensusChoice::Auto)]
+    pub census: CensusChoice,
+    /// Which probes to try; `none` takes the census alone
+    #[arg(long, value_enum, default_value_t = ProbeChoice::Auto)]
+    pub probes: ProbeChoice,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if interval < Duration::from_millis(50) {
+        return Err("at least 50ms".to_owned());
+    }
+    Ok(interval)
+}
+
+/// Where rows come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum CensusChoice {
+    /// The BPF task iterator, or /proc where it does not load
+    Auto,
+    /// The BPF task iterator or nothing
+    Iter,
+    /// /proc
+    Proc,
+}
+
+/// Which rungs of the attach ladder are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProbeChoice {
+    /// Best first
+    Auto,
+    /// None
+    None,
+    /// fentry and fexit only
+    Fentry,
+    /// kprobe and kretprobe only
+    Kprobe,
+    /// Typed raw tracepoints only
+    #[value(name = "tp_btf")]
+    TpBtf,
+    /// System call tracepoints only
+    Tracepoint,
+}
+
+impl ProbeChoice {
+    fn rungs(self) -> Vec<Rung> {
+        match self {
+            Self::Auto => Rung::LADDER.to_vec(),
+            Self::None => Vec::new(),
+            Self::Fentry => vec![Rung::Fentry],
+            Self::Kprobe => vec![Rung::Kprobe],
+            Self::TpBtf => vec![Rung::TpBtf],
+            Self::Tracepoint => vec![Rung::Tracepoint],
+        }
+    }
+}
+
+/// When a look ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// When every answer that needs time has it.
+    Once,
+    /// After the time given, or at Ctrl-C.
+    Live,
+}
+
+/// What makes one look differ from another.
+pub(super) struct Look<'a> {
+    pub args: &'a LookArgs,
+    pub scope: Scope,
+    pub filter: FilterMode,
+    pub end: End,
+    /// Processes whose descendants belong to it.
+    pub parents: Vec<u32>,
+}
+
+/// Opens the source of rows that was asked for.
+pub(super) fn source(choice: CensusChoice) -> anyhow::Result<Box<dyn census::Source>> {
+    match choice {
+        CensusChoice::Proc => Ok(Box::new(census::ProcSource::new())),
+        CensusChoice::Iter => Ok(Box::new(census::IterSource::open()?)),
+        CensusChoice::Auto => match census::IterSource::open() {
+            Ok(source) => Ok(Box::new(source)),
+            Err(error) => {
+                log::warn!("{error}; falling back to /proc: durations count from now on (see `observer doctor`)");
+                Ok(Box::new(census::ProcSource::new()))
+            }
+        },
+    }
+}
+
+/// Facts about this machine for the report.
+pub(super) fn setting(census: &str, probes: serde_json::Value) -> Setting {
+    Setting {
+        host_name: host::name(),
+        kernel: host::kernel_release(),
+        boot_id: host::boot_id(),
+        census: census.to_owned(),
+        probes,
+    }
+}
+
+/// Looks until the end, prints, and answers with the exit status.
+pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
+    let signals = Signals::take_over()?;
+    let args = look.args;
+    let source = source(args.census)?;
+    let probes = ProbePlane::attach(ProbeSettings {
+        rungs: args.probes.rungs(),
+        long_wait: args.threshold,
+        slow_connect: args.threshold,
+        filter: look.filter,
+        ..ProbeSettings::default()
+    });
+    let mut session = Session::new(source, probes, look.scope);
+    let setting = setting(session.source_name(), session.probes().status().to_json());
+    if let Some(path) = &args.record {
+        let header = Header {
+            schema: SCHEMA.to_owned(),
+            host_name: setting.host_name.clone(),
+            kernel: setting.kernel.clone(),
+            boot_id: setting.boot_id.clone(),
+            processes: session.judge.scope.processes.clone(),
+            threshold_ns: session.judge.scope.threshold_ns,
+        };
+        session.record(Recorder::create(path, &header)?);
+    }
+    session.follow_children(look.parents);
+    let mut output = Output::new(args.output, look.end == End::Live);
+    go_round(&mut session, &mut output, args, look.end, &signals)?;
+    let (judge, account) = session.finish();
+    let findings = judge.ledger.open();
+    let pids = shown(&judge, &findings);
+    output.report(&setting, &judge.host, &pids, &findings, &account)?;
+    Ok(if output.found() { FOUND } else { NOTHING })
+}
+
+/// The processes a report shows: those asked for, or those with findings.
+pub(super) fn shown(judge: &crate::detect::Judge, findings: &[&Life]) -> Vec<u32> {
+    match &judge.scope.processes {
+        Some(pids) => pids.iter().copied().collect(),
+        None => findings.iter().map(|life| life.finding.process.pid).collect(),
+    }
+}
+
+fn go_round(
+    session: &mut Session,
+    output: &mut Output,
+    args: &LookArgs,
+    end: End,
+    signals: &Signals,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let last = match (end, args.duration) {
+        (_, Some(duration)) => Some(start + duration),
+        (End::Once, None) => Some(start + args.threshold + ONCE_SLACK),
+        (End::Live, None) => None,
+    };
+    let mut next = start;
+    for number in 1_u64.. {
+        let turn = session.turn()?;
+        output.changes(&session.judge.host, &turn.changes)?;
+        let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
+        if number == 2 {
+            output.overview(&session.judge.host, &targets)?;
+        }
+        if session.judge.scope.processes.is_some() && !any_alive(session, &targets) {
+            for pid in &targets {
+                eprintln!("observer: process {pid} exited while it was looked at");
+            }
+            break;
+        }
+        next += if number == 1 { FIRST_GAP.min(args.interval) } else { args.interval };
+        // A census that took longer than the interval must not be followed by a rush of others.
+        next = next.max(Instant::now());
+        if end == End::Once && number >= 2 {
+            let Some(ripe) = turn.ripe_at_ns else { break };
+            // Confirmation takes one more census after it is ripe; come back as soon as it is.
+            let left = Duration::from_nanos(ripe.saturating_sub(session.judge.host.now_ns()));
+            next = next.min(Instant::now() + left + Duration::from_millis(20));
+        }
+        if last.is_some_and(|last| next >= last) {
+            if let Some(last) = last
+                && Instant::now() < last
+                && !signals.wait_until(last)?
+            {
+                let turn = session.turn()?;
+                output.changes(&session.judge.host, &turn.changes)?;
+            }
+            break;
+        }
+        if signals.wait_until(next)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn any_alive(session: &Session, targets: &[u32]) -> bool {
+    targets.iter().any(|pid| session.judge.host.threads_of(*pid).any(|row| !row.is_exiting()))
+}

@@ -1,0 +1,238 @@
+//! Rules on hosts made by hand: what must be found, and what must not.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up must fail")]
+
+use super::*;
+use crate::census::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, row::state};
+use crate::model::Confidence;
+use crate::model::testkit::*;
+use crate::proc::{BlockedRead, Facts};
+use std::collections::BTreeSet;
+
+/// A judge over process 10, threshold 5 s.
+fn judge() -> Judge {
+    let processes = Some(BTreeSet::from([10]));
+    Judge::new(Scope { processes, threshold_ns: 5 * S, ..Scope::default() })
+}
+
+/// Census, facts, census: what is found then. All rows sleep since second 90.
+fn look(rows: Vec<ThreadRow>, learnt: Facts, now_s: u64) -> Vec<Finding> {
+    let mut judge = judge();
+    judge.advance(census(now_s, rows.clone()), ProbeReading::default());
+    judge.learn(learnt);
+    judge.advance(census(now_s + 1, rows), ProbeReading::default());
+    judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect()
+}
+
+/// Threads 10+i, each in the mutex at 0x1000*(i+1), owned by `owners[i]`.
+fn mutexes(owners: &[u32]) -> (Vec<ThreadRow>, Facts) {
+    let rows: Vec<ThreadRow> = (0..owners.len() as u32).map(|i| in_mutex(10, 10 + i, 0x1000 * u64::from(i + 1))).collect();
+    let threads = rows.iter().zip(owners).map(|(row, owner)| thread_facts(row, mutex_bytes(2, 0, *owner, 1, 0))).collect();
+    (rows, facts(threads))
+}
+
+#[test]
+fn cycles_of_any_length() {
+    for n in [1_u32, 2, 3, 5, 40] {
+        let owners: Vec<u32> = (0..n).map(|i| 10 + (i + 1) % n).collect();
+        let (rows, facts) = mutexes(&owners);
+        let found = look(rows, facts, 91);
+        assert_eq!(found.len(), 1, "cycle of {n}");
+        let finding = &found[0];
+        assert_eq!((finding.kind, finding.confidence), (Kind::Deadlock, Confidence::Certain));
+        assert_eq!(finding.threads.len(), n as usize);
+        assert_eq!(finding.chain.len(), n as usize);
+        assert_eq!(finding.since.0, (1_790_000_000 + 90) * S, "before the threshold, since it closed");
+    }
+}
+
+#[test]
+fn one_look_proves_nothing() {
+    let (rows, facts) = mutexes(&[11, 10]);
+    let mut judge = judge();
+    judge.advance(census(99, rows.clone()), ProbeReading::default());
+    judge.learn(facts);
+    assert!(judge.ledger.open().is_empty());
+    // A thread that ran in between may have let go.
+    let mut moved = rows;
+    moved[1].nvcsw += 1;
+    moved[1].off_cpu_since_ns = Some(99 * S);
+    judge.advance(census(100, moved), ProbeReading::default());
+    let kinds: Vec<Kind> = judge.ledger.open().iter().map(|life| life.finding.kind).collect();
+    assert_eq!(kinds, [Kind::LockWait], "the other one does wait for it, and no more is known");
+}
+
+#[test]
+fn a_pid_that_was_used_again_is_another_process() {
+    let (rows, facts) = mutexes(&[11, 10]);
+    let mut judge = judge();
+    judge.advance(census(99, rows.clone()), ProbeReading::default());
+    judge.learn(facts);
+    let reused = rows.into_iter().map(|mut row| {
+        row.process.start_ns += 10_000_000;
+        row
+    });
+    judge.advance(census(100, reused.collect()), ProbeReading::default());
+    assert!(judge.ledger.open().is_empty());
+}
+
+#[test]
+fn a_convoy_is_one_finding_with_its_root() {
+    // 11, 12 and 13 wait for 10's lock, 14 waits for 13's; 10 reads from a pipe.
+    let (mut rows, mut facts) = mutexes(&[10, 10, 10, 10, 13]);
+    rows[0] = with_syscall(row(10, 10), 0, [3, 0, 1, 0, 0, 0]);
+    for (row, facts) in rows.iter_mut().zip(&mut facts.threads).take(4).skip(1) {
+        row.syscall.as_mut().unwrap().args[0] = 0x2000;
+        facts.memory[0].addr = 0x2000;
+    }
+    let found = look(rows.clone(), facts.clone(), 99);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let finding = &found[0];
+    assert_eq!((finding.kind, finding.confidence, finding.severity), (Kind::LockWait, Confidence::Certain, Severity::Warning));
+    assert_eq!(finding.threads, [10, 11, 12, 13, 14]);
+    assert_eq!(finding.chain.len(), 2, "the longest way to the root");
+    assert!(finding.title.contains("read()"), "{}", finding.title);
+    assert!(look(rows, facts, 92).is_empty(), "not before the threshold");
+}
+
+#[test]
+fn a_leader_in_accept_is_rest() {
+    let (mut rows, facts) = mutexes(&[10, 10]);
+    rows[0] = with_syscall(row(10, 10), 288, [3, 0, 0, 0, 0, 0]);
+    assert!(look(rows, facts, 200).is_empty());
+}
+
+#[test]
+fn waiting_for_a_worker_is_rest_but_closes_a_circle() {
+    // 10 joins 11; 11 sleeps.
+    let mut rows = vec![with_syscall(row(10, 10), 202, [0x9000, 0x109, 11, 0, 0, 0]), with_syscall(row(10, 11), 230, [0; 6])];
+    let joined = thread_facts(&rows[0], [11_u32.to_ne_bytes().to_vec(), vec![0; 36]].concat());
+    assert!(look(rows.clone(), facts(vec![joined.clone()]), 200).is_empty());
+    // 11 waits for a mutex of 10.
+    rows[1] = in_mutex(10, 11, 0x1000);
+    let held = thread_facts(&rows[1], mutex_bytes(2, 0, 10, 1, 0));
+    let found = look(rows, facts(vec![joined, held]), 200);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Deadlock]);
+}
+
+#[test]
+fn an_owner_that_is_gone_or_left_behind() {
+    let (rows, facts) = mutexes(&[4242]);
+    let found = look(rows.clone(), facts.clone(), 91);
+    assert_eq!((found[0].kind, found[0].confidence), (Kind::AbandonedLock, Confidence::Certain));
+    assert!(found[0].explanation.contains("no such thread lives"));
+    // The id lives on in another process.
+    let mut with_parent = rows.clone();
+    with_parent.push(row(4000, 4242));
+    let found = look(with_parent, facts.clone(), 91);
+    assert!(found[0].title.contains("forked"), "{}", found[0].title);
+    // Without proof of the layout nothing is said.
+    let mut unproven = facts;
+    unproven.processes[0].libc = crate::proc::Libc::Unknown;
+    assert!(look(rows, unproven, 91).iter().all(|f| f.kind != Kind::AbandonedLock));
+}
+
+#[test]
+fn d_state_and_not_idle_kernel_threads() {
+    let mut stuck = with_syscall(row(10, 10), 0, [3, 0, 1, 0, 0, 0]);
+    stuck.state = state::UNINTERRUPTIBLE;
+    let mut worker = row(10, 11);
+    worker.state = state::UNINTERRUPTIBLE | state::NOLOAD;
+    let learnt = facts(vec![thread_facts(&stuck, Vec::new()), thread_facts(&worker, Vec::new())]);
+    let found = look(vec![stuck.clone(), worker.clone()], learnt.clone(), 99);
+    assert_eq!(found.iter().map(|f| (f.kind, f.threads.clone())).collect::<Vec<_>>(), [(Kind::Uninterruptible, vec![10])]);
+    assert!(look(vec![stuck, worker], learnt, 92).is_empty());
+}
+
+#[test]
+fn stopped_counts_only_while_somebody_waits() {
+    let mut stopped = row(10, 10);
+    stopped.state = state::STOPPED;
+    stopped.ppid = 5;
+    assert!(look(vec![stopped.clone()], Facts::default(), 200).is_empty(), "nobody waits");
+    let parent = with_syscall(row(5, 5), 61, [10, 0, 0, 0, 0, 0]);
+    let found = look(vec![stopped.clone(), parent], Facts::default(), 200);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Stopped]);
+    assert_eq!(found[0].threads, [5, 10]);
+    // A parent that waits for another child does not wait for this one.
+    let other = with_syscall(row(5, 5), 61, [77, 0, 0, 0, 0, 0]);
+    assert!(look(vec![stopped, other], Facts::default(), 200).is_empty());
+}
+
+#[test]
+fn bad_timeouts_by_wait_and_by_event() {
+    let poll = |ms: i32| with_syscall(row(10, 10), 7, [0, 0, u64::from(ms as u32), 0, 0, 0]);
+    let kinds = |ms| {
+        let row = poll(ms);
+        let learnt = facts(vec![thread_facts(&row, Vec::new())]);
+        look(vec![row], learnt, 200).iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(-5), [(Kind::BadTimeout, Confidence::Certain)]);
+    assert_eq!(kinds(30 * 3600 * 1000), [(Kind::BadTimeout, Confidence::Likely)]);
+    for healthy in [-1, 0, 50, i32::MAX] {
+        assert_eq!(kinds(healthy), [], "poll({healthy})");
+    }
+    let event = ProbeEvent {
+        kind: EventKind::BadTimeout,
+        family: Family::Poll,
+        tid: 10,
+        pid: 10,
+        comm: "t10".to_owned(),
+        syscall: Some(7),
+        start_ns: 99 * S,
+        wait_ns: 0,
+        ret: 0,
+        timeout: TimeoutKind::Negative,
+        timeout_raw: -5,
+        timeout_ns: 0,
+        args: [0; 6],
+        local: None,
+        remote: None,
+    };
+    let mut judge = judge();
+    let reading = ProbeReading { events: vec![event.clone(), event], ..ProbeReading::default() };
+    judge.advance(census(100, vec![row(10, 10)]), reading);
+    let open = judge.ledger.open();
+    assert_eq!(open.len(), 1);
+    assert_eq!((open[0].finding.kind, open[0].finding.evidence["calls"].as_u64()), (Kind::BadTimeout, Some(2)));
+    // It lingers for a minute, then it is over.
+    let turn = judge.advance(census(130, vec![row(10, 10)]), ProbeReading::default());
+    assert!(turn.changes.is_empty());
+    let turn = judge.advance(census(300, vec![row(10, 10)]), ProbeReading::default());
+    assert_eq!(turn.changes.iter().map(|(change, _)| *change).collect::<Vec<_>>(), [Change::Resolved]);
+}
+
+#[test]
+fn unreadable_after_the_threshold() {
+    let read = |since_s| BlockedRead { process: process(10), what: "memory".to_owned(), since_ns: since_s * S };
+    let with = |since_s| Facts { blocked_reads: vec![read(since_s)], ..Facts::default() };
+    assert!(look(vec![row(10, 10)], with(98), 100).is_empty());
+    let found = look(vec![row(10, 10)], with(90), 100);
+    assert_eq!(found.iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>(), [(Kind::Unreadable, Confidence::Certain)]);
+}
+
+#[test]
+fn life_of_a_finding() {
+    let (rows, facts) = mutexes(&[11, 10]);
+    let mut judge = judge();
+    let mut step = |at, rows: &[ThreadRow], learnt: &Facts| {
+        let turn = judge.advance(census(at, rows.to_vec()), ProbeReading::default());
+        judge.learn(learnt.clone());
+        turn.changes.into_iter().map(|(change, life)| (change, life.finding.id)).collect::<Vec<_>>()
+    };
+    assert!(step(100, &rows, &facts).is_empty());
+    let opened = step(101, &rows, &facts);
+    assert_eq!(opened.len(), 1);
+    assert_eq!(opened[0].0, Change::Opened);
+    assert!(step(102, &rows, &facts).is_empty(), "no repeats");
+    // One more thread gets stuck behind the circle.
+    let mut more = rows.clone();
+    more.push(in_mutex(10, 12, 0x1000));
+    let mut learnt = facts.clone();
+    learnt.threads.push(thread_facts(&more[2], mutex_bytes(2, 0, 10, 1, 0)));
+    assert!(step(103, &more, &learnt).is_empty(), "not confirmed yet");
+    let worse = step(104, &more, &learnt);
+    assert_eq!(worse, [(Change::Worsened, opened[0].1.clone())], "the id is stable");
+    let gone = step(105, &[row(10, 10)], &Facts::default());
+    assert_eq!(gone, [(Change::Resolved, opened[0].1.clone())]);
+}
