@@ -164,7 +164,7 @@ impl Elf {
 }
 
 /// First place of `needle`; skips quickly from one first byte to the next.
-pub(crate) fn position(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+fn position(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     let (&first, rest) = needle.split_first()?;
     let mut from = 0;
     while let Some(at) = bytes.get(from..)?.iter().position(|&b| b == first) {

@@ -2,7 +2,7 @@
 
 use super::elf::Elf;
 use super::pool::Steps;
-use super::stat::{Identity, Stat, errno_name, identity, read_bounded};
+use super::stat::{Stat, errno_name, read_bounded};
 use super::{Libc, ProcessFacts, cgroup, runtime};
 use crate::census::{Pid, ProcessId};
 use std::fs::File;
@@ -66,8 +66,12 @@ pub(crate) fn outline(process: ProcessId, stat: &Stat, program: &Program) -> Pro
     }
 }
 
-/// The rest, on a reader of the pool; `None` if the process is another one by now.
-pub(crate) fn complete(mut facts: ProcessFacts, steps: &Steps) -> Option<ProcessFacts> {
+/// The rest, on a reader of the pool; `None` if the process is another one, or runs another program, by now.
+pub(crate) fn complete(
+    program: &Program,
+    mut facts: ProcessFacts,
+    steps: &Steps,
+) -> Option<ProcessFacts> {
     let pid = facts.process.pid;
     steps.begin("cmdline");
     match read_bounded(Path::new(&format!("/proc/{pid}/cmdline")), MAX_CMDLINE) {
@@ -99,10 +103,12 @@ pub(crate) fn complete(mut facts: ProcessFacts, steps: &Steps) -> Option<Process
             None
         }
     };
-    let program = runtime::recognise(pid, facts.exe.as_deref(), &maps, elf.as_ref());
-    facts.runtime = program.runtime;
-    facts.libc = program.libc;
-    (identity(facts.process) == Identity::Same).then_some(facts)
+    let recognised = runtime::recognise(pid, facts.exe.as_deref(), &maps, elf.as_ref());
+    facts.runtime = recognised.runtime;
+    facts.libc = recognised.libc;
+    // An exec in between would leave a mixture.
+    let stat = Stat::read(pid).ok()?;
+    (stat.is(facts.process) && Program::of(pid, &stat) == *program).then_some(facts)
 }
 
 /// Arguments end in NUL. A program that wrote its title over them (setproctitle) leaves a row of NULs.

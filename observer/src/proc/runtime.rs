@@ -1,7 +1,7 @@
 //! Which language runtime and which C library a process runs, from its program and its maps.
 
 use super::Libc;
-use super::elf::{Elf, PF_W, PT_LOAD, position};
+use super::elf::{Elf, PF_W, PT_LOAD, Section};
 use crate::census::Pid;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use std::collections::BTreeSet;
@@ -86,14 +86,20 @@ pub(crate) fn go_version(elf: &Elf) -> Option<String> {
     const MAGIC: &[u8] = b"\xff Go buildinf:";
     let blob = match elf.section(".go.buildinfo") {
         Some(section) => elf.read(section.offset, section.size.min(4096)).ok()?,
+        None if !elf.sections.is_empty() => return None,
         None => {
-            // Without section headers: near the start of the data segment (as Go's debug/buildinfo looks).
+            // Without section headers: in the data segment (as Go's debug/buildinfo looks), behind what is
+            // read-only after relocation.
             let data = elf
                 .segments
                 .iter()
                 .find(|s| s.kind == PT_LOAD && s.flags & PF_W != 0)?;
-            let bytes = elf.read(data.offset, data.size.min(64 * 1024)).ok()?;
-            bytes.get(position(&bytes, MAGIC)?..)?.to_vec()
+            let data = Section {
+                name: String::new(),
+                offset: data.offset,
+                size: data.size,
+            };
+            elf.find(&data, MAGIC, 256, 16 << 20)?
         }
     };
     if !blob.starts_with(MAGIC) {
@@ -359,7 +365,7 @@ mod tests {
             use std::os::unix::fs::FileExt;
             file.write_all_at(&bytes, 64).unwrap();
             let elf = Elf::open(file.try_clone().unwrap()).unwrap();
-            let section = super::super::elf::Section {
+            let section = Section {
                 name: String::new(),
                 offset: 64,
                 size: size as u64,

@@ -107,7 +107,7 @@ pub(super) fn work(
         }
     }
     if let Some((program, facts)) = task.identity
-        && let Some(facts) = complete(facts, steps)
+        && let Some(facts) = complete(&program, facts, steps)
     {
         send(Part::Process {
             program,

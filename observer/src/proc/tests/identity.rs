@@ -50,7 +50,8 @@ fn an_exec_is_noticed_and_else_the_cache_answers() {
     assert_eq!(facts(&mut gatherer, victim.id).cmdline, ["victim", "exec"]);
     victim.input.write_all(b"x").unwrap();
     let after = wait_for("the new command line", Duration::from_secs(5), || {
-        Some(facts(&mut gatherer, victim.id)).filter(|f| f.cmdline != ["victim", "exec"])
+        Some(facts(&mut gatherer, victim.id))
+            .filter(|f| f.cmdline != ["victim", "exec"] && f.missing.is_empty())
     });
     assert_eq!(after.process, victim.id);
     assert_eq!(after.cmdline, ["again", "idle", "as another"]);

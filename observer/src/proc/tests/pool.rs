@@ -95,9 +95,19 @@ fn a_command_line_that_is_never_served() {
     let long = "x".repeat(64 * 1024);
     let stuck = Victim::start(&["unserved-cmdline", &long]);
     let mut gatherer = Gatherer::new(GatherSettings::default());
+    let start = Instant::now();
     let facts = gatherer.gather(&[], &[stuck.id], &[], &[]);
-    assert_eq!(facts.blocked_reads.len(), 1, "{facts:?}");
-    assert_eq!(facts.blocked_reads[0].what, "cmdline");
+    assert!(
+        start.elapsed() < Duration::from_millis(300),
+        "{:?}",
+        start.elapsed()
+    );
+    // Kernel 6.18 ends the command line before such a page; others may block in it.
+    match &facts.blocked_reads[..] {
+        [] => assert!(facts.processes[0].cmdline[2].len() < long.len()),
+        [blocked] => assert_eq!(blocked.what, "cmdline"),
+        more => panic!("{more:?}"),
+    }
     assert!(
         facts.processes[0]
             .exe

@@ -6,13 +6,15 @@ use crate::proc::exists;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A process of the test.
 pub(crate) struct Victim {
     child: Child,
+    /// Open as long as it lives: it must not die of writing a line.
+    output: BufReader<ChildStdout>,
     /// The number in the line it printed when it was ready.
     pub(crate) value: u64,
     /// What it is told.
@@ -41,10 +43,11 @@ impl Victim {
             .spawn()
             .unwrap();
         let input = child.stdin.take().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let output = BufReader::new(child.stdout.take().unwrap());
         let id = exists(child.id()).unwrap().id;
         let mut victim = Self {
             child,
+            output,
             value: 0,
             input,
             id,
@@ -52,7 +55,7 @@ impl Victim {
         if ready {
             // It ends by itself after two minutes, and then this does, too.
             let mut line = String::new();
-            output.read_line(&mut line).unwrap();
+            victim.output.read_line(&mut line).unwrap();
             victim.value = line.trim().parse().unwrap();
         }
         victim
