@@ -1,5 +1,33 @@
 //! Identity and memory of suspect processes, read from outside with deadlines.
+//!
+//! [`Gatherer::gather`] is called once per census with what the model asks for. Invariants:
+//! - It returns within its deadline, whatever a target does: everything that can block (memory, command line, maps,
+//!   program file, `fdinfo`) runs on readers that may be lost ([`pool`]).
+//! - Nothing is reported of a process whose PID belongs to another one by now.
+//! - Nothing is sent to a target, stopped in it or left open in it; network namespaces are not kept alive.
 
+pub mod cgroup;
+mod elf;
+mod error;
 pub mod facts;
+mod fds;
+mod gather;
+mod identity;
+pub mod memory;
+pub mod pool;
+mod runtime;
+mod sockets;
+mod stat;
+mod tree;
+mod work;
 
+#[cfg(test)]
+mod tests;
+
+pub use error::ProcError;
 pub use facts::*;
+pub use fds::fd_fact;
+pub use gather::{GatherSettings, Gatherer};
+pub use sockets::Sockets;
+pub use stat::{ProcessState, exists};
+pub use tree::children_of;

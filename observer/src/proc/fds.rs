@@ -1,0 +1,82 @@
+//! File descriptors of a process.
+
+use super::FdFact;
+use super::stat::{errno_name, read_bounded};
+use crate::census::Pid;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Instant;
+
+/// Descriptors looked at in one scan of a process.
+const MAX_FDS: usize = 1 << 20;
+
+/// What descriptor `fd` of thread `tid` refers to; the socket behind it is left out.
+///
+/// May block (`fdinfo` of an epoll instance takes a mutex that is held while events are copied to the
+/// target): call it on a reader of the [`pool`](super::pool).
+///
+/// # Errors
+/// The name of the error number: `ENOENT` for a descriptor that is not open, `EACCES` without permission.
+pub fn fd_fact(pid: Pid, tid: Pid, fd: i32) -> Result<FdFact, String> {
+    // The thread's own directory: threads may have other tables, and that of an ended main thread is empty.
+    let base = format!("/proc/{pid}/task/{tid}");
+    let target = std::fs::read_link(format!("{base}/fd/{fd}")).map_err(|e| errno_name(&e))?;
+    let info = read_bounded(Path::new(&format!("{base}/fdinfo/{fd}")), 4096)
+        .map_err(|e| errno_name(&e))?;
+    let flags = String::from_utf8_lossy(&info)
+        .lines()
+        .find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok())
+        .unwrap_or(0);
+    Ok(FdFact {
+        fd,
+        target: target.to_string_lossy().into_owned(),
+        flags,
+        socket: None,
+    })
+}
+
+/// The inode in `socket:[123]`.
+pub(crate) fn socket_inode(target: &str) -> Option<u64> {
+    target
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+/// Every descriptor of `pid` that is a socket, with its inode; only those in `wanted` if given.
+///
+/// # Errors
+/// The name of the error number, or `deadline` when the scan took too long.
+pub(crate) fn socket_fds(
+    pid: Pid,
+    wanted: Option<&BTreeSet<u64>>,
+    until: Instant,
+) -> Result<Vec<(i32, u64)>, String> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| errno_name(&e))?;
+    for (n, entry) in entries.take(MAX_FDS).enumerate() {
+        if n % 256 == 255 && Instant::now() > until {
+            return Err("deadline".into());
+        }
+        // A descriptor that is closed meanwhile is no error.
+        let Ok(entry) = entry else { continue };
+        let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(target) = std::fs::read_link(entry.path()) else {
+            continue;
+        };
+        let Some(inode) = target.to_str().and_then(socket_inode) else {
+            continue;
+        };
+        if wanted.is_none_or(|w| w.contains(&inode)) {
+            found.push((fd, inode));
+        }
+    }
+    Ok(found)
+}

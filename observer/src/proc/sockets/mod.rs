@@ -1,0 +1,346 @@
+//! Sockets of a process, from the diagnostics of its network namespace.
+//!
+//! The kernel lists sockets per network namespace and knows no owner; a process is joined to its sockets by the
+//! inode numbers in `/proc/PID/fd`. Each namespace is listed at most once per [`Sockets`] and kind, and descriptors
+//! are scanned only when the list has anything that could match.
+
+mod diag;
+mod procnet;
+#[cfg(test)]
+mod tests;
+
+use super::fds::socket_fds;
+use super::pool::Clock;
+use super::stat::{Identity, errno_name, identity};
+use super::{ConnectingSocket, SocketFact};
+use crate::census::{Pid, ProcessId};
+use nix::sched::{CloneFlags, setns};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// A kind of socket that can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Table {
+    Tcp,
+    Udp,
+    Unix,
+}
+
+impl Table {
+    fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => libc::IPPROTO_TCP as u8,
+            Self::Udp => libc::IPPROTO_UDP as u8,
+            Self::Unix => 0,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// `TCP_SYN_SENT` (`include/net/tcp_states.h`).
+const SYN_SENT: u8 = 2;
+const LISTEN: u8 = 10;
+
+/// Bits for states, as diagnostics want them.
+mod state_bit {
+    pub(super) const SYN_SENT: u32 = 1 << super::SYN_SENT;
+    pub(super) const ALL: u32 = u32::MAX;
+}
+
+/// As `ss` prints them.
+fn state_name(state: u8) -> &'static str {
+    const NAMES: [&str; 13] = [
+        "UNKNOWN",
+        "ESTAB",
+        "SYN-SENT",
+        "SYN-RECV",
+        "FIN-WAIT-1",
+        "FIN-WAIT-2",
+        "TIME-WAIT",
+        "UNCONN",
+        "CLOSE-WAIT",
+        "LAST-ACK",
+        "LISTEN",
+        "CLOSING",
+        "NEW-SYN-RECV",
+    ];
+    NAMES.get(usize::from(state)).copied().unwrap_or("UNKNOWN")
+}
+
+/// A socket as the kernel lists it.
+#[derive(Clone, Debug)]
+struct Socket {
+    table: Table,
+    inode: u64,
+    state: u8,
+    local: Option<SocketAddr>,
+    remote: Option<SocketAddr>,
+    unread: u64,
+    unsent: u64,
+    retransmits: u32,
+    connecting_for: Option<Duration>,
+    /// Of a unix socket.
+    name: Option<String>,
+    /// Inode of a unix socket's peer, 0 if none.
+    peer: u64,
+}
+
+impl Socket {
+    fn fact(&self, all: &[Self]) -> SocketFact {
+        let address = |a: &SocketAddr| a.to_string();
+        let remote = match self.table {
+            Table::Unix if self.peer != 0 => all
+                .iter()
+                .find(|s| s.inode == self.peer)
+                .and_then(|s| s.name.clone()),
+            _ => self.remote.as_ref().map(address),
+        };
+        SocketFact {
+            inode: self.inode,
+            protocol: self.table.name().to_owned(),
+            state: state_name(self.state).to_owned(),
+            local: self
+                .name
+                .clone()
+                .or_else(|| self.local.as_ref().map(address)),
+            remote,
+            unread: self.unread,
+            unsent: self.unsent,
+        }
+    }
+}
+
+/// Looks at sockets, at one moment: what was listed once is not listed again.
+pub struct Sockets {
+    clock: Clock,
+    until: Instant,
+    own: Option<u64>,
+    /// By inode of the namespace, kind and states.
+    listed: HashMap<(u64, Table, u32), Listing>,
+    channels: HashMap<u64, Option<Rc<OwnedFd>>>,
+    lost: BTreeMap<String, u64>,
+}
+
+#[derive(Clone)]
+struct Listing {
+    sockets: Rc<Vec<Socket>>,
+    taken_ns: u64,
+}
+
+impl Sockets {
+    /// Looks until `until`; what is not done by then is counted as lost.
+    pub fn new(clock: Clock, until: Instant) -> Self {
+        Self {
+            clock,
+            until,
+            own: namespace("self").ok(),
+            listed: HashMap::new(),
+            channels: HashMap::new(),
+            lost: BTreeMap::new(),
+        }
+    }
+
+    /// What could not be looked at, by reason.
+    pub fn into_lost(self) -> BTreeMap<String, u64> {
+        self.lost
+    }
+
+    /// The sockets of these processes that wait for the answer to their SYN, blocking or not.
+    pub fn connecting(&mut self, processes: &[ProcessId]) -> Vec<ConnectingSocket> {
+        let mut found = Vec::new();
+        for &process in processes {
+            let Some(listing) = self.list(process.pid, Table::Tcp, state_bit::SYN_SENT) else {
+                continue;
+            };
+            if listing.sockets.is_empty() {
+                continue;
+            }
+            let inodes = listing.sockets.iter().map(|s| s.inode).collect();
+            for (fd, inode) in self.descriptors(process, Some(&inodes)) {
+                let socket = listing.sockets.iter().find(|s| s.inode == inode);
+                if let Some(socket) = socket
+                    && let (Some(local), Some(remote)) = (socket.local, socket.remote)
+                {
+                    let since = socket
+                        .connecting_for
+                        .map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+                    found.push(ConnectingSocket {
+                        process,
+                        fd,
+                        inode,
+                        local,
+                        remote,
+                        since_ns: since.map(|d| listing.taken_ns.saturating_sub(d)),
+                        retransmits: socket.retransmits,
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    /// The TCP and unix sockets of a process that hold bytes it has not read, or connections it has not accepted.
+    pub fn unread(&mut self, process: ProcessId) -> Vec<SocketFact> {
+        let inodes: BTreeSet<u64> = self
+            .descriptors(process, None)
+            .into_iter()
+            .map(|(_, inode)| inode)
+            .collect();
+        if inodes.is_empty() {
+            return Vec::new();
+        }
+        self.facts(process.pid, &inodes, &[Table::Tcp, Table::Unix], |s| {
+            s.unread > 0 && (s.state == LISTEN || s.table == Table::Tcp || s.state == 1)
+        })
+    }
+
+    /// The sockets with these inodes in the network namespace of `pid`: TCP, UDP and unix.
+    pub fn by_inode(&mut self, pid: Pid, inodes: &BTreeSet<u64>) -> Vec<SocketFact> {
+        let mut found = Vec::new();
+        // Most are TCP: the other kinds are listed only when something is still missing.
+        for table in [Table::Tcp, Table::Unix, Table::Udp] {
+            if found.len() < inodes.len() {
+                found.append(&mut self.facts(pid, inodes, &[table], |_| true));
+            }
+        }
+        found
+    }
+
+    fn facts(
+        &mut self,
+        pid: Pid,
+        inodes: &BTreeSet<u64>,
+        tables: &[Table],
+        want: impl Fn(&Socket) -> bool,
+    ) -> Vec<SocketFact> {
+        let mut found = Vec::new();
+        for &table in tables {
+            if let Some(listing) = self.list(pid, table, state_bit::ALL) {
+                let all = &listing.sockets;
+                found.extend(
+                    all.iter()
+                        .filter(|s| inodes.contains(&s.inode) && want(s))
+                        .map(|s| s.fact(all)),
+                );
+            }
+        }
+        found
+    }
+
+    /// Descriptors of the process that are sockets; none if it is another process by now.
+    fn descriptors(
+        &mut self,
+        process: ProcessId,
+        wanted: Option<&BTreeSet<u64>>,
+    ) -> Vec<(i32, u64)> {
+        let found = socket_fds(process.pid, wanted, self.until);
+        match (found, identity(process)) {
+            (Ok(found), Identity::Same) => found,
+            (Err(reason), Identity::Same) => {
+                self.lose(&reason);
+                Vec::new()
+            }
+            (_, Identity::Gone | Identity::Reused) => {
+                self.lose("ESRCH");
+                Vec::new()
+            }
+        }
+    }
+
+    fn lose(&mut self, reason: &str) {
+        *self.lost.entry(format!("sockets: {reason}")).or_default() += 1;
+    }
+
+    /// One kind of socket of the namespace of `pid`.
+    fn list(&mut self, pid: Pid, table: Table, states: u32) -> Option<Listing> {
+        let namespace = match namespace(&pid.to_string()) {
+            Ok(inode) => inode,
+            Err(reason) => {
+                self.lose(&reason);
+                return None;
+            }
+        };
+        if let Some(listing) = self.listed.get(&(namespace, table, states)) {
+            return Some(listing.clone());
+        }
+        if Instant::now() > self.until {
+            self.lose("deadline");
+            return None;
+        }
+        let own = self.own == Some(namespace);
+        let channel = self
+            .channels
+            .entry(namespace)
+            .or_insert_with(|| open_in(pid, own).map(Rc::new))
+            .clone();
+        let taken_ns = (self.clock)();
+        let listed = channel
+            .ok_or_else(|| "no netlink".to_owned())
+            .and_then(|fd| diag::dump(&fd, table, states, self.until))
+            .or_else(|refused| {
+                // The second way; when it fails, too, the first reason says more.
+                procnet::read(pid, table, states, self.until).map_err(|_| refused)
+            });
+        match listed {
+            Ok(sockets) => {
+                let listing = Listing {
+                    sockets: Rc::new(sockets),
+                    taken_ns,
+                };
+                self.listed
+                    .insert((namespace, table, states), listing.clone());
+                Some(listing)
+            }
+            Err(reason) => {
+                self.lose(&format!("{}: {reason}", table.name()));
+                // The rest of the answer may still come: not another request on this socket.
+                self.channels.insert(namespace, None);
+                // Not tried again for every process of the namespace.
+                let empty = Listing {
+                    sockets: Rc::default(),
+                    taken_ns,
+                };
+                self.listed.insert((namespace, table, states), empty);
+                None
+            }
+        }
+    }
+}
+
+/// A netlink socket in the network namespace of `pid`; `None` when that is refused (it takes `CAP_SYS_ADMIN`).
+fn open_in(pid: Pid, own: bool) -> Option<OwnedFd> {
+    if own {
+        return diag::open().ok();
+    }
+    let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
+    // A thread of its own changes namespace and ends; the socket stays where it was made. Nothing in it waits.
+    std::thread::Builder::new()
+        .name("observer-netns".into())
+        .stack_size(64 * 1024)
+        .spawn(move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).ok()?;
+            diag::open().ok()
+        })
+        .ok()?
+        .join()
+        .ok()?
+}
+
+/// Inode number of a network namespace, from the link `net:[123]`.
+fn namespace(pid: &str) -> Result<u64, String> {
+    let link = std::fs::read_link(format!("/proc/{pid}/ns/net")).map_err(|e| errno_name(&e))?;
+    link.to_str()
+        .and_then(|text| text.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok())
+        .ok_or_else(|| "no network namespace".to_owned())
+}
