@@ -24,7 +24,7 @@ pub(crate) fn demonstrate() -> Result<ExitCode> {
     let ready = victim.wait_until_ready(Duration::from_secs(20))?;
     let pid = victim.pid();
     println!("A small program ({VICTIM}) runs as process {pid}.");
-    println!("Its threads have stopped making progress: {ready}");
+    println!("It says of itself:\n{}", truth(&ready));
     println!("observer looks at it from outside:\n");
     println!("$ observer attach {pid} --once --threshold 1s\n");
 
@@ -52,6 +52,33 @@ pub(crate) fn demonstrate() -> Result<ExitCode> {
             eprintln!("xtask: observer could not look ({status}); see `cargo xtask run -- doctor`");
             Ok(ExitCode::from(2))
         }
+    }
+}
+
+/// The threads of the victim, what each waits for and who holds it, in the victim's own words: what
+/// observer has to find out from outside.
+fn truth(ready: &serde_json::Value) -> String {
+    let threads = ready["threads"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let line = |thread: &serde_json::Value| {
+        let word = |key: &str| match &thread[key] {
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        format!(
+            "  thread {} ({}) waits for the {} at {}, which thread {} holds\n",
+            word("tid"),
+            word("name"),
+            word("resource"),
+            word("waits_for"),
+            word("owner")
+        )
+    };
+    match threads {
+        [] => "  my threads wait for each other\n".to_owned(),
+        threads => threads.iter().map(line).collect(),
     }
 }
 

@@ -59,7 +59,8 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Compiles one C file of the checkout to `target/<into>/<stem>` unless that is newer than its source.
+/// Compiles one C file of the checkout to `target/<into>/<stem>` unless that is newer than its source and
+/// the headers beside it.
 pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     let source = root().join(source);
     ensure!(
@@ -71,7 +72,11 @@ pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     let binary = directory.join(source.file_stem().unwrap_or_default());
-    if !is_newer(&binary, &source) {
+    let headers = std::fs::read_dir(source.parent().unwrap_or(root()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "h"));
+    let mut inputs = headers.chain([source.clone()]);
+    if !inputs.all(|input| is_newer(&binary, &input)) {
         invoke::run(
             Command::new("cc")
                 .args([
