@@ -138,22 +138,29 @@ impl Started {
         self.still_runs()?;
         let pid = i32::try_from(pid).context("a PID beyond i32")?;
         kill(Pid::from_raw(pid), Signal::SIGINT).context("cannot interrupt it")?;
+        self.ends(within).with_context(|| {
+            format!(
+                "`{}` did not end within {within:?} of SIGINT{}",
+                self.name,
+                self.last_words()
+            )
+        })
+    }
+
+    /// Waits for its end, reading on so that it is not held up by its own output; `None` when it still
+    /// runs after `within`.
+    pub(crate) fn ends(&mut self, within: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + within;
         loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!(
-                    "`{}` did not end within {within:?} of SIGINT{}",
-                    self.name,
-                    self.last_words()
-                );
+                return None;
             }
-            match self.next_line(left.min(Duration::from_millis(50))) {
-                Ok(Some(_)) | Err(_) => {}
-                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+            if let Ok(None) = self.next_line(left.min(Duration::from_millis(20))) {
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
     }

@@ -5,10 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::started::{Started, only_child};
 
 const FORKED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long many thousands of threads may take to die.
+const DEAD_WITHIN: Duration = Duration::from_secs(60);
 
 /// The first process of a PID namespace of its own, with its own /proc. All in it die when dropped.
 pub(crate) struct Namespace {
@@ -41,5 +46,16 @@ impl Namespace {
             .args(["--target", &self.pid.to_string(), "--pid", "--mount", "--"])
             .arg(program);
         nsenter
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // The first process takes all others of its namespace along; then `unshare` reaps it and ends.
+        // Should that fail, dropping `first` kills `unshare`, and the kernel the rest.
+        let pid = i32::try_from(self.pid).map(Pid::from_raw);
+        if pid.is_ok_and(|pid| kill(pid, Signal::SIGKILL).is_ok()) {
+            self.first.ends(DEAD_WITHIN);
+        }
     }
 }

@@ -19,7 +19,7 @@ type Samples = BTreeMap<(Mode, &'static str), Vec<f64>>;
 
 /// Measures every workload beside every watcher, in turns, and returns the table.
 pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
-    let (rounds, milliseconds) = if quick { (2, 100) } else { (9, 250) };
+    let (rounds, milliseconds) = if quick { (3, 100) } else { (9, 250) };
     let program = workspace::compile_c("xtask/bench/tax.c", "bench")?;
     let last_cpu = std::thread::available_parallelism()?.get() - 1;
     let mut workload = Namespace::start(&program, &["--cpu".to_owned(), last_cpu.to_string()])?;
@@ -113,11 +113,9 @@ fn added(samples: &Samples) -> Result<String> {
         let bpftrace = middle(samples, Mode::Bpftrace, name)? - off;
         let mut row = vec![name.to_owned()];
         for mode in modes {
-            row.push(added_cell(
-                middle(samples, mode, name)? - off,
-                bpftrace,
-                off,
-            ));
+            let added = middle(samples, mode, name)? - off;
+            let rival = matches!(mode, Mode::Bpftrace | Mode::Strace);
+            row.push(added_cell(added, (!rival).then_some(bpftrace), off));
         }
         rows.push(row);
     }
@@ -125,11 +123,10 @@ fn added(samples: &Samples) -> Result<String> {
 }
 
 /// `+480 (46 %)`; no share where bpftrace itself adds nothing that stands out.
-fn added_cell(added: f64, bpftrace: f64, off: f64) -> String {
-    if bpftrace > off * 0.1 {
-        format!("{added:+.0} ({:.0} %)", added / bpftrace * 100.0)
-    } else {
-        format!("{added:+.0}")
+fn added_cell(added: f64, bpftrace: Option<f64>, off: f64) -> String {
+    match bpftrace.filter(|bpftrace| *bpftrace > off * 0.1) {
+        Some(bpftrace) => format!("{added:+.0} ({:.0} %)", added / bpftrace * 100.0),
+        None => format!("{added:+.0}"),
     }
 }
 
@@ -147,8 +144,9 @@ mod tests {
 
     #[test]
     fn a_share_is_given_only_where_bpftrace_costs_something() {
-        assert_eq!(added_cell(450.0, 1_000.0, 300.0), "+450 (45 %)");
-        assert_eq!(added_cell(-3.0, 5.0, 245.0), "-3");
+        assert_eq!(added_cell(450.0, Some(1_000.0), 300.0), "+450 (45 %)");
+        assert_eq!(added_cell(-3.0, Some(5.0), 245.0), "-3");
+        assert_eq!(added_cell(1_000.0, None, 300.0), "+1000");
     }
 
     #[test]
