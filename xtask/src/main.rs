@@ -1,2 +1,75 @@
 //! Builds, runs, tests and measures observer: `cargo xtask help`.
-fn main() {}
+
+mod bench;
+pub mod ebpf;
+mod invoke;
+mod licences;
+mod run;
+mod setup;
+mod started;
+mod test;
+mod test_output;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask run                        see observer find a real deadlock: builds it, starts a victim, attaches
+cargo xtask run -- ARGS                builds observer and runs `observer ARGS` (as root)
+cargo xtask test [FILTER…]             everything a change must pass; with FILTER only the tests whose name contains it
+cargo xtask tidy                       the rules of this code base, and licences of what it depends on
+cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
+cargo xtask bench census [--quick]     what a census costs, against the same through /proc
+cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
+cargo xtask toolchain                  installs what tests and benches need and this machine lacks
+
+Exit status: 0 done, 1 something was found or failed, 2 it could not be done here.
+OBSERVER_BIN=PATH makes `run` and `bench` use that binary instead of building one.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    dispatch(&arguments).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
+    match arguments {
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        ["run"] | ["run", "--"] => run::demonstrate(),
+        ["run", "--", rest @ ..] | ["run", rest @ ..] => run::observer(rest),
+        ["test", "--", filters @ ..] | ["test", filters @ ..] => test::run(filters),
+        ["tidy"] => Ok(passed(tidy::run()? & licences::run()?)),
+        ["ebpf"] => ebpf::run(false).map(|()| ExitCode::SUCCESS),
+        ["ebpf", "--check"] => ebpf::run(true).map(|()| ExitCode::SUCCESS),
+        ["bench", what @ ("census" | "tax"), flags @ ..] => {
+            let quick = match flags {
+                [] => false,
+                ["--quick"] => true,
+                _ => bail!("bench takes only --quick, not {flags:?}"),
+            };
+            bench::run(what, quick).map(|()| ExitCode::SUCCESS)
+        }
+        ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
+        _ => bail!(
+            "no such command: {}; see `cargo xtask help`",
+            arguments.join(" ")
+        ),
+    }
+}
+
+fn passed(clean: bool) -> ExitCode {
+    if clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,122 @@
+/*
+ * The system calls whose price `cargo xtask bench tax` compares, each in a tight loop.
+ *
+ *   tax [--cpu N]
+ *
+ * Prints {"ready":true,"pid":N}, then waits. For every line "MILLISECONDS" on its input it runs each
+ * workload for that long and prints one JSON line: nanoseconds per call, by workload. A ping-pong is
+ * one round trip (two futex waits, two wakes) between two threads on the same CPU.
+ */
+#define _GNU_SOURCE
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BATCH 64
+
+static atomic_int ping, pong, stopping;
+
+static long futex(atomic_int *word, int op, int value) {
+	return syscall(SYS_futex, word, op, value, NULL, NULL, 0);
+}
+
+static long long now_ns(void) {
+	struct timespec at;
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	return at.tv_sec * 1000000000LL + at.tv_nsec;
+}
+
+static void hand_over(atomic_int *word) {
+	atomic_store(word, 1);
+	futex(word, FUTEX_WAKE_PRIVATE, 1);
+}
+
+static void take(atomic_int *word) {
+	while (atomic_load(word) == 0)
+		futex(word, FUTEX_WAIT_PRIVATE, 0);
+	atomic_store(word, 0);
+}
+
+static void *partner(void *unused) {
+	(void)unused;
+	for (;;) {
+		take(&ping);
+		if (atomic_load(&stopping))
+			return NULL;
+		hand_over(&pong);
+	}
+}
+
+static void one_pingpong(void) {
+	hand_over(&ping);
+	take(&pong);
+}
+
+static void one_wake(void) {
+	static atomic_int nobody_waits;
+	futex(&nobody_waits, FUTEX_WAKE_PRIVATE, 1);
+}
+
+static void one_poll(void) { syscall(SYS_poll, NULL, 0, 0); }
+
+static void one_getppid(void) { syscall(SYS_getppid); }
+
+static double ns_per_call(void (*one)(void), long milliseconds) {
+	for (int i = 0; i < BATCH; i++)
+		one();
+	long long began = now_ns(), until = began + milliseconds * 1000000LL, at;
+	long calls = 0;
+	do {
+		for (int i = 0; i < BATCH; i++)
+			one();
+		calls += BATCH;
+		at = now_ns();
+	} while (at < until);
+	return (double)(at - began) / calls;
+}
+
+static double pingpong_ns(long milliseconds) {
+	pthread_t thread;
+	atomic_store(&stopping, 0);
+	if (pthread_create(&thread, NULL, partner, NULL) != 0) {
+		perror("tax: no second thread");
+		exit(1);
+	}
+	double ns = ns_per_call(one_pingpong, milliseconds);
+	atomic_store(&stopping, 1);
+	hand_over(&ping);
+	pthread_join(thread, NULL);
+	return ns;
+}
+
+int main(int argc, char **argv) {
+	if (argc == 3 && strcmp(argv[1], "--cpu") == 0) {
+		cpu_set_t cpus;
+		CPU_ZERO(&cpus);
+		CPU_SET(atoi(argv[2]), &cpus);
+		if (sched_setaffinity(0, sizeof(cpus), &cpus) != 0)
+			perror("tax: not pinned");
+	}
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("{\"ready\":true,\"pid\":%d}\n", getpid());
+
+	char line[64];
+	while (fgets(line, sizeof(line), stdin)) {
+		long milliseconds = atol(line);
+		double pingpong = pingpong_ns(milliseconds);
+		double wake = ns_per_call(one_wake, milliseconds);
+		double poll0 = ns_per_call(one_poll, milliseconds);
+		double getppid_ = ns_per_call(one_getppid, milliseconds);
+		printf("{\"futex ping-pong\":%.1f,\"futex wake\":%.1f,\"poll(0)\":%.1f,\"getppid\":%.1f}\n",
+		       pingpong, wake, poll0, getppid_);
+	}
+	return 0;
+}

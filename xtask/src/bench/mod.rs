@@ -1,0 +1,48 @@
+//! What observer costs, measured: `cargo xtask bench census` and `cargo xtask bench tax`.
+//!
+//! Both measure only processes they start themselves, in a PID namespace of their own, and write a table
+//! into docs/overhead.md.
+
+mod census;
+mod companion;
+mod limits;
+mod namespace;
+mod table;
+mod tax;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::setup::{self, Purpose};
+use crate::{ebpf, invoke, workspace};
+
+/// Runs the bench named `what`; `quick` makes it short and leaves the document alone.
+pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
+    if !invoke::is_root() {
+        bail!(
+            "bench {what} loads eBPF programs: run it as root (sudo -E cargo xtask bench {what})"
+        );
+    }
+    setup::prepare(Purpose::Benches)?;
+    setup::mount_tracefs();
+    let observer = observer()?;
+    let table = match what {
+        "census" => census::measure(&observer, quick)?,
+        _ => tax::measure(&observer, quick)?,
+    };
+    println!("\n{table}");
+    if quick {
+        println!("(--quick: docs/overhead.md is left as it is)");
+        return Ok(());
+    }
+    table::write(what, &table)
+}
+
+fn observer() -> Result<PathBuf> {
+    if workspace::given_observer()?.is_none() {
+        ebpf::renew_if_stale()?;
+        eprintln!("xtask: building observer (release)");
+    }
+    workspace::release_observer()
+}

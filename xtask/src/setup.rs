@@ -1,0 +1,153 @@
+//! What this machine lacks and tests, benches or the demonstration need.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::invoke;
+
+/// A program or library that is not Rust's, the packages that bring it, and who needs it.
+struct Need {
+    name: &'static str,
+    packages: &'static [&'static str],
+    for_what: Purpose,
+    present: fn() -> bool,
+}
+
+/// The dearer purposes include the cheaper ones.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// `cargo xtask run`.
+    Demonstration,
+    /// `cargo xtask test`.
+    Tests,
+    /// `cargo xtask bench`.
+    Benches,
+}
+
+/// Everything, in one place. Debian package names.
+const NEEDS: &[Need] = &[
+    Need {
+        name: "a C compiler with the C library's headers",
+        packages: &["gcc", "libc6-dev"],
+        for_what: Purpose::Demonstration,
+        present: has_c_compiler,
+    },
+    Need {
+        name: "unshare and nsenter",
+        packages: &["util-linux"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("unshare") && invoke::is_installed("nsenter"),
+    },
+    Need {
+        name: "strace",
+        packages: &["strace"],
+        for_what: Purpose::Benches,
+        present: || invoke::is_installed("strace"),
+    },
+    Need {
+        name: "bpftrace",
+        packages: &["bpftrace"],
+        for_what: Purpose::Benches,
+        present: || invoke::is_installed("bpftrace"),
+    },
+];
+
+fn has_c_compiler() -> bool {
+    // Headers come in a package of their own: only a compilation shows that both are there.
+    invoke::succeeds(Command::new("cc").args([
+        "-include",
+        "pthread.h",
+        "-include",
+        "stdio.h",
+        "-fsyntax-only",
+        "-x",
+        "c",
+        "/dev/null",
+    ]))
+}
+
+/// Installs what is missing for `purpose`; changes nothing when nothing is.
+pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
+    let missing: Vec<&Need> = NEEDS
+        .iter()
+        .filter(|need| need.for_what <= purpose && !(need.present)())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|need| need.name).collect();
+    let packages: Vec<&str> = missing
+        .iter()
+        .flat_map(|need| need.packages)
+        .copied()
+        .collect();
+    let advice = format!(
+        "missing: {}. On Debian or Ubuntu: apt-get install {}",
+        names.join(", "),
+        packages.join(" ")
+    );
+    if !invoke::is_root() || !invoke::is_installed("apt-get") {
+        bail!("{advice}");
+    }
+    eprintln!(
+        "xtask: installing {} (for {})",
+        packages.join(" "),
+        names.join(", ")
+    );
+    // The package lists of a fresh machine may be empty or old: renew them only if the first try fails.
+    if install(&packages).is_err() {
+        invoke::run(Command::new("apt-get").args(["update", "--quiet=2"]))?;
+        install(&packages)?;
+    }
+    match missing.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!(
+            "{} is still missing after installing {:?}",
+            need.name,
+            need.packages
+        ),
+        None => Ok(()),
+    }
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+        .args(["install", "--yes", "--quiet=2", "--no-install-recommends"])
+        .args(packages);
+    invoke::run(command.stdout(std::process::Stdio::null()))
+}
+
+/// Mounts tracefs when it is not: without it no tracepoint can be attached. Only a warning, since
+/// observer falls to another rung without it.
+pub(crate) fn mount_tracefs() {
+    let mounted = [
+        "/sys/kernel/tracing/events",
+        "/sys/kernel/debug/tracing/events",
+    ];
+    if mounted.iter().any(|path| Path::new(path).is_dir()) {
+        return;
+    }
+    let command = "mount -t tracefs tracefs /sys/kernel/tracing";
+    let mounted = invoke::as_root("mount").map(|mut mount| {
+        mount
+            .args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"])
+            .status()
+    });
+    match mounted {
+        Ok(Ok(status)) if status.success() => eprintln!("xtask: mounted tracefs"),
+        _ => eprintln!("xtask: tracefs is not mounted; as root: {command}"),
+    }
+}
+
+/// `cargo xtask toolchain`.
+pub(crate) fn toolchain() -> Result<()> {
+    prepare(Purpose::Benches)?;
+    mount_tracefs();
+    for need in NEEDS {
+        println!("present: {} ({})", need.name, need.packages.join(" "));
+    }
+    Ok(())
+}
