@@ -170,7 +170,10 @@ impl Live {
                 stderr: self.stderr()?,
                 took: self.began.elapsed(),
             }),
-            Err(e) => Err(e.context(format!("{}: stderr: {}", self.what, self.stderr()?))),
+            Err(e) => {
+                let stderr = self.stderr()?;
+                Err(e.context(format!("{}: stderr: {stderr}", self.what)))
+            }
         }
     }
 
@@ -184,7 +187,8 @@ impl Live {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let Some(line) = self.guard.line(left).with_context(|| self.what.clone())? else {
-                bail!("{} ended without the finding; stderr: {}", self.what, self.stderr()?);
+                let stderr = self.stderr()?;
+                bail!("{} ended without the finding; stderr: {stderr}", self.what);
             };
             let value = serde_json::from_str(&line).with_context(|| format!("not ndjson: {line}"))?;
             if wanted(&value) {
