@@ -7,7 +7,7 @@
 //! `detect` do no I/O and know no clock.
 
 pub mod census;
-
+pub mod cli;
 pub mod detect;
 pub mod explain;
 pub mod host;
@@ -15,4 +15,4 @@ pub mod model;
 pub mod proc;
 pub mod recording;
 pub mod report;
-
+pub mod session;

@@ -3,7 +3,7 @@
 
 use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source};
 use crate::detect::{Judge, Turn};
-use crate::host::{Kallsyms, clock};
+use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
 use crate::proc::{Facts, GatherSettings, Gatherer, children_of};
 use crate::recording::{Recorder, RecordingError};
@@ -28,7 +28,8 @@ pub struct Session {
     source: Box<dyn Source>,
     probes: ProbePlane,
     gatherer: Gatherer,
-    kallsyms: Kallsyms,
+    /// Loaded when the first kernel stack is to be named.
+    kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
@@ -45,7 +46,7 @@ impl Session {
             source,
             probes,
             gatherer: Gatherer::new(GatherSettings::default()),
-            kallsyms: Kallsyms::default(),
+            kallsyms: None,
             recorder: None,
             parents: Vec::new(),
             judge: Judge::new(scope),
@@ -100,7 +101,7 @@ impl Session {
             }
             recorder.write(&Observation { census, probes, facts })?;
         }
-        (self.account.self_cpu_ns, self.account.self_rss_bytes) = clock::own_usage();
+        (self.account.self_cpu_ns, self.account.self_rss_bytes) = host::own_usage();
         Ok(turn)
     }
 
@@ -186,9 +187,15 @@ impl Session {
                 return;
             }
         };
+        let kallsyms = self.kallsyms.get_or_insert_with(|| {
+            Kallsyms::load().unwrap_or_else(|error| {
+                log::warn!("{error}");
+                Kallsyms::default()
+            })
+        });
         for thread in &mut facts.threads {
             if let Some(frames) = stacks.get(&thread.tid) {
-                thread.kernel_stack = frames.iter().map(|address| self.kallsyms.name(*address)).collect();
+                thread.kernel_stack = frames.iter().map(|address| kallsyms.name(*address)).collect();
             }
         }
     }

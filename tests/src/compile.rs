@@ -35,15 +35,9 @@ impl Abi {
         match self {
             Self::Native => &["-pthread"],
             Self::I386 => &["-m32", "-pthread"],
-            Self::I386Bare => &[
-                "-m32",
-                "-nostdlib",
-                "-static",
-                "-ffreestanding",
-                "-fno-pie",
-                "-no-pie",
-                "-fno-stack-protector",
-            ],
+            Self::I386Bare => {
+                &["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"]
+            }
         }
     }
 }
@@ -86,9 +80,7 @@ pub fn victim(name: &str, abi: Abi) -> Result<PathBuf> {
 
     let source = sources().join(name).with_extension("c");
     let mut hasher = DefaultHasher::new();
-    std::fs::read(&source)
-        .with_context(|| format!("no such victim: {}", source.display()))?
-        .hash(&mut hasher);
+    std::fs::read(&source).with_context(|| format!("no such victim: {}", source.display()))?.hash(&mut hasher);
     std::fs::read(sources().join("victim.h"))?.hash(&mut hasher);
     abi.flags().hash(&mut hasher);
     // The program's own name stays the first part: it becomes the process's comm (15 bytes).

@@ -7,7 +7,18 @@ const REPORT: &[&str] = &["schema", "taken_at", "host", "capability", "processes
 const HOST: &[&str] = &["name", "kernel", "boot_id"];
 const PROBES: &[&str] = &["poll", "futex", "connect"];
 const PROCESS: &[&str] = &[
-    "pid", "start_time", "comm", "exe", "cmdline", "cgroup", "container", "pod", "runtime", "threads", "goroutines", "debts",
+    "pid",
+    "start_time",
+    "comm",
+    "exe",
+    "cmdline",
+    "cgroup",
+    "container",
+    "pod",
+    "runtime",
+    "threads",
+    "goroutines",
+    "debts",
 ];
 const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "kernel_stack"];
 const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder"];
@@ -15,20 +26,64 @@ const TIMEOUT: &[&str] = &["kind", "requested_ns", "remaining_ns", "raw"];
 const ACCOUNT: &[&str] =
     &["threads_seen", "events_seen", "events_dropped", "unwind_failed", "self_cpu_ns", "self_rss_bytes", "census_ns"];
 const FINDING: &[&str] = &[
-    "schema", "id", "kind", "severity", "confidence", "state", "since", "first_seen", "last_seen", "pid", "comm", "container",
-    "pod", "threads", "title", "explanation", "remedy", "chain", "evidence",
+    "schema",
+    "id",
+    "kind",
+    "severity",
+    "confidence",
+    "state",
+    "since",
+    "first_seen",
+    "last_seen",
+    "pid",
+    "comm",
+    "container",
+    "pod",
+    "threads",
+    "title",
+    "explanation",
+    "remedy",
+    "chain",
+    "evidence",
 ];
 const EDGE: &[&str] = &["from", "waits_for", "held_by", "confidence", "how"];
 
 const CLASSES: &[&str] = &[
-    "lock", "condition", "event", "read", "write", "connect", "accept", "child", "file_lock", "sleep", "io", "stopped", "other",
+    "lock",
+    "condition",
+    "event",
+    "read",
+    "write",
+    "connect",
+    "accept",
+    "child",
+    "file_lock",
+    "sleep",
+    "io",
+    "stopped",
+    "other",
 ];
 const TIMEOUT_KINDS: &[&str] = &["none", "zero", "finite", "infinite", "negative", "absurd", "unknown"];
 const CONFIDENCES: &[&str] = &["certain", "likely", "possible"];
 const KINDS: &[&str] = &[
-    "deadlock", "lock_wait", "abandoned_lock", "lost_wakeup", "bad_timeout", "stuck_connect", "awaiting_reply",
-    "unanswered_requests", "not_accepting", "not_reading", "pool_exhausted", "goroutine_leak", "goroutine_blocked", "gc_stall",
-    "uninterruptible", "stopped", "starved", "unreadable",
+    "deadlock",
+    "lock_wait",
+    "abandoned_lock",
+    "lost_wakeup",
+    "bad_timeout",
+    "stuck_connect",
+    "awaiting_reply",
+    "unanswered_requests",
+    "not_accepting",
+    "not_reading",
+    "pool_exhausted",
+    "goroutine_leak",
+    "goroutine_blocked",
+    "gc_stall",
+    "uninterruptible",
+    "stopped",
+    "starved",
+    "unreadable",
 ];
 
 fn keys(what: &str, value: &Value, names: &[&str]) -> Result<()> {

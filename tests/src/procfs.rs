@@ -41,8 +41,8 @@ pub fn syscall(pid: i32, tid: i32) -> Option<(u32, [u64; 6])> {
 
 /// Name of a thread.
 pub fn comm(pid: i32, tid: i32) -> Result<String> {
-    let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"))
-        .with_context(|| format!("thread {tid} of {pid}"))?;
+    let name =
+        fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).with_context(|| format!("thread {tid} of {pid}"))?;
     Ok(name.trim_end().to_owned())
 }
 
@@ -71,11 +71,7 @@ pub fn descendants(root: i32) -> Vec<(i32, u64)> {
         found.extend(all.iter().filter(|&&(_, parent)| parent == of).map(|&(pid, _)| pid));
         next += 1;
     }
-    found
-        .into_iter()
-        .skip(1)
-        .filter_map(|pid| Some((pid, start_ticks(pid)?)))
-        .collect()
+    found.into_iter().skip(1).filter_map(|pid| Some((pid, start_ticks(pid)?))).collect()
 }
 
 /// Reads the target's memory, as an observer would.

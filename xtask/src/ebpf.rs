@@ -2,10 +2,7 @@
 
 /// Rebuilds the object, or with `check` fails when it differs from its sources.
 pub fn run(check: bool) -> anyhow::Result<()> {
-    anyhow::bail!(
-        "`cargo xtask ebpf{}` is not written yet",
-        if check { " --check" } else { "" }
-    )
+    anyhow::bail!("`cargo xtask ebpf{}` is not written yet", if check { " --check" } else { "" })
 }
 
 /// Rebuilds the object only if its sources changed since it was made.

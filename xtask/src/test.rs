@@ -28,19 +28,11 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     if filters.is_empty() {
         checks(&mut tally)?;
     } else {
-        println!(
-            "== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked"
-        );
+        println!("== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked");
     }
 
     heading("tests that need no root");
-    let arguments = [
-        "test",
-        "--workspace",
-        "--exclude",
-        KERNEL_TESTS,
-        "--no-fail-fast",
-    ];
+    let arguments = ["test", "--workspace", "--exclude", KERNEL_TESTS, "--no-fail-fast"];
     cargo_test(&mut tally, &arguments, &[], filters)?;
 
     heading("tests on real processes");
@@ -55,23 +47,13 @@ fn checks(tally: &mut Tally) -> Result<()> {
         tally.check(passed);
     };
     heading("formatting");
-    let formatted = workspace::cargo(&["fmt", "--all", "--check"])
-        .status()?
-        .success();
+    let formatted = workspace::cargo(&["fmt", "--all", "--check"]).status()?.success();
     step("fmt", formatted);
     if !formatted {
         eprintln!("  fix: cargo fmt --all");
     }
     heading("clippy");
-    let clippy = [
-        "clippy",
-        "--quiet",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ];
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     step("clippy", workspace::cargo(&clippy).status()?.success());
     heading("tidy");
     step("tidy", tidy::run()?);
@@ -100,9 +82,7 @@ fn kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     let mut arguments = vec!["--test-threads", "2"];
     arguments.extend(filters);
     let mut test = workspace::cargo(&["test", "--package", KERNEL_TESTS, "--no-fail-fast", "--"]);
-    test.env("OBSERVER_BIN", observer)
-        .args(["--show-output"])
-        .args(arguments);
+    test.env("OBSERVER_BIN", observer).args(["--show-output"]).args(arguments);
     follow(tally, &mut test)
 }
 
@@ -110,10 +90,7 @@ fn kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
 fn skip_kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     let mut list = workspace::cargo(&["test", "--quiet", "--package", KERNEL_TESTS, "--"]);
     let listed = invoke::capture(list.args(["--list", "--format", "terse"]).args(filters))?;
-    for test in listed
-        .lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-    {
+    for test in listed.lines().filter_map(|line| line.strip_suffix(": test")) {
         tally.skip(test, "needs root: sudo -E cargo xtask test");
     }
     Ok(())
@@ -121,10 +98,7 @@ fn skip_kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
 
 fn cargo_test(tally: &mut Tally, arguments: &[&str], own: &[&str], filters: &[&str]) -> Result<()> {
     let mut test = workspace::cargo(arguments);
-    follow(
-        tally,
-        test.args(["--", "--show-output"]).args(own).args(filters),
-    )
+    follow(tally, test.args(["--", "--show-output"]).args(own).args(filters))
 }
 
 /// Runs a cargo test, shows its output as it comes and counts what it says.
@@ -133,26 +107,15 @@ fn follow(tally: &mut Tally, test: &mut Command) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let copy = writer.try_clone().context("cannot copy a pipe")?;
     let name = invoke::shown(test);
-    let mut child = test
-        .stdout(writer)
-        .stderr(copy)
-        .spawn()
-        .context("cannot start cargo")?;
+    let mut child = test.stdout(writer).stderr(copy).spawn().context("cannot start cargo")?;
     // Closes our ends of the pipe, so that its end can be seen.
-    test.stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
+    test.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
 
     let (sender, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         use std::io::BufRead;
-        for line in std::io::BufReader::new(reader)
-            .split(b'\n')
-            .map_while(Result::ok)
-        {
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
+        for line in std::io::BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 break;
             }
         }
@@ -197,12 +160,9 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
         }
     }
     if std::env::var("CI").is_ok_and(|ci| ci == "true") {
-        let allowed =
-            std::fs::read_to_string(workspace::root().join(ALLOWED_SKIPS)).unwrap_or_default();
-        let refused: Vec<String> = not_allowed(tally.skips(), &allowed)
-            .iter()
-            .map(|(test, why)| format!("{test}: {why}"))
-            .collect();
+        let allowed = std::fs::read_to_string(workspace::root().join(ALLOWED_SKIPS)).unwrap_or_default();
+        let refused: Vec<String> =
+            not_allowed(tally.skips(), &allowed).iter().map(|(test, why)| format!("{test}: {why}")).collect();
         for skip in &refused {
             println!("not allowed to skip in CI: {skip} (run it, or list it in {ALLOWED_SKIPS})");
             tally.check(false);
@@ -214,11 +174,7 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
     }
     let (passed, failed, skipped) = (tally.passed(), tally.failed(), tally.skips().len());
     println!("\nobserver: {passed} passed, {failed} failed, {skipped} skipped");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn heading(what: &str) {

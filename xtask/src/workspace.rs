@@ -9,9 +9,7 @@ use crate::invoke;
 
 /// The top of the checkout this xtask was built from.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 /// Cargo's target directory.
@@ -34,13 +32,7 @@ pub(crate) fn release_observer() -> Result<PathBuf> {
     if let Some(given) = given_observer()? {
         return Ok(given);
     }
-    invoke::run(&mut cargo(&[
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "observer",
-    ]))?;
+    invoke::run(&mut cargo(&["build", "--quiet", "--release", "--package", "observer"]))?;
     Ok(target().join("release/observer"))
 }
 
@@ -50,12 +42,9 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
         return Ok(None);
     };
     let path = PathBuf::from(given);
-    let path = path.canonicalize().with_context(|| {
-        format!(
-            "OBSERVER_BIN={} does not exist: correct it or unset it",
-            path.display()
-        )
-    })?;
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("OBSERVER_BIN={} does not exist: correct it or unset it", path.display()))?;
     Ok(Some(path))
 }
 
@@ -63,14 +52,9 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
 /// the headers beside it.
 pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     let source = root().join(source);
-    ensure!(
-        source.is_file(),
-        "{} is missing: restore it with git",
-        source.display()
-    );
+    ensure!(source.is_file(), "{} is missing: restore it with git", source.display());
     let directory = target().join(into);
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let binary = directory.join(source.file_stem().unwrap_or_default());
     let headers = std::fs::read_dir(source.parent().unwrap_or(root()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -79,15 +63,7 @@ pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     if !inputs.all(|input| is_newer(&binary, &input)) {
         invoke::run(
             Command::new("cc")
-                .args([
-                    "-O2",
-                    "-g",
-                    "-fno-omit-frame-pointer",
-                    "-Wall",
-                    "-Wextra",
-                    "-pthread",
-                    "-o",
-                ])
+                .args(["-O2", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-pthread", "-o"])
                 .arg(&binary)
                 .arg(&source),
         )?;

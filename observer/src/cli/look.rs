@@ -118,8 +118,8 @@ pub(super) struct Look<'a> {
 pub(super) fn source(choice: CensusChoice) -> anyhow::Result<Box<dyn census::Source>> {
     match choice {
         CensusChoice::Proc => Ok(Box::new(census::ProcSource::new())),
-        CensusChoice::Iter => Ok(Box::new(census::IterSource::open()?)),
-        CensusChoice::Auto => match census::IterSource::open() {
+        CensusChoice::Iter => Ok(Box::new(census::IterSource::load()?)),
+        CensusChoice::Auto => match census::IterSource::load() {
             Ok(source) => Ok(Box::new(source)),
             Err(error) => {
                 log::warn!("{error}; falling back to /proc: durations count from now on (see `observer doctor`)");

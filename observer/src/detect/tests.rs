@@ -26,8 +26,10 @@ fn look(rows: Vec<ThreadRow>, learnt: Facts, now_s: u64) -> Vec<Finding> {
 
 /// Threads 10+i, each in the mutex at 0x1000*(i+1), owned by `owners[i]`.
 fn mutexes(owners: &[u32]) -> (Vec<ThreadRow>, Facts) {
-    let rows: Vec<ThreadRow> = (0..owners.len() as u32).map(|i| in_mutex(10, 10 + i, 0x1000 * u64::from(i + 1))).collect();
-    let threads = rows.iter().zip(owners).map(|(row, owner)| thread_facts(row, mutex_bytes(2, 0, *owner, 1, 0))).collect();
+    let rows: Vec<ThreadRow> =
+        (0..owners.len() as u32).map(|i| in_mutex(10, 10 + i, 0x1000 * u64::from(i + 1))).collect();
+    let threads =
+        rows.iter().zip(owners).map(|(row, owner)| thread_facts(row, mutex_bytes(2, 0, *owner, 1, 0))).collect();
     (rows, facts(threads))
 }
 
@@ -88,7 +90,10 @@ fn a_convoy_is_one_finding_with_its_root() {
     let found = look(rows.clone(), facts.clone(), 99);
     assert_eq!(found.len(), 1, "{found:?}");
     let finding = &found[0];
-    assert_eq!((finding.kind, finding.confidence, finding.severity), (Kind::LockWait, Confidence::Certain, Severity::Warning));
+    assert_eq!(
+        (finding.kind, finding.confidence, finding.severity),
+        (Kind::LockWait, Confidence::Certain, Severity::Warning)
+    );
     assert_eq!(finding.threads, [10, 11, 12, 13, 14]);
     assert_eq!(finding.chain.len(), 2, "the longest way to the root");
     assert!(finding.title.contains("read()"), "{}", finding.title);
@@ -105,7 +110,8 @@ fn a_leader_in_accept_is_rest() {
 #[test]
 fn waiting_for_a_worker_is_rest_but_closes_a_circle() {
     // 10 joins 11; 11 sleeps.
-    let mut rows = vec![with_syscall(row(10, 10), 202, [0x9000, 0x109, 11, 0, 0, 0]), with_syscall(row(10, 11), 230, [0; 6])];
+    let mut rows =
+        vec![with_syscall(row(10, 10), 202, [0x9000, 0x109, 11, 0, 0, 0]), with_syscall(row(10, 11), 230, [0; 6])];
     let joined = thread_facts(&rows[0], [11_u32.to_ne_bytes().to_vec(), vec![0; 36]].concat());
     assert!(look(rows.clone(), facts(vec![joined.clone()]), 200).is_empty());
     // 11 waits for a mutex of 10.
@@ -140,7 +146,10 @@ fn d_state_and_not_idle_kernel_threads() {
     worker.state = state::UNINTERRUPTIBLE | state::NOLOAD;
     let learnt = facts(vec![thread_facts(&stuck, Vec::new()), thread_facts(&worker, Vec::new())]);
     let found = look(vec![stuck.clone(), worker.clone()], learnt.clone(), 99);
-    assert_eq!(found.iter().map(|f| (f.kind, f.threads.clone())).collect::<Vec<_>>(), [(Kind::Uninterruptible, vec![10])]);
+    assert_eq!(
+        found.iter().map(|f| (f.kind, f.threads.clone())).collect::<Vec<_>>(),
+        [(Kind::Uninterruptible, vec![10])]
+    );
     assert!(look(vec![stuck, worker], learnt, 92).is_empty());
 }
 
@@ -208,7 +217,10 @@ fn unreadable_after_the_threshold() {
     let with = |since_s| Facts { blocked_reads: vec![read(since_s)], ..Facts::default() };
     assert!(look(vec![row(10, 10)], with(98), 100).is_empty());
     let found = look(vec![row(10, 10)], with(90), 100);
-    assert_eq!(found.iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>(), [(Kind::Unreadable, Confidence::Certain)]);
+    assert_eq!(
+        found.iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>(),
+        [(Kind::Unreadable, Confidence::Certain)]
+    );
 }
 
 #[test]

@@ -37,9 +37,7 @@ pub fn parse(text: &str) -> Cgroup {
     // Version 2 first, otherwise in the order of the file.
     paths.sort_by_key(|(unified, _)| !unified);
 
-    let located = paths
-        .iter()
-        .find_map(|&(_, path)| Some((path, container(path)?)));
+    let located = paths.iter().find_map(|&(_, path)| Some((path, container(path)?)));
     let pod = paths.iter().find_map(|&(_, path)| pod(path));
     let path = located
         .as_ref()
@@ -47,11 +45,7 @@ pub fn parse(text: &str) -> Cgroup {
         .or_else(|| paths.iter().map(|p| p.1).find(|p| self::pod(p).is_some()))
         .or_else(|| paths.iter().map(|p| p.1).find(|p| *p != "/"))
         .or_else(|| paths.first().map(|p| p.1));
-    Cgroup {
-        path: path.map(str::to_owned),
-        container: located.map(|(_, container)| container),
-        pod,
-    }
+    Cgroup { path: path.map(str::to_owned), container: located.map(|(_, container)| container), pod }
 }
 
 /// Prefixes of a scope's name, and the runtime that uses them.
@@ -65,10 +59,7 @@ const PREFIXES: [(&str, &str); 6] = [
 ];
 
 fn runtime_of(prefix: &str) -> Option<&'static str> {
-    PREFIXES
-        .iter()
-        .find(|(name, _)| *name == prefix)
-        .map(|(_, runtime)| *runtime)
+    PREFIXES.iter().find(|(name, _)| *name == prefix).map(|(_, runtime)| *runtime)
 }
 
 fn container(path: &str) -> Option<Container> {
@@ -80,29 +71,17 @@ fn container(path: &str) -> Option<Container> {
 }
 
 /// One segment, with those above it, nearest first.
-fn container_segment<'a, I: Iterator<Item = &'a str>>(
-    segment: &str,
-    above: impl Fn() -> I,
-) -> Option<Container> {
+fn container_segment<'a, I: Iterator<Item = &'a str>>(segment: &str, above: impl Fn() -> I) -> Option<Container> {
     let name = segment.strip_suffix(".scope").unwrap_or(segment);
     // The monitor beside the container: not in it.
     if name.contains("conmon") {
         return None;
     }
-    let found = |id: &str, runtime: &str| {
-        Some(Container {
-            id: id.to_owned(),
-            runtime: runtime.to_owned(),
-        })
-    };
+    let found = |id: &str, runtime: &str| Some(Container { id: id.to_owned(), runtime: runtime.to_owned() });
     // `SLICE:PREFIX:ID`: the systemd notation, used literally by a cgroupfs driver.
     if let Some((before, id)) = name.rsplit_once(':') {
         let prefix = before.rsplit(':').next().unwrap_or(before);
-        return if is_id(id) {
-            found(id, runtime_of(prefix).unwrap_or("unknown"))
-        } else {
-            None
-        };
+        return if is_id(id) { found(id, runtime_of(prefix).unwrap_or("unknown")) } else { None };
     }
     if is_id(name) {
         // The nearest above decides: a pod's cgroup names no runtime, whatever is further up (kind runs in Docker).
@@ -132,19 +111,14 @@ fn container_segment<'a, I: Iterator<Item = &'a str>>(
 
 fn pod(path: &str) -> Option<Pod> {
     // `:` for the systemd notation, see above.
-    path.rsplit(['/', ':']).find_map(pod_uid).map(|uid| Pod {
-        uid,
-        ..Pod::default()
-    })
+    path.rsplit(['/', ':']).find_map(pod_uid).map(|uid| Pod { uid, ..Pod::default() })
 }
 
 /// `podUID`, `kubepods-burstable-podUID.slice`: what follows the last `pod` that starts a word.
 fn pod_uid(segment: &str) -> Option<String> {
     let segment = segment.split(':').next().unwrap_or(segment);
     let name = segment.strip_suffix(".slice").unwrap_or(segment);
-    let (at, _) = name
-        .rmatch_indices("pod")
-        .find(|(at, _)| *at == 0 || name.as_bytes()[at - 1] == b'-')?;
+    let (at, _) = name.rmatch_indices("pod").find(|(at, _)| *at == 0 || name.as_bytes()[at - 1] == b'-')?;
     let uid = &name[at + 3..];
     // Static pods: the hash of their manifest.
     if uid.len() == 32 && is_hex(uid) {
@@ -153,8 +127,7 @@ fn pod_uid(segment: &str) -> Option<String> {
     // systemd has `-` for the levels of slices, so UIDs come with `_`.
     let uid = uid.replace('_', "-");
     let groups: Vec<&str> = uid.split('-').collect();
-    let shape =
-        groups.iter().map(|g| g.len()).eq([8, 4, 4, 4, 12]) && groups.iter().all(|g| is_hex(g));
+    let shape = groups.iter().map(|g| g.len()).eq([8, 4, 4, 4, 12]) && groups.iter().all(|g| is_hex(g));
     shape.then_some(uid)
 }
 
@@ -188,16 +161,9 @@ mod tests {
                 .replace("{S}", STATIC)
         };
         let found = parse(&fill(text));
-        let got = found
-            .container
-            .as_ref()
-            .map(|c| (c.id.as_str(), c.runtime.as_str()));
+        let got = found.container.as_ref().map(|c| (c.id.as_str(), c.runtime.as_str()));
         assert_eq!(got, container, "container of {text}");
-        assert_eq!(
-            found.pod.as_ref().map(|p| p.uid.as_str()),
-            pod,
-            "pod of {text}"
-        );
+        assert_eq!(found.pod.as_ref().map(|p| p.uid.as_str()), pod, "pod of {text}");
         assert_eq!(found.path, path.map(fill), "path of {text}");
     }
 
@@ -220,40 +186,16 @@ mod tests {
                 Some((A, "cri-o")),
                 Some(UID),
             ),
-            (
-                "0::/kubepods.slice/kubepods-pod{u}.slice/cri-containerd-{A}.scope",
-                Some((A, "containerd")),
-                Some(UID),
-            ),
+            ("0::/kubepods.slice/kubepods-pod{u}.slice/cri-containerd-{A}.scope", Some((A, "containerd")), Some(UID)),
             // CRI-O puts a `container` cgroup inside; systemd in the container an `init.scope`.
-            (
-                "0::/kubepods.slice/kubepods-pod{u}.slice/crio-{A}.scope/container",
-                Some((A, "cri-o")),
-                Some(UID),
-            ),
-            (
-                "0::/kubepods.slice/kubepods-pod{u}.slice/crio-{A}.scope/init.scope",
-                Some((A, "cri-o")),
-                Some(UID),
-            ),
+            ("0::/kubepods.slice/kubepods-pod{u}.slice/crio-{A}.scope/container", Some((A, "cri-o")), Some(UID)),
+            ("0::/kubepods.slice/kubepods-pod{u}.slice/crio-{A}.scope/init.scope", Some((A, "cri-o")), Some(UID)),
             // Kubernetes, cgroupfs driver.
-            (
-                "0::/kubepods/burstable/pod{U}/{A}",
-                Some((A, "unknown")),
-                Some(UID),
-            ),
-            (
-                "0::/kubepods/burstable/pod{U}/crio-{A}",
-                Some((A, "cri-o")),
-                Some(UID),
-            ),
+            ("0::/kubepods/burstable/pod{U}/{A}", Some((A, "unknown")), Some(UID)),
+            ("0::/kubepods/burstable/pod{U}/crio-{A}", Some((A, "cri-o")), Some(UID)),
             ("0::/kubepods/pod{U}/{A}", Some((A, "unknown")), Some(UID)),
             // Version 1.
-            (
-                "11:memory:/kubepods/besteffort/pod{U}/{A}",
-                Some((A, "unknown")),
-                Some(UID),
-            ),
+            ("11:memory:/kubepods/besteffort/pod{U}/{A}", Some((A, "unknown")), Some(UID)),
             // systemd notation taken literally.
             (
                 "0::/system.slice/containerd.service/kubepods-besteffort-pod{u}.slice:cri-containerd:{A}",
@@ -266,28 +208,12 @@ mod tests {
                 Some((A, "unknown")),
                 Some(UID),
             ),
-            (
-                "0::/docker/{B}/kubelet/kubepods/besteffort/pod{U}/{A}",
-                Some((A, "unknown")),
-                Some(UID),
-            ),
-            (
-                "0::/system.slice/docker-{B}.scope/kubelet",
-                Some((B, "docker")),
-                None,
-            ),
+            ("0::/docker/{B}/kubelet/kubepods/besteffort/pod{U}/{A}", Some((A, "unknown")), Some(UID)),
+            ("0::/system.slice/docker-{B}.scope/kubelet", Some((B, "docker")), None),
             // Docker in a pod.
-            (
-                "0::/kubepods/burstable/pod{U}/{A}/docker/{B}",
-                Some((B, "docker")),
-                Some(UID),
-            ),
+            ("0::/kubepods/burstable/pod{U}/{A}/docker/{B}", Some((B, "docker")), Some(UID)),
             // Relative to a cgroup namespace.
-            (
-                "0::/../cri-containerd-{A}.scope",
-                Some((A, "containerd")),
-                None,
-            ),
+            ("0::/../cri-containerd-{A}.scope", Some((A, "containerd")), None),
             ("0::/../../pod{S}/{A}", Some((A, "unknown")), Some(STATIC)),
             // Static pods.
             (
@@ -296,48 +222,20 @@ mod tests {
                 Some(STATIC),
             ),
             // Without Kubernetes.
-            (
-                "0::/machine.slice/libpod-{A}.scope/container",
-                Some((A, "podman")),
-                None,
-            ),
-            (
-                "0::/machine.slice/libpod-{A}.scope",
-                Some((A, "podman")),
-                None,
-            ),
+            ("0::/machine.slice/libpod-{A}.scope/container", Some((A, "podman")), None),
+            ("0::/machine.slice/libpod-{A}.scope", Some((A, "podman")), None),
             (
                 "0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope/container",
                 Some((A, "podman")),
                 None,
             ),
-            (
-                "9:pids:/libpod_parent/libpod-{A}",
-                Some((A, "podman")),
-                None,
-            ),
-            (
-                "0::/system.slice/docker-{A}.scope",
-                Some((A, "docker")),
-                None,
-            ),
+            ("9:pids:/libpod_parent/libpod-{A}", Some((A, "podman")), None),
+            ("0::/system.slice/docker-{A}.scope", Some((A, "docker")), None),
             ("12:cpu,cpuacct:/docker/{A}", Some((A, "docker")), None),
-            (
-                "0::/system.slice/nerdctl-{A}.scope",
-                Some((A, "containerd")),
-                None,
-            ),
-            (
-                "0::/system.slice/containerd-{A}.scope",
-                Some((A, "containerd")),
-                None,
-            ),
+            ("0::/system.slice/nerdctl-{A}.scope", Some((A, "containerd")), None),
+            ("0::/system.slice/containerd-{A}.scope", Some((A, "containerd")), None),
             ("0::/default/{A}", Some((A, "unknown")), None),
-            (
-                "9:memory:/ecs/0f0e0d0c0b0a09080706050403020100/{A}",
-                Some((A, "ecs")),
-                None,
-            ),
+            ("9:memory:/ecs/0f0e0d0c0b0a09080706050403020100/{A}", Some((A, "ecs")), None),
             (
                 "9:memory:/ecs/0f0e0d0c0b0a09080706050403020100/0f0e0d0c0b0a09080706050403020100-2534567890",
                 Some(("0f0e0d0c0b0a09080706050403020100-2534567890", "ecs")),
@@ -345,11 +243,7 @@ mod tests {
             ),
             // Monitors are beside the container, the pod is still theirs.
             ("0::/machine.slice/libpod-conmon-{A}.scope", None, None),
-            (
-                "0::/kubepods.slice/kubepods-pod{u}.slice/crio-conmon-{A}.scope",
-                None,
-                Some(UID),
-            ),
+            ("0::/kubepods.slice/kubepods-pod{u}.slice/crio-conmon-{A}.scope", None, Some(UID)),
             // Nothing to find.
             ("0::/", None, None),
             ("0::/user.slice/user-0.slice/session-1.scope", None, None),
@@ -378,12 +272,7 @@ mod tests {
             None,
             Some("/system.slice/docker-{B}.scope"),
         );
-        check(
-            "9:name=systemd:/\n4:memory:/jobs/7\n0::/\n",
-            None,
-            None,
-            Some("/jobs/7"),
-        );
+        check("9:name=systemd:/\n4:memory:/jobs/7\n0::/\n", None, None, Some("/jobs/7"));
         check("0::/\n", None, None, Some("/"));
     }
 
@@ -407,11 +296,6 @@ mod tests {
         }
         check("0::", None, None, None);
         // A cgroup may have a colon in its name.
-        check(
-            "0::/a:b/docker-{A}.scope",
-            Some((A, "docker")),
-            None,
-            Some("/a:b/docker-{A}.scope"),
-        );
+        check("0::/a:b/docker-{A}.scope", Some((A, "docker")), None, Some("/a:b/docker-{A}.scope"));
     }
 }

@@ -51,47 +51,25 @@ impl Elf {
     pub(crate) fn open(file: File) -> io::Result<Self> {
         let head = bytes_at(&file, 0, 64)?;
         if head.get(..6) != Some(b"\x7fELF\x02\x01".as_slice()) || head.len() < 64 {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "not a 64-bit little-endian ELF file",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a 64-bit little-endian ELF file"));
         }
         let (phoff, shoff) = (u64_at(&head, 32), u64_at(&head, 40));
-        let (phentsize, phnum) = (
-            usize::from(u16_at(&head, 54)),
-            usize::from(u16_at(&head, 56)),
-        );
-        let (shentsize, shnum, names) = (
-            usize::from(u16_at(&head, 58)),
-            usize::from(u16_at(&head, 60)),
-            usize::from(u16_at(&head, 62)),
-        );
-        let mut elf = Self {
-            file,
-            sections: Vec::new(),
-            segments: Vec::new(),
-        };
+        let (phentsize, phnum) = (usize::from(u16_at(&head, 54)), usize::from(u16_at(&head, 56)));
+        let (shentsize, shnum, names) =
+            (usize::from(u16_at(&head, 58)), usize::from(u16_at(&head, 60)), usize::from(u16_at(&head, 62)));
+        let mut elf = Self { file, sections: Vec::new(), segments: Vec::new() };
         if phentsize == 56 {
             let table = elf.read(phoff, 56 * phnum.min(MAX_HEADERS) as u64)?;
             elf.segments = table
                 .chunks_exact(56)
-                .map(|h| Segment {
-                    kind: u32_at(h, 0),
-                    flags: u32_at(h, 4),
-                    offset: u64_at(h, 8),
-                    size: u64_at(h, 32),
-                })
+                .map(|h| Segment { kind: u32_at(h, 0), flags: u32_at(h, 4), offset: u64_at(h, 8), size: u64_at(h, 32) })
                 .collect();
         }
         if shentsize == 64 {
-            let table = elf
-                .read(shoff, 64 * shnum.min(MAX_HEADERS) as u64)
-                .unwrap_or_default();
+            let table = elf.read(shoff, 64 * shnum.min(MAX_HEADERS) as u64).unwrap_or_default();
             let headers: Vec<&[u8]> = table.chunks_exact(64).collect();
             let strings = match headers.get(names) {
-                Some(h) => elf
-                    .read(u64_at(h, 24), u64_at(h, 32).min(MAX_NAMES))
-                    .unwrap_or_default(),
+                Some(h) => elf.read(u64_at(h, 24), u64_at(h, 32).min(MAX_NAMES)).unwrap_or_default(),
                 None => Vec::new(),
             };
             elf.sections = headers
@@ -108,11 +86,7 @@ impl Elf {
 
     /// Up to `len` bytes at `offset`, fewer where the file ends. The caller caps `len`.
     pub(crate) fn read(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-        bytes_at(
-            &self.file,
-            offset,
-            usize::try_from(len).unwrap_or(usize::MAX).min(4 << 20),
-        )
+        bytes_at(&self.file, offset, usize::try_from(len).unwrap_or(usize::MAX).min(4 << 20))
     }
 
     /// The section of that name.
@@ -129,13 +103,7 @@ impl Elf {
     }
 
     /// Looks for `needle` in the first `cap` bytes of a section; gives it and the `behind` bytes behind it.
-    pub(crate) fn find(
-        &self,
-        section: &Section,
-        needle: &[u8],
-        behind: usize,
-        cap: u64,
-    ) -> Option<Vec<u8>> {
+    pub(crate) fn find(&self, section: &Section, needle: &[u8], behind: usize, cap: u64) -> Option<Vec<u8>> {
         let mut piece = vec![0_u8; PIECE];
         let end = section.offset.checked_add(section.size.min(cap))?;
         let overlap = (needle.len() + behind) as u64;
@@ -206,22 +174,13 @@ fn name_at(strings: &[u8], at: usize) -> String {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes
-        .get(at..at + 2)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u16::from_le_bytes)
+    bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }

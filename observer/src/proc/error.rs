@@ -6,9 +6,7 @@ use crate::census::Pid;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProcError {
     /// `/proc` has no such number.
-    #[error(
-        "no process {pid}: it has ended, or the number belongs to another PID namespace (list them with `ps -e`)"
-    )]
+    #[error("no process {pid}: it has ended, or the number belongs to another PID namespace (list them with `ps -e`)")]
     NoSuchProcess {
         /// The number asked for.
         pid: Pid,
@@ -66,9 +64,7 @@ pub enum ProcError {
         reason: String,
     },
     /// An earlier read of this process has not come back: it is not read again until that one does.
-    #[error(
-        "process {pid} still blocks an earlier read of its {what}: not read again until that returns"
-    )]
+    #[error("process {pid} still blocks an earlier read of its {what}: not read again until that returns")]
     Blocked {
         /// The process.
         pid: Pid,
@@ -78,9 +74,7 @@ pub enum ProcError {
         since_ns: u64,
     },
     /// Every reader is held by a process that blocks it, and no more may be started.
-    #[error(
-        "no reader free: {stuck} are blocked by the processes they read; see the `unreadable` findings"
-    )]
+    #[error("no reader free: {stuck} are blocked by the processes they read; see the `unreadable` findings")]
     NoReaderFree {
         /// Readers that are held.
         stuck: usize,

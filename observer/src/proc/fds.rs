@@ -21,38 +21,24 @@ pub fn fd_fact(pid: Pid, tid: Pid, fd: i32) -> Result<FdFact, String> {
     // The thread's own directory: threads may have other tables, and that of an ended main thread is empty.
     let base = format!("/proc/{pid}/task/{tid}");
     let target = std::fs::read_link(format!("{base}/fd/{fd}")).map_err(|e| errno_name(&e))?;
-    let info = read_bounded(Path::new(&format!("{base}/fdinfo/{fd}")), 4096)
-        .map_err(|e| errno_name(&e))?;
+    let info = read_bounded(Path::new(&format!("{base}/fdinfo/{fd}")), 4096).map_err(|e| errno_name(&e))?;
     let flags = String::from_utf8_lossy(&info)
         .lines()
         .find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok())
         .unwrap_or(0);
-    Ok(FdFact {
-        fd,
-        target: target.to_string_lossy().into_owned(),
-        flags,
-        socket: None,
-    })
+    Ok(FdFact { fd, target: target.to_string_lossy().into_owned(), flags, socket: None })
 }
 
 /// The inode in `socket:[123]`.
 pub(crate) fn socket_inode(target: &str) -> Option<u64> {
-    target
-        .strip_prefix("socket:[")?
-        .strip_suffix(']')?
-        .parse()
-        .ok()
+    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Every descriptor of `pid` that is a socket, with its inode; only those in `wanted` if given.
 ///
 /// # Errors
 /// The name of the error number, or `deadline` when the scan took too long.
-pub(crate) fn socket_fds(
-    pid: Pid,
-    wanted: Option<&BTreeSet<u64>>,
-    until: Instant,
-) -> Result<Vec<(i32, u64)>, String> {
+pub(crate) fn socket_fds(pid: Pid, wanted: Option<&BTreeSet<u64>>, until: Instant) -> Result<Vec<(i32, u64)>, String> {
     let mut found = Vec::new();
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| errno_name(&e))?;
     for (n, entry) in entries.take(MAX_FDS).enumerate() {
@@ -61,11 +47,7 @@ pub(crate) fn socket_fds(
         }
         // A descriptor that is closed meanwhile is no error.
         let Ok(entry) = entry else { continue };
-        let Some(fd) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         let Ok(target) = std::fs::read_link(entry.path()) else {

@@ -24,11 +24,7 @@ pub struct GatherSettings {
 
 impl Default for GatherSettings {
     fn default() -> Self {
-        Self {
-            deadline: Duration::from_millis(200),
-            cached: 4096,
-            pool: PoolSettings::default(),
-        }
+        Self { deadline: Duration::from_millis(200), cached: 4096, pool: PoolSettings::default() }
     }
 }
 
@@ -63,14 +59,7 @@ impl Gatherer {
         // A read that was given up at the deadline is reported by the same call.
         settings.pool.blocked_after = settings.pool.blocked_after.min(settings.deadline / 2);
         let (sender, parts) = channel();
-        Self {
-            settings,
-            pool: ReaderPool::new(settings.pool),
-            cache: HashMap::new(),
-            call: 0,
-            sender,
-            parts,
-        }
+        Self { settings, pool: ReaderPool::new(settings.pool), cache: HashMap::new(), call: 0, sender, parts }
     }
 
     /// Gathers facts: for `wants` memory and descriptors, one [`ThreadFacts`] each in the same order; for `processes` who
@@ -92,31 +81,18 @@ impl Gatherer {
         self.take_late(&mut lost);
 
         let now_ns = (self.settings.pool.clock)();
-        let mut threads: Vec<ThreadFacts> =
-            wants.iter().map(|want| not_read(want, now_ns)).collect();
+        let mut threads: Vec<ThreadFacts> = wants.iter().map(|want| not_read(want, now_ns)).collect();
         let mut pending = self.hand_out(wants, processes, &mut threads, until, &mut lost);
 
         let mut sockets = Sockets::new(self.settings.pool.clock, until);
         let connecting = sockets.connecting(sockets_of);
-        let unread = unread_of
-            .iter()
-            .flat_map(|&p| sockets.unread(p).into_iter().map(move |s| (p, s)))
-            .collect();
+        let unread = unread_of.iter().flat_map(|&p| sockets.unread(p).into_iter().map(move |s| (p, s))).collect();
 
         // A quarter of the time is left for the sockets behind the descriptors.
-        self.collect(
-            &mut pending,
-            &mut threads,
-            start + self.settings.deadline * 3 / 4,
-            &mut lost,
-        );
+        self.collect(&mut pending, &mut threads, start + self.settings.deadline * 3 / 4, &mut lost);
         add_sockets(wants, &mut threads, &mut sockets);
 
-        for error in threads
-            .iter()
-            .flat_map(|t| &t.memory)
-            .filter_map(|m| m.error.as_deref())
-        {
+        for error in threads.iter().flat_map(|t| &t.memory).filter_map(|m| m.error.as_deref()) {
             count(&mut lost, "memory", error);
         }
         for (reason, n) in sockets.into_lost() {
@@ -141,11 +117,7 @@ impl Gatherer {
     fn take_late(&mut self, lost: &mut BTreeMap<String, u64>) {
         while let Ok(part) = self.parts.try_recv() {
             match part {
-                Part::Process {
-                    program,
-                    facts,
-                    complete,
-                } => self.keep(program, *facts, complete),
+                Part::Process { program, facts, complete } => self.keep(program, *facts, complete),
                 Part::Memory { .. } => count(lost, "memory", "late"),
                 Part::Fd { .. } => count(lost, "fd", "late"),
                 Part::Done { .. } => {}
@@ -184,9 +156,7 @@ impl Gatherer {
                     }
                     let sender = self.sender.clone();
                     let clock = self.settings.pool.clock;
-                    match self.pool.submit(process, move |steps| {
-                        work(process, task, steps, sender, clock)
-                    }) {
+                    match self.pool.submit(process, move |steps| work(process, task, steps, sender, clock)) {
                         Ok(()) => {
                             pending.insert(process);
                             continue;
@@ -226,10 +196,7 @@ impl Gatherer {
         if !stat.is(process) {
             return Err("ESRCH (pid reused)".to_owned());
         }
-        let mut task = Task {
-            call: self.call,
-            ..Task::default()
-        };
+        let mut task = Task { call: self.call, ..Task::default() };
         for &index in indices {
             let want = &wants[index];
             if !want.memory.is_empty() {
@@ -243,9 +210,7 @@ impl Gatherer {
         if identity {
             let program = Program::of(process.pid, &stat);
             match self.cache.get_mut(&process) {
-                Some(entry)
-                    if entry.complete && entry.program == program && Instant::now() < entry.due =>
-                {
+                Some(entry) if entry.complete && entry.program == program && Instant::now() < entry.due => {
                     entry.facts.comm = stat.comm;
                     entry.used = self.call;
                 }
@@ -270,16 +235,8 @@ impl Gatherer {
                 break;
             }
             match self.parts.recv_timeout(left.min(self.pool.grace())) {
-                Ok(Part::Process {
-                    program,
-                    facts,
-                    complete,
-                }) => self.keep(program, *facts, complete),
-                Ok(Part::Memory {
-                    call,
-                    wants,
-                    taken_ns,
-                }) if call == self.call => {
+                Ok(Part::Process { program, facts, complete }) => self.keep(program, *facts, complete),
+                Ok(Part::Memory { call, wants, taken_ns }) if call == self.call => {
                     for (index, memory) in wants {
                         threads[index].memory = memory;
                         threads[index].taken_ns = taken_ns;
@@ -298,18 +255,10 @@ impl Gatherer {
         }
         let not_begun: BTreeSet<ProcessId> = self.pool.withdraw().into_iter().collect();
         for process in pending.iter() {
-            let reason = if not_begun.contains(process) {
-                "no reader free"
-            } else {
-                "deadline"
-            };
+            let reason = if not_begun.contains(process) { "no reader free" } else { "deadline" };
             count(lost, "process", reason);
             for thread in threads.iter_mut().filter(|t| t.process == *process) {
-                for memory in thread
-                    .memory
-                    .iter_mut()
-                    .filter(|m| m.error.as_deref() == Some("deadline"))
-                {
+                for memory in thread.memory.iter_mut().filter(|m| m.error.as_deref() == Some("deadline")) {
                     memory.error = Some(reason.to_owned());
                 }
             }
@@ -338,31 +287,18 @@ impl Gatherer {
         }
         self.cache.insert(
             facts.process,
-            Entry {
-                program,
-                facts,
-                complete,
-                used: self.call,
-                due: Instant::now() + interval,
-                interval,
-            },
+            Entry { program, facts, complete, used: self.call, due: Instant::now() + interval, interval },
         );
     }
 
     /// The facts of these processes, complete or not.
-    fn known(
-        &self,
-        processes: &[ProcessId],
-        lost: &mut BTreeMap<String, u64>,
-    ) -> Vec<ProcessFacts> {
+    fn known(&self, processes: &[ProcessId], lost: &mut BTreeMap<String, u64>) -> Vec<ProcessFacts> {
         let mut known = Vec::new();
         let distinct: BTreeSet<ProcessId> = processes.iter().copied().collect();
         for entry in distinct.iter().filter_map(|p| self.cache.get(p)) {
             let mut facts = entry.facts.clone();
             if !entry.complete {
-                facts.missing.push(
-                    "cmdline, runtime, libc: not read yet, or the process blocks its reader".into(),
-                );
+                facts.missing.push("cmdline, runtime, libc: not read yet, or the process blocks its reader".into());
             }
             if !facts.missing.is_empty() {
                 count(lost, "process", "incomplete");

@@ -25,10 +25,7 @@ impl Program {
         let exe = std::fs::read_link(format!("/proc/{pid}/exe"))
             .map(|path| path.to_string_lossy().into_owned())
             .map_err(|e| errno_name(&e));
-        Self {
-            exe,
-            arg_start: stat.arg_start,
-        }
+        Self { exe, arg_start: stat.arg_start }
     }
 }
 
@@ -42,10 +39,7 @@ pub(crate) fn outline(process: ProcessId, stat: &Stat, program: &Program) -> Pro
             None
         }
     };
-    let groups = match read_bounded(
-        Path::new(&format!("/proc/{}/cgroup", process.pid)),
-        cgroup::MAX_TEXT,
-    ) {
+    let groups = match read_bounded(Path::new(&format!("/proc/{}/cgroup", process.pid)), cgroup::MAX_TEXT) {
         Ok(text) => cgroup::parse(&String::from_utf8_lossy(&text)),
         Err(e) => {
             missing.push(format!("cgroup: {}", errno_name(&e)));
@@ -67,19 +61,13 @@ pub(crate) fn outline(process: ProcessId, stat: &Stat, program: &Program) -> Pro
 }
 
 /// The rest, on a reader of the pool; `None` if the process is another one, or runs another program, by now.
-pub(crate) fn complete(
-    program: &Program,
-    mut facts: ProcessFacts,
-    steps: &Steps,
-) -> Option<ProcessFacts> {
+pub(crate) fn complete(program: &Program, mut facts: ProcessFacts, steps: &Steps) -> Option<ProcessFacts> {
     let pid = facts.process.pid;
     steps.begin("cmdline");
     match read_bounded(Path::new(&format!("/proc/{pid}/cmdline")), MAX_CMDLINE) {
         Ok(bytes) => {
             if bytes.len() as u64 == MAX_CMDLINE {
-                facts
-                    .missing
-                    .push(format!("cmdline: cut at {MAX_CMDLINE} bytes"));
+                facts.missing.push(format!("cmdline: cut at {MAX_CMDLINE} bytes"));
             }
             facts.cmdline = arguments(&bytes);
         }
@@ -96,9 +84,7 @@ pub(crate) fn complete(
         Ok(file) => Elf::open(file).ok(),
         Err(e) => {
             if facts.exe.is_some() {
-                facts
-                    .missing
-                    .push(format!("program file: {}", errno_name(&e)));
+                facts.missing.push(format!("program file: {}", errno_name(&e)));
             }
             None
         }
@@ -117,10 +103,8 @@ fn arguments(bytes: &[u8]) -> Vec<String> {
         return Vec::new();
     }
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
-    let mut arguments: Vec<String> = bytes
-        .split(|&b| b == 0)
-        .map(|a| String::from_utf8_lossy(a).into_owned())
-        .collect();
+    let mut arguments: Vec<String> =
+        bytes.split(|&b| b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
     if arguments.len() > 3 && arguments.iter().skip(1).all(String::is_empty) {
         arguments.truncate(1);
     }
@@ -139,10 +123,7 @@ mod tests {
         check(b"a\0", &["a"]);
         check(b"a\0b c\0\0", &["a", "b c", ""]);
         check(b"a\0\0\0d\0", &["a", "", "", "d"]);
-        check(
-            b"nginx: worker process\0\0\0\0\0\0",
-            &["nginx: worker process"],
-        );
+        check(b"nginx: worker process\0\0\0\0\0\0", &["nginx: worker process"]);
         check(b"no end", &["no end"]);
         check(b"\xff\xfe\n\0", &["\u{fffd}\u{fffd}\n"]);
     }

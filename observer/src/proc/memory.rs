@@ -52,11 +52,7 @@ pub fn read(process: ProcessId, threads: &[Pid], ranges: &[MemoryRange]) -> Vec<
 
 /// A piece that was not read.
 pub(crate) fn unread(addr: u64, reason: &str) -> MemoryFact {
-    MemoryFact {
-        addr,
-        bytes: Vec::new(),
-        error: Some(reason.to_owned()),
-    }
+    MemoryFact { addr, bytes: Vec::new(), error: Some(reason.to_owned()) }
 }
 
 fn capped(range: &MemoryRange) -> usize {
@@ -75,10 +71,7 @@ fn read_batch(pid: Pid, ranges: &[MemoryRange]) -> Vec<MemoryFact> {
         let rest = &ranges[facts.len()..];
         let remote: Vec<RemoteIoVec> = rest
             .iter()
-            .map(|r| RemoteIoVec {
-                base: usize::try_from(r.addr).unwrap_or(usize::MAX),
-                len: capped(r),
-            })
+            .map(|r| RemoteIoVec { base: usize::try_from(r.addr).unwrap_or(usize::MAX), len: capped(r) })
             .collect();
         let wanted: usize = remote.iter().map(|r| r.len).sum();
         let outcome = if wanted == 0 {
@@ -108,11 +101,7 @@ fn read_batch(pid: Pid, ranges: &[MemoryRange]) -> Vec<MemoryFact> {
             } else {
                 None
             };
-            facts.push(MemoryFact {
-                addr: range.addr,
-                bytes: bytes.to_vec(),
-                error,
-            });
+            facts.push(MemoryFact { addr: range.addr, bytes: bytes.to_vec(), error });
             if short {
                 break;
             }

@@ -20,9 +20,8 @@ pub type Clock = fn() -> u64;
 /// Now, `CLOCK_MONOTONIC` nanoseconds.
 pub fn mono_ns() -> u64 {
     // It fails for clocks that do not exist only.
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| {
-        u64::try_from(Duration::from(t).as_nanos()).unwrap_or(u64::MAX)
-    })
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| u64::try_from(Duration::from(t).as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Sizes of the pool.
@@ -131,23 +130,14 @@ impl Shared {
 
 impl State {
     fn older_than(&self, age: Duration) -> usize {
-        self.running
-            .values()
-            .filter(|r| r.since.elapsed() >= age)
-            .count()
+        self.running.values().filter(|r| r.since.elapsed() >= age).count()
     }
 }
 
 impl ReaderPool {
     /// A pool without threads: they start with the first jobs.
     pub fn new(settings: PoolSettings) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                settings,
-                state: Mutex::default(),
-                work: Condvar::new(),
-            }),
-        }
+        Self { shared: Arc::new(Shared { settings, state: Mutex::default(), work: Condvar::new() }) }
     }
 
     /// Hands over a job that reads `process`. It starts as soon as a reader is free.
@@ -155,18 +145,10 @@ impl ReaderPool {
     /// # Errors
     /// [`ProcError::Blocked`] while an earlier job of this process has not returned,
     /// [`ProcError::NoReaderFree`] when every reader is stuck.
-    pub fn submit(
-        &self,
-        process: ProcessId,
-        job: impl FnOnce(&Steps) + Send + 'static,
-    ) -> Result<(), ProcError> {
+    pub fn submit(&self, process: ProcessId, job: impl FnOnce(&Steps) + Send + 'static) -> Result<(), ProcError> {
         let mut state = self.shared.lock();
         if let Some(running) = state.running.values().find(|r| r.process == process) {
-            return Err(ProcError::Blocked {
-                pid: process.pid,
-                what: running.what,
-                since_ns: running.since_ns,
-            });
+            return Err(ProcError::Blocked { pid: process.pid, what: running.what, since_ns: running.since_ns });
         }
         let stuck = state.older_than(self.shared.settings.grace);
         if stuck >= self.limit() {
@@ -190,12 +172,7 @@ impl ReaderPool {
 
     /// Takes back the jobs that no reader has begun; says whose they were.
     pub fn withdraw(&self) -> Vec<ProcessId> {
-        self.shared
-            .lock()
-            .queue
-            .drain(..)
-            .map(|(process, _)| process)
-            .collect()
+        self.shared.lock().queue.drain(..).map(|(process, _)| process).collect()
     }
 
     /// The reads that are stuck now; empty again once they return.
@@ -207,11 +184,7 @@ impl ReaderPool {
             .running
             .values()
             .filter(|r| r.since.elapsed() >= limit)
-            .map(|r| BlockedRead {
-                process: r.process,
-                what: r.what.to_owned(),
-                since_ns: r.since_ns,
-            })
+            .map(|r| BlockedRead { process: r.process, what: r.what.to_owned(), since_ns: r.since_ns })
             .collect();
         blocked.sort_by_key(|b| b.process);
         blocked
@@ -279,10 +252,7 @@ fn read_until_idle(shared: &Arc<Shared>) {
         }
         let Some((process, job)) = state.queue.pop_front() else {
             state.idle += 1;
-            let (woken, wait) = shared
-                .work
-                .wait_timeout(state, IDLE)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (woken, wait) = shared.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
             if wait.timed_out() && state.queue.is_empty() {
@@ -293,20 +263,9 @@ fn read_until_idle(shared: &Arc<Shared>) {
         let id = state.next;
         state.next += 1;
         let since_ns = (shared.settings.clock)();
-        state.running.insert(
-            id,
-            Running {
-                process,
-                what: "process",
-                since: Instant::now(),
-                since_ns,
-            },
-        );
+        state.running.insert(id, Running { process, what: "process", since: Instant::now(), since_ns });
         drop(state);
-        let steps = Steps {
-            shared: Arc::clone(shared),
-            id,
-        };
+        let steps = Steps { shared: Arc::clone(shared), id };
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&steps)));
         state = shared.lock();
         state.running.remove(&id);

@@ -47,12 +47,7 @@ pub(crate) struct Program {
 }
 
 /// Tells runtime and C library. `exe` is the link of `/proc/PID/exe`; `elf` the program, if it could be read.
-pub(crate) fn recognise(
-    pid: Pid,
-    exe: Option<&str>,
-    maps: &BTreeSet<String>,
-    elf: Option<&Elf>,
-) -> Program {
+pub(crate) fn recognise(pid: Pid, exe: Option<&str>, maps: &BTreeSet<String>, elf: Option<&Elf>) -> Program {
     let go = elf.and_then(go_version);
     let interpreter = elf.and_then(Elf::interpreter);
     let mut libc = libc_of(maps, interpreter.as_deref());
@@ -66,13 +61,7 @@ pub(crate) fn recognise(
         .or_else(|| jvm(pid, maps))
         .or_else(|| cpython(exe, maps))
         .or_else(|| node(pid, exe, elf))
-        .unwrap_or_else(|| {
-            if elf.is_some() {
-                "native".into()
-            } else {
-                "unknown".into()
-            }
-        });
+        .unwrap_or_else(|| if elf.is_some() { "native".into() } else { "unknown".into() });
     Program { runtime, libc }
 }
 
@@ -90,15 +79,8 @@ pub(crate) fn go_version(elf: &Elf) -> Option<String> {
         None => {
             // Without section headers: in the data segment (as Go's debug/buildinfo looks), behind what is
             // read-only after relocation.
-            let data = elf
-                .segments
-                .iter()
-                .find(|s| s.kind == PT_LOAD && s.flags & PF_W != 0)?;
-            let data = Section {
-                name: String::new(),
-                offset: data.offset,
-                size: data.size,
-            };
+            let data = elf.segments.iter().find(|s| s.kind == PT_LOAD && s.flags & PF_W != 0)?;
+            let data = Section { name: String::new(), offset: data.offset, size: data.size };
             elf.find(&data, MAGIC, 256, 16 << 20)?
         }
     };
@@ -114,16 +96,10 @@ fn inline_version(blob: &[u8]) -> Option<String> {
         return None;
     }
     let (low, high) = (usize::from(*blob.get(32)?), usize::from(*blob.get(33)?));
-    let (len, start) = if low & 0x80 == 0 {
-        (low, 33)
-    } else {
-        (low & 0x7f | (high & 0x7f) << 7, 34)
-    };
+    let (len, start) = if low & 0x80 == 0 { (low, 33) } else { (low & 0x7f | (high & 0x7f) << 7, 34) };
     let text = std::str::from_utf8(blob.get(start..start + len)?).ok()?;
     // `devel go1.25-abc`, `go1.22.1 X:boringcrypto`.
-    let word = text
-        .split_ascii_whitespace()
-        .find(|w| w.starts_with("go"))?;
+    let word = text.split_ascii_whitespace().find(|w| w.starts_with("go"))?;
     let word = word.split('-').next().unwrap_or(word);
     (word.len() <= 32 && word.bytes().all(|b| b.is_ascii_graphic())).then(|| word.to_owned())
 }
@@ -138,9 +114,7 @@ fn jvm(pid: Pid, maps: &BTreeSet<String>) -> Option<String> {
         .take(6)
         .find_map(|dir| read_in_root(pid, &dir.join("release"), 16 * 1024));
     let major = release.and_then(|text| {
-        let version = text
-            .lines()
-            .find_map(|l| l.strip_prefix("JAVA_VERSION=\""))?;
+        let version = text.lines().find_map(|l| l.strip_prefix("JAVA_VERSION=\""))?;
         // `1.8.0_392` is Java 8.
         leading_number(version.strip_prefix("1.").unwrap_or(version))
     });
@@ -151,23 +125,15 @@ fn jvm(pid: Pid, maps: &BTreeSet<String>) -> Option<String> {
 fn cpython(exe: Option<&str>, maps: &BTreeSet<String>) -> Option<String> {
     let version = |name: &str, prefix: &str| {
         let (major, rest) = name.strip_prefix(prefix)?.split_once('.')?;
-        Some(format!(
-            "cpython{}.{}",
-            leading_number(major)?,
-            leading_number(rest)?
-        ))
+        Some(format!("cpython{}.{}", leading_number(major)?, leading_number(rest)?))
     };
-    if let Some(found) = maps
-        .iter()
-        .map(|m| base_name(m))
-        .filter(|n| n.contains(".so"))
-        .find_map(|n| version(n, "libpython"))
+    if let Some(found) =
+        maps.iter().map(|m| base_name(m)).filter(|n| n.contains(".so")).find_map(|n| version(n, "libpython"))
     {
         return Some(found);
     }
     let name = base_name(exe?);
-    version(name, "python")
-        .or_else(|| matches!(name, "python" | "python2" | "python3").then(|| "cpython".to_owned()))
+    version(name, "python").or_else(|| matches!(name, "python" | "python2" | "python3").then(|| "cpython".to_owned()))
 }
 
 /// `node20`: from the header beside the program, else from the address of its release in the constants.
@@ -176,18 +142,11 @@ fn node(pid: Pid, exe: Option<&str>, elf: Option<&Elf>) -> Option<String> {
     if !matches!(base_name(exe), "node" | "nodejs") {
         return None;
     }
-    let header = Path::new(exe)
-        .parent()
-        .and_then(Path::parent)
-        .map(|p| p.join("include/node/node_version.h"));
+    let header = Path::new(exe).parent().and_then(Path::parent).map(|p| p.join("include/node/node_version.h"));
     let major = header
         .and_then(|path| read_in_root(pid, &path, 16 * 1024))
         .and_then(|text| {
-            leading_number(
-                text.lines()
-                    .find_map(|l| l.strip_prefix("#define NODE_MAJOR_VERSION"))?
-                    .trim(),
-            )
+            leading_number(text.lines().find_map(|l| l.strip_prefix("#define NODE_MAJOR_VERSION"))?.trim())
         })
         .or_else(|| {
             const RELEASE: &[u8] = b"nodejs.org/download/release/v";
@@ -199,17 +158,12 @@ fn node(pid: Pid, exe: Option<&str>, elf: Option<&Elf>) -> Option<String> {
 }
 
 fn leading_number(text: &str) -> Option<u32> {
-    let end = text
-        .bytes()
-        .position(|b| !b.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.bytes().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
     text[..end].parse().ok()
 }
 
 fn libc_of(maps: &BTreeSet<String>, interpreter: Option<&str>) -> Libc {
-    let glibc = |name: &str| {
-        name == "libc.so.6" || name.starts_with("libc-2.") || name.starts_with("ld-linux")
-    };
+    let glibc = |name: &str| name == "libc.so.6" || name.starts_with("libc-2.") || name.starts_with("ld-linux");
     let mut musl = false;
     for path in maps {
         let name = base_name(path);
@@ -229,21 +183,14 @@ fn libc_of(maps: &BTreeSet<String>, interpreter: Option<&str>) -> Libc {
 
 /// A static program: glibc leaves sections that stripping keeps, musl the text of its error 0.
 fn static_libc(elf: &Elf) -> Libc {
-    if [
-        "__libc_freeres_fn",
-        "__libc_atexit",
-        "__libc_IO_vtables",
-        "__libc_subfreeres",
-    ]
-    .iter()
-    .any(|n| elf.section(n).is_some())
+    if ["__libc_freeres_fn", "__libc_atexit", "__libc_IO_vtables", "__libc_subfreeres"]
+        .iter()
+        .any(|n| elf.section(n).is_some())
     {
         return Libc::Glibc;
     }
-    let musl = elf
-        .section(".rodata")
-        .and_then(|rodata| elf.find(rodata, b"\0No error information\0", 0, 4 << 20))
-        .is_some();
+    let musl =
+        elf.section(".rodata").and_then(|rodata| elf.find(rodata, b"\0No error information\0", 0, 4 << 20)).is_some();
     if musl { Libc::Musl } else { Libc::Unknown }
 }
 
@@ -261,11 +208,7 @@ fn read_in_root(pid: Pid, path: &Path, cap: u64) -> Option<String> {
         return None;
     }
     let mut bytes = Vec::new();
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        .ok()?
-        .take(cap)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?.take(cap).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -288,18 +231,9 @@ mod tests {
         assert_eq!(libc(&["/usr/lib/x86_64-linux-musl/libc.so"]), Libc::Musl);
         assert_eq!(libc(&["/opt/libc.so", "/x/libc-client.so"]), Libc::Unknown);
         let python = |exe, names: &[&str]| cpython(exe, &maps(names));
-        assert_eq!(
-            python(None, &["/usr/lib/libpython3.11.so.1.0"]).unwrap(),
-            "cpython3.11"
-        );
-        assert_eq!(
-            python(Some("/usr/bin/python3.13 (deleted)"), &[]).unwrap(),
-            "cpython3.13"
-        );
-        assert_eq!(
-            python(Some("/usr/bin/python2.7"), &[]).unwrap(),
-            "cpython2.7"
-        );
+        assert_eq!(python(None, &["/usr/lib/libpython3.11.so.1.0"]).unwrap(), "cpython3.11");
+        assert_eq!(python(Some("/usr/bin/python3.13 (deleted)"), &[]).unwrap(), "cpython3.13");
+        assert_eq!(python(Some("/usr/bin/python2.7"), &[]).unwrap(), "cpython2.7");
         assert_eq!(python(Some("/usr/bin/pythonista"), &[]), None);
     }
 
@@ -314,14 +248,8 @@ mod tests {
             b
         };
         assert_eq!(inline_version(&blob(2, "go1.24.3")).unwrap(), "go1.24.3");
-        assert_eq!(
-            inline_version(&blob(2, "go1.22.1 X:boringcrypto")).unwrap(),
-            "go1.22.1"
-        );
-        assert_eq!(
-            inline_version(&blob(2, "devel go1.25-abcdef Mon")).unwrap(),
-            "go1.25"
-        );
+        assert_eq!(inline_version(&blob(2, "go1.22.1 X:boringcrypto")).unwrap(), "go1.22.1");
+        assert_eq!(inline_version(&blob(2, "devel go1.25-abcdef Mon")).unwrap(), "go1.25");
         assert_eq!(inline_version(&blob(0, "go1.24.3")), None);
         let mut cut = blob(2, "go1.24.3");
         cut.truncate(38);
@@ -353,23 +281,13 @@ mod tests {
         let own = std::fs::read("/proc/self/exe").unwrap();
         file.write_all(&own[..64]).unwrap();
         let size = 600 * 1024;
-        for at in [
-            100,
-            256 * 1024 - 3,
-            256 * 1024 + 1,
-            512 * 1024 - 10,
-            size - 6,
-        ] {
+        for at in [100, 256 * 1024 - 3, 256 * 1024 + 1, 512 * 1024 - 10, size - 6] {
             let mut bytes = vec![0_u8; size];
             bytes[at..at + 6].copy_from_slice(b"needle");
             use std::os::unix::fs::FileExt;
             file.write_all_at(&bytes, 64).unwrap();
             let elf = Elf::open(file.try_clone().unwrap()).unwrap();
-            let section = Section {
-                name: String::new(),
-                offset: 64,
-                size: size as u64,
-            };
+            let section = Section { name: String::new(), offset: 64, size: size as u64 };
             let found = elf.find(&section, b"needle", 4, u64::MAX).unwrap();
             assert!(found.starts_with(b"needle"), "{at}");
             assert_eq!(elf.find(&section, b"needles", 4, u64::MAX), None);

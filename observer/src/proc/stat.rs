@@ -102,74 +102,43 @@ pub struct ProcessState {
 pub fn exists(pid: Pid) -> Result<ProcessState, ProcError> {
     let stat = match Stat::read(pid) {
         Ok(stat) => stat,
-        Err(e)
-            if e.raw_os_error() == Some(libc::ENOENT) || e.raw_os_error() == Some(libc::ESRCH) =>
-        {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) || e.raw_os_error() == Some(libc::ESRCH) => {
             // With hidepid=2 a process of another user has no directory, but a signal would find it.
             let hidden = i32::try_from(pid).is_ok_and(|p| {
-                p > 0
-                    && nix::sys::signal::kill(nix::unistd::Pid::from_raw(p), None)
-                        == Err(Errno::EPERM)
+                p > 0 && nix::sys::signal::kill(nix::unistd::Pid::from_raw(p), None) == Err(Errno::EPERM)
             });
             return Err(if hidden {
-                ProcError::NotPermitted {
-                    pid,
-                    errno: "EPERM".into(),
-                }
+                ProcError::NotPermitted { pid, errno: "EPERM".into() }
             } else {
                 ProcError::NoSuchProcess { pid }
             });
         }
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(ProcError::NotPermitted {
-                pid,
-                errno: errno_name(&e),
-            });
+            return Err(ProcError::NotPermitted { pid, errno: errno_name(&e) });
         }
         Err(e) => {
-            return Err(ProcError::Unreadable {
-                pid,
-                file: "stat",
-                reason: errno_name(&e),
-            });
+            return Err(ProcError::Unreadable { pid, file: "stat", reason: errno_name(&e) });
         }
     };
     if stat.flags & task_flags::KTHREAD != 0 {
-        return Err(ProcError::KernelThread {
-            pid,
-            comm: stat.comm,
-        });
+        return Err(ProcError::KernelThread { pid, comm: stat.comm });
     }
     let leader = thread_group(pid)?;
     if leader != pid {
-        return Err(ProcError::NotALeader {
-            tid: pid,
-            comm: stat.comm,
-            pid: leader,
-        });
+        return Err(ProcError::NotALeader { tid: pid, comm: stat.comm, pid: leader });
     }
     // A leader that left through pthread_exit is a zombie while its threads live on.
     if matches!(stat.state, 'Z' | 'X' | 'x') && stat.threads <= 1 {
-        return Err(ProcError::Zombie {
-            pid,
-            comm: stat.comm,
-            ppid: stat.ppid,
-        });
+        return Err(ProcError::Zombie { pid, comm: stat.comm, ppid: stat.ppid });
     }
     match std::fs::read_link(format!("/proc/{pid}/exe")) {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(ProcError::NotPermitted {
-                pid,
-                errno: errno_name(&e),
-            });
+            return Err(ProcError::NotPermitted { pid, errno: errno_name(&e) });
         }
         _ => {}
     }
     Ok(ProcessState {
-        id: ProcessId {
-            pid,
-            start_ns: stat.start_ticks.saturating_mul(TICK_NS),
-        },
+        id: ProcessId { pid, start_ns: stat.start_ticks.saturating_mul(TICK_NS) },
         comm: stat.comm,
         state: stat.state,
     })
@@ -177,34 +146,23 @@ pub fn exists(pid: Pid) -> Result<ProcessState, ProcError> {
 
 /// `Tgid` of `/proc/PID/status`.
 fn thread_group(pid: Pid) -> Result<Pid, ProcError> {
-    let bytes =
-        read_bounded(Path::new(&format!("/proc/{pid}/status")), 16 * 1024).map_err(|e| {
-            if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) {
-                ProcError::NoSuchProcess { pid }
-            } else {
-                ProcError::Unreadable {
-                    pid,
-                    file: "status",
-                    reason: errno_name(&e),
-                }
-            }
-        })?;
+    let bytes = read_bounded(Path::new(&format!("/proc/{pid}/status")), 16 * 1024).map_err(|e| {
+        if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) {
+            ProcError::NoSuchProcess { pid }
+        } else {
+            ProcError::Unreadable { pid, file: "status", reason: errno_name(&e) }
+        }
+    })?;
     String::from_utf8_lossy(&bytes)
         .lines()
         .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
-        .ok_or(ProcError::Unreadable {
-            pid,
-            file: "status",
-            reason: "no Tgid".into(),
-        })
+        .ok_or(ProcError::Unreadable { pid, file: "status", reason: "no Tgid".into() })
 }
 
 /// Reads at most `cap` bytes of a file of `/proc`.
 pub(crate) fn read_bounded(path: &Path, cap: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(1024);
-    std::fs::File::open(path)?
-        .take(cap)
-        .read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(cap).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -225,21 +183,9 @@ mod tests {
     fn hostile_names_do_not_shift_the_fields() {
         let tail = "1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 3 0 777 0 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 99 24 25 26";
         let stat = Stat::parse(&format!("7 (a) R 1 (\n)) S {tail}")).unwrap();
-        assert_eq!(
-            (stat.comm.as_str(), stat.state, stat.ppid),
-            ("a) R 1 (\n)", 'S', 1)
-        );
+        assert_eq!((stat.comm.as_str(), stat.state, stat.ppid), ("a) R 1 (\n)", 'S', 1));
         assert_eq!((stat.threads, stat.start_ticks), (3, 777));
-        for broken in [
-            "",
-            "1",
-            "1 (",
-            "1 )(",
-            "1 (a)",
-            "1 (a) S 1",
-            ")",
-            "1 (a) S x y z",
-        ] {
+        for broken in ["", "1", "1 (", "1 )(", "1 (a)", "1 (a) S 1", ")", "1 (a) S x y z"] {
             assert_eq!(Stat::parse(broken), None, "{broken}");
         }
     }
@@ -248,10 +194,7 @@ mod tests {
     fn the_start_time_is_that_of_our_own_process() {
         let own = exists(std::process::id()).unwrap();
         assert_eq!(identity(own.id), Identity::Same);
-        let other = ProcessId {
-            start_ns: own.id.start_ns + TICK_NS,
-            ..own.id
-        };
+        let other = ProcessId { start_ns: own.id.start_ns + TICK_NS, ..own.id };
         assert_eq!(identity(other), Identity::Reused);
     }
 }

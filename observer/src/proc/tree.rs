@@ -15,13 +15,7 @@ pub fn children_of(pids: &[Pid], rows: &[ThreadRow]) -> BTreeSet<Pid> {
     let mut open: Vec<Pid> = pids.to_vec();
     while let Some(pid) = open.pop() {
         // A census is not one moment: a reused number could close a circle.
-        open.extend(
-            children
-                .get(&pid)
-                .into_iter()
-                .flatten()
-                .filter(|&&child| found.insert(child)),
-        );
+        open.extend(children.get(&pid).into_iter().flatten().filter(|&&child| found.insert(child)));
     }
     found
 }
@@ -62,15 +56,7 @@ mod tests {
 
     #[test]
     fn descendants_are_transitive_and_circles_end() {
-        let rows = [
-            row(1, 1, 0),
-            row(2, 2, 1),
-            row(20, 2, 1),
-            row(3, 3, 2),
-            row(4, 4, 1),
-            row(8, 8, 9),
-            row(9, 9, 8),
-        ];
+        let rows = [row(1, 1, 0), row(2, 2, 1), row(20, 2, 1), row(3, 3, 2), row(4, 4, 1), row(8, 8, 9), row(9, 9, 8)];
         assert_eq!(children_of(&[2], &rows), BTreeSet::from([3]));
         assert_eq!(children_of(&[1], &rows), BTreeSet::from([2, 3, 4]));
         assert_eq!(children_of(&[1, 3], &rows), BTreeSet::from([2, 3, 4]));

@@ -12,25 +12,10 @@ use std::sync::mpsc::Sender;
 
 /// What a reader sends back, as soon as it has it: a later step may block.
 pub(super) enum Part {
-    Process {
-        program: Program,
-        facts: Box<ProcessFacts>,
-        complete: bool,
-    },
-    Memory {
-        call: u64,
-        wants: Vec<(usize, Vec<MemoryFact>)>,
-        taken_ns: u64,
-    },
-    Fd {
-        call: u64,
-        want: usize,
-        fd: Result<FdFact, String>,
-    },
-    Done {
-        call: u64,
-        process: ProcessId,
-    },
+    Process { program: Program, facts: Box<ProcessFacts>, complete: bool },
+    Memory { call: u64, wants: Vec<(usize, Vec<MemoryFact>)>, taken_ns: u64 },
+    Fd { call: u64, want: usize, fd: Result<FdFact, String> },
+    Done { call: u64, process: ProcessId },
 }
 
 /// What a reader is to do for one process.
@@ -44,23 +29,14 @@ pub(super) struct Task {
 }
 
 /// On a reader: the work for one process, in the order in which it matters.
-pub(super) fn work(
-    process: ProcessId,
-    task: Task,
-    steps: &Steps,
-    sender: Sender<Part>,
-    clock: Clock,
-) {
+pub(super) fn work(process: ProcessId, task: Task, steps: &Steps, sender: Sender<Part>, clock: Clock) {
     /// Says that the work has ended, also when it panics.
     struct Done<'a>(&'a Steps, Sender<Part>, u64, ProcessId);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
             self.0.finish();
             // Nobody listens any more: observer ends.
-            let _ = self.1.send(Part::Done {
-                call: self.2,
-                process: self.3,
-            });
+            let _ = self.1.send(Part::Done { call: self.2, process: self.3 });
         }
     }
     let done = Done(steps, sender, task.call, process);
@@ -69,51 +45,27 @@ pub(super) fn work(
     };
     if !task.memory.is_empty() {
         steps.begin("memory");
-        let ranges: Vec<MemoryRange> = task
-            .memory
-            .iter()
-            .flat_map(|(_, ranges)| ranges)
-            .copied()
-            .collect();
+        let ranges: Vec<MemoryRange> = task.memory.iter().flat_map(|(_, ranges)| ranges).copied().collect();
         let taken_ns = clock();
         let mut read = memory::read(process, &task.threads, &ranges).into_iter();
-        let wants = task
-            .memory
-            .iter()
-            .map(|(want, ranges)| (*want, read.by_ref().take(ranges.len()).collect()))
-            .collect();
-        send(Part::Memory {
-            call: task.call,
-            wants,
-            taken_ns,
-        });
+        let wants =
+            task.memory.iter().map(|(want, ranges)| (*want, read.by_ref().take(ranges.len()).collect())).collect();
+        send(Part::Memory { call: task.call, wants, taken_ns });
     }
     if !task.fds.is_empty() {
         steps.begin("fdinfo");
-        let read: Vec<_> = task
-            .fds
-            .iter()
-            .map(|&(want, tid, fd)| (want, fds::fd_fact(process.pid, tid, fd)))
-            .collect();
+        let read: Vec<_> = task.fds.iter().map(|&(want, tid, fd)| (want, fds::fd_fact(process.pid, tid, fd))).collect();
         // Afterwards, as for memory.
         let ours = identity(process) == Identity::Same;
         for (want, fd) in read {
             let fd = if ours { fd } else { Err("ESRCH".into()) };
-            send(Part::Fd {
-                call: task.call,
-                want,
-                fd,
-            });
+            send(Part::Fd { call: task.call, want, fd });
         }
     }
     if let Some((program, facts)) = task.identity
         && let Some(facts) = complete(&program, facts, steps)
     {
-        send(Part::Process {
-            program,
-            facts: Box::new(facts),
-            complete: true,
-        });
+        send(Part::Process { program, facts: Box::new(facts), complete: true });
     }
 }
 
@@ -124,11 +76,7 @@ pub(super) fn not_read(want: &ThreadWant, now_ns: u64) -> ThreadFacts {
         process: want.process,
         switches: want.switches,
         taken_ns: now_ns,
-        memory: want
-            .memory
-            .iter()
-            .map(|r| unread(r.addr, "deadline"))
-            .collect(),
+        memory: want.memory.iter().map(|r| unread(r.addr, "deadline")).collect(),
         fd: None,
         kernel_stack: Vec::new(),
     }
@@ -144,18 +92,9 @@ pub(super) fn fail(threads: &mut [ThreadFacts], indices: &[usize], reason: &str)
 }
 
 /// The sockets behind the descriptors.
-pub(super) fn add_sockets(
-    wants: &[ThreadWant],
-    threads: &mut [ThreadFacts],
-    sockets: &mut Sockets,
-) {
+pub(super) fn add_sockets(wants: &[ThreadWant], threads: &mut [ThreadFacts], sockets: &mut Sockets) {
     let mut inodes: BTreeMap<Pid, BTreeSet<u64>> = BTreeMap::new();
-    let inode = |thread: &ThreadFacts| {
-        thread
-            .fd
-            .as_ref()
-            .and_then(|fd| fds::socket_inode(&fd.target))
-    };
+    let inode = |thread: &ThreadFacts| thread.fd.as_ref().and_then(|fd| fds::socket_inode(&fd.target));
     for (want, thread) in wants.iter().zip(threads.iter()) {
         if let Some(inode) = inode(thread) {
             inodes.entry(want.process.pid).or_default().insert(inode);

@@ -3,8 +3,7 @@
 use super::{Socket, Table, state_bit};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,24 +27,14 @@ const UNIX_SHOW: u32 = 0x15;
 
 /// A netlink socket in the network namespace of the calling thread; it stays in that namespace.
 pub(super) fn open() -> Result<OwnedFd, Errno> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     // The kernel answers at once; this is for the case that it does not.
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(100))?;
     Ok(fd)
 }
 
 /// Every socket of a table that is in one of `states` (bits).
-pub(super) fn dump(
-    fd: &OwnedFd,
-    table: Table,
-    states: u32,
-    until: Instant,
-) -> Result<Vec<Socket>, String> {
+pub(super) fn dump(fd: &OwnedFd, table: Table, states: u32, until: Instant) -> Result<Vec<Socket>, String> {
     let mut found = Vec::new();
     match table {
         Table::Tcp | Table::Udp => {
@@ -57,9 +46,7 @@ pub(super) fn dump(
                 request.extend_from_slice(&states.to_ne_bytes());
                 // No address is asked for.
                 request.resize(56, 0);
-                transact(fd, &request, until, &mut |body| {
-                    found.extend(inet(table, body))
-                })?;
+                transact(fd, &request, until, &mut |body| found.extend(inet(table, body)))?;
             }
         }
         Table::Unix => {
@@ -75,29 +62,15 @@ pub(super) fn dump(
 }
 
 /// Sends one dump request and hands every record of the answer to `each`.
-fn transact(
-    fd: &OwnedFd,
-    body: &[u8],
-    until: Instant,
-    each: &mut dyn FnMut(&[u8]),
-) -> Result<(), String> {
+fn transact(fd: &OwnedFd, body: &[u8], until: Instant, each: &mut dyn FnMut(&[u8])) -> Result<(), String> {
     let name = |e: Errno| format!("{e:?}");
-    let mut message = u32::try_from(16 + body.len())
-        .unwrap_or(u32::MAX)
-        .to_ne_bytes()
-        .to_vec();
+    let mut message = u32::try_from(16 + body.len()).unwrap_or(u32::MAX).to_ne_bytes().to_vec();
     message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend_from_slice(&DUMP.to_ne_bytes());
     // Sequence and sender: one request at a time on this socket.
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(body);
-    sendto(
-        fd.as_raw_fd(),
-        &message,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )
-    .map_err(name)?;
+    sendto(fd.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty()).map_err(name)?;
 
     let mut buffer = vec![0_u8; 64 * 1024];
     let mut records = 0;
@@ -135,11 +108,7 @@ fn transact(
 fn message_of(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32_at(bytes, 0)? as usize;
     let body = bytes.get(16..len)?;
-    Some((
-        u16_at(bytes, 4)?,
-        body,
-        bytes.get(len.next_multiple_of(4)..).unwrap_or_default(),
-    ))
+    Some((u16_at(bytes, 4)?, body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 /// The attributes behind a record: (`struct nlattr`, payload) each padded to 4 bytes.
@@ -165,9 +134,7 @@ fn inet(table: Table, body: &[u8]) -> Option<Socket> {
         Some(SocketAddr::new(ip, port))
     };
     let expires_ms = u32_at(body, 52)?;
-    let info = attributes(body.get(72..)?)
-        .find(|(kind, _)| *kind == INET_DIAG_INFO)
-        .map(|(_, info)| info);
+    let info = attributes(body.get(72..)?).find(|(kind, _)| *kind == INET_DIAG_INFO).map(|(_, info)| info);
     Some(Socket {
         table,
         inode: u64::from(u32_at(body, 68)?),
@@ -206,9 +173,7 @@ fn unix(body: &[u8]) -> Option<Socket> {
                 // `@` for the NUL of an abstract name, as `ss` prints it.
                 let name = match payload.split_first() {
                     Some((0, rest)) => format!("@{}", String::from_utf8_lossy(rest)),
-                    _ => String::from_utf8_lossy(payload)
-                        .trim_end_matches('\0')
-                        .to_owned(),
+                    _ => String::from_utf8_lossy(payload).trim_end_matches('\0').to_owned(),
                 };
                 socket.name = (!name.is_empty()).then_some(name);
             }
@@ -234,23 +199,12 @@ const RTO_MAX_MS: u64 = 120_000;
 ///   (`tcp_update_rto_stats`); within 20 ms here.
 /// - Older: the sum of the time-outs so far. Those that did not double the next one are `retransmits - backoff`
 ///   (`tcp_syn_linear_timeouts`, 6.5); late timers add up to 2 % more.
-fn connecting_for(
-    timer: u8,
-    retransmits: u8,
-    expires_ms: u32,
-    info: Option<&[u8]>,
-) -> Option<Duration> {
+fn connecting_for(timer: u8, retransmits: u8, expires_ms: u32, info: Option<&[u8]>) -> Option<Duration> {
     let info = info?;
     let rto = u64::from(u32_at(info, 8)?) / 1000;
     let backoff = u32::from(*info.get(4)?).min(16);
-    let first = if rto >= RTO_MAX_MS {
-        1000
-    } else {
-        (rto >> backoff).max(1)
-    };
-    let waiting = rto
-        .checked_sub(u64::from(expires_ms))
-        .filter(|_| timer == 1);
+    let first = if rto >= RTO_MAX_MS { 1000 } else { (rto >> backoff).max(1) };
+    let waiting = rto.checked_sub(u64::from(expires_ms)).filter(|_| timer == 1);
     let elapsed = if retransmits == 0 {
         waiting?
     } else if let (Some(total), Some(since)) = (u16_at(info, 240), u32_at(info, 244))
@@ -265,26 +219,16 @@ fn connecting_for(
 
 /// The time-outs before the running one, milliseconds: `retransmits - backoff` of the first length, then doubling.
 pub(super) fn elapsed_by_count(first: u64, retransmits: u64, backoff: u32) -> u64 {
-    let doubled: u64 = (0..backoff)
-        .map(|n| (first << n.min(16)).min(RTO_MAX_MS))
-        .sum();
+    let doubled: u64 = (0..backoff).map(|n| (first << n.min(16)).min(RTO_MAX_MS)).sum();
     first * retransmits.saturating_sub(u64::from(backoff)) + doubled
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..at + 2)?
-        .try_into()
-        .ok()
-        .map(u16::from_ne_bytes)
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at + 4)?
-        .try_into()
-        .ok()
-        .map(u32::from_ne_bytes)
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -308,12 +252,8 @@ mod tests {
             info[240..242].copy_from_slice(&total_rto.to_ne_bytes());
             info[244..248].copy_from_slice(&rto_time.to_ne_bytes());
             for (len, slack) in [(280, 25), (232, 200)] {
-                let got = connecting_for(1, retransmits, expires, Some(&info[..len]))
-                    .map_or(0, |d| d.as_millis());
-                assert!(
-                    got.abs_diff(truth) <= slack,
-                    "{got} instead of {truth} with {len} bytes"
-                );
+                let got = connecting_for(1, retransmits, expires, Some(&info[..len])).map_or(0, |d| d.as_millis());
+                assert!(got.abs_diff(truth) <= slack, "{got} instead of {truth} with {len} bytes");
             }
         }
         assert_eq!(connecting_for(1, 0, 5, None), None);

@@ -100,20 +100,14 @@ impl Socket {
     fn fact(&self, all: &[Self]) -> SocketFact {
         let address = |a: &SocketAddr| a.to_string();
         let remote = match self.table {
-            Table::Unix if self.peer != 0 => all
-                .iter()
-                .find(|s| s.inode == self.peer)
-                .and_then(|s| s.name.clone()),
+            Table::Unix if self.peer != 0 => all.iter().find(|s| s.inode == self.peer).and_then(|s| s.name.clone()),
             _ => self.remote.as_ref().map(address),
         };
         SocketFact {
             inode: self.inode,
             protocol: self.table.name().to_owned(),
             state: state_name(self.state).to_owned(),
-            local: self
-                .name
-                .clone()
-                .or_else(|| self.local.as_ref().map(address)),
+            local: self.name.clone().or_else(|| self.local.as_ref().map(address)),
             remote,
             unread: self.unread,
             unsent: self.unsent,
@@ -172,9 +166,7 @@ impl Sockets {
                 if let Some(socket) = socket
                     && let (Some(local), Some(remote)) = (socket.local, socket.remote)
                 {
-                    let since = socket
-                        .connecting_for
-                        .map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+                    let since = socket.connecting_for.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
                     found.push(ConnectingSocket {
                         process,
                         fd,
@@ -192,11 +184,7 @@ impl Sockets {
 
     /// The TCP and unix sockets of a process that hold bytes it has not read, or connections it has not accepted.
     pub fn unread(&mut self, process: ProcessId) -> Vec<SocketFact> {
-        let inodes: BTreeSet<u64> = self
-            .descriptors(process, None)
-            .into_iter()
-            .map(|(_, inode)| inode)
-            .collect();
+        let inodes: BTreeSet<u64> = self.descriptors(process, None).into_iter().map(|(_, inode)| inode).collect();
         if inodes.is_empty() {
             return Vec::new();
         }
@@ -228,22 +216,14 @@ impl Sockets {
         for &table in tables {
             if let Some(listing) = self.list(pid, table, state_bit::ALL) {
                 let all = &listing.sockets;
-                found.extend(
-                    all.iter()
-                        .filter(|s| inodes.contains(&s.inode) && want(s))
-                        .map(|s| s.fact(all)),
-                );
+                found.extend(all.iter().filter(|s| inodes.contains(&s.inode) && want(s)).map(|s| s.fact(all)));
             }
         }
         found
     }
 
     /// Descriptors of the process that are sockets; none if it is another process by now.
-    fn descriptors(
-        &mut self,
-        process: ProcessId,
-        wanted: Option<&BTreeSet<u64>>,
-    ) -> Vec<(i32, u64)> {
+    fn descriptors(&mut self, process: ProcessId, wanted: Option<&BTreeSet<u64>>) -> Vec<(i32, u64)> {
         let found = socket_fds(process.pid, wanted, self.until);
         match (found, identity(process)) {
             (Ok(found), Identity::Same) => found,
@@ -279,11 +259,7 @@ impl Sockets {
             return None;
         }
         let own = self.own == Some(namespace);
-        let channel = self
-            .channels
-            .entry(namespace)
-            .or_insert_with(|| open_in(pid, own).map(Rc::new))
-            .clone();
+        let channel = self.channels.entry(namespace).or_insert_with(|| open_in(pid, own).map(Rc::new)).clone();
         let taken_ns = (self.clock)();
         let listed = channel
             .ok_or_else(|| "no netlink".to_owned())
@@ -294,12 +270,8 @@ impl Sockets {
             });
         match listed {
             Ok(sockets) => {
-                let listing = Listing {
-                    sockets: Rc::new(sockets),
-                    taken_ns,
-                };
-                self.listed
-                    .insert((namespace, table, states), listing.clone());
+                let listing = Listing { sockets: Rc::new(sockets), taken_ns };
+                self.listed.insert((namespace, table, states), listing.clone());
                 Some(listing)
             }
             Err(reason) => {
@@ -307,10 +279,7 @@ impl Sockets {
                 // The rest of the answer may still come: not another request on this socket.
                 self.channels.insert(namespace, None);
                 // Not tried again for every process of the namespace.
-                let empty = Listing {
-                    sockets: Rc::default(),
-                    taken_ns,
-                };
+                let empty = Listing { sockets: Rc::default(), taken_ns };
                 self.listed.insert((namespace, table, states), empty);
                 None
             }

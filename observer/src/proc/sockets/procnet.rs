@@ -15,12 +15,7 @@ const MAX_BYTES: u64 = 64 << 20;
 const FIRST_TIMEOUT_MS: u64 = 1000;
 
 /// The sockets of the network namespace of `pid` in one of `states` (bits).
-pub(super) fn read(
-    pid: Pid,
-    table: Table,
-    states: u32,
-    until: Instant,
-) -> Result<Vec<Socket>, String> {
+pub(super) fn read(pid: Pid, table: Table, states: u32, until: Instant) -> Result<Vec<Socket>, String> {
     let names: &[&str] = match table {
         Table::Tcp => &["tcp", "tcp6"],
         Table::Udp => &["udp", "udp6"],
@@ -36,18 +31,12 @@ pub(super) fn read(
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && name.ends_with('6') => continue,
             Err(e) => return Err(crate::proc::stat::errno_name(&e)),
         };
-        for (n, line) in BufReader::new(file.take(MAX_BYTES))
-            .lines()
-            .skip(1)
-            .enumerate()
-        {
+        for (n, line) in BufReader::new(file.take(MAX_BYTES)).lines().skip(1).enumerate() {
             if n % 1024 == 1023 && Instant::now() > until {
                 return Err("deadline".into());
             }
             let line = line.map_err(|e| crate::proc::stat::errno_name(&e))?;
-            found.extend(
-                parse(table, &line, linear).filter(|s| states & (1_u32 << (s.state & 31)) != 0),
-            );
+            found.extend(parse(table, &line, linear).filter(|s| states & (1_u32 << (s.state & 31)) != 0));
         }
     }
     Ok(found)
@@ -72,14 +61,10 @@ fn parse(table: Table, line: &str, linear: u64) -> Option<Socket> {
     let (unsent, unread) = pair(4)?;
     let (timer, when) = pair(5)?;
     let retransmits = hex(fields.get(6)?)?;
-    let backoff = u32::try_from(u64::from(retransmits).saturating_sub(linear))
-        .unwrap_or(0)
-        .min(7);
+    let backoff = u32::try_from(u64::from(retransmits).saturating_sub(linear)).unwrap_or(0).min(7);
     let connecting_for = (state == SYN_SENT && timer == 1).then(|| {
         let running = (FIRST_TIMEOUT_MS << backoff).saturating_sub(u64::from(when) * 10);
-        Duration::from_millis(
-            elapsed_by_count(FIRST_TIMEOUT_MS, u64::from(retransmits), backoff) + running,
-        )
+        Duration::from_millis(elapsed_by_count(FIRST_TIMEOUT_MS, u64::from(retransmits), backoff) + running)
     });
     Some(Socket {
         table,
@@ -102,11 +87,7 @@ fn address(text: &str) -> Option<SocketAddr> {
     let port = u16::from_str_radix(port, 16).ok()?;
     let mut bytes = Vec::with_capacity(16);
     for at in (0..ip.len()).step_by(8) {
-        bytes.extend_from_slice(
-            &u32::from_str_radix(ip.get(at..at + 8)?, 16)
-                .ok()?
-                .to_ne_bytes(),
-        );
+        bytes.extend_from_slice(&u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
     }
     let ip: IpAddr = match <[u8; 4]>::try_from(bytes.as_slice()) {
         Ok(four) => Ipv4Addr::from(four).into(),
@@ -122,31 +103,18 @@ mod tests {
 
     #[test]
     fn lines() {
-        let line = "  12: 0100007F:D431 0100007F:1F90 02 00000001:00000000 01:00000096 00000005     0        0 4711 2 0 0 0 0";
+        let line =
+            "  12: 0100007F:D431 0100007F:1F90 02 00000001:00000000 01:00000096 00000005     0        0 4711 2 0 0 0 0";
         let socket = parse(Table::Tcp, line, 4).unwrap();
         assert_eq!(socket.local.unwrap().to_string(), "127.0.0.1:54321");
         assert_eq!(socket.remote.unwrap().to_string(), "127.0.0.1:8080");
-        assert_eq!(
-            (socket.state, socket.inode, socket.retransmits),
-            (SYN_SENT, 4711, 5)
-        );
+        assert_eq!((socket.state, socket.inode, socket.retransmits), (SYN_SENT, 4711, 5));
         // Five of one second, then half a second of two.
         assert_eq!(socket.connecting_for, Some(Duration::from_millis(5500)));
-        let six = "0: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 9 1";
-        assert_eq!(
-            parse(Table::Tcp, six, 0)
-                .unwrap()
-                .local
-                .unwrap()
-                .to_string(),
-            "[::1]:22"
-        );
-        for broken in [
-            "",
-            "a b c d e f g h i j",
-            "1: 0:0 0:0 0A 1:1",
-            "1: é0000000:00 x 0A 1:1 1:1 0 0 0 9",
-        ] {
+        let six =
+            "0: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 9 1";
+        assert_eq!(parse(Table::Tcp, six, 0).unwrap().local.unwrap().to_string(), "[::1]:22");
+        for broken in ["", "a b c d e f g h i j", "1: 0:0 0:0 0A 1:1", "1: é0000000:00 x 0A 1:1 1:1 0 0 0 9"] {
             let _ = parse(Table::Tcp, broken, 4);
         }
     }

@@ -8,8 +8,7 @@ use crate::proc::tests::victim::{Victim, wait_for};
 use crate::proc::{ConnectingSocket, GatherSettings, Gatherer, ThreadWant, exists};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, listen,
-    socket,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, listen, socket,
 };
 use std::io::Write;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -47,11 +46,7 @@ fn connect_to_full() -> (SocketAddr, u64, Vec<OwnedFd>) {
 fn check(found: &[ConnectingSocket], since: u64) {
     for socket in found {
         let off = socket.since_ns.unwrap().abs_diff(since);
-        assert!(
-            off < 200_000_000,
-            "off by {} ms: {socket:?}",
-            off / 1_000_000
-        );
+        assert!(off < 200_000_000, "off by {} ms: {socket:?}", off / 1_000_000);
     }
 }
 
@@ -66,32 +61,18 @@ fn a_connection_attempt_and_when_it_began() {
     let found = wait_for("a socket in SYN-SENT", LIMIT, || find(0));
     check(&found, since);
     let fds: Vec<i32> = held.iter().map(AsRawFd::as_raw_fd).collect();
-    assert!(
-        found
-            .iter()
-            .all(|s| fds.contains(&s.fd) && s.local.ip() == remote.ip())
-    );
+    assert!(found.iter().all(|s| fds.contains(&s.fd) && s.local.ip() == remote.ip()));
     // After repetitions another source tells.
     check(&wait_for("a repeated SYN", LIMIT, || find(1)), since);
 
     // Where netlink is refused.
-    let listed = procnet::read(
-        std::process::id(),
-        Table::Tcp,
-        state_bit::SYN_SENT,
-        Instant::now() + LIMIT,
-    )
-    .unwrap();
+    let listed = procnet::read(std::process::id(), Table::Tcp, state_bit::SYN_SENT, Instant::now() + LIMIT).unwrap();
     let now = mono_ns();
     let slow: Vec<_> = listed.iter().filter(|s| s.remote == Some(remote)).collect();
     assert_eq!(slow.len(), found.len());
     for socket in slow {
         let began = now - u64::try_from(socket.connecting_for.unwrap().as_nanos()).unwrap();
-        assert!(
-            began.abs_diff(since) < 200_000_000,
-            "off by {} ms",
-            began.abs_diff(since) / 1_000_000
-        );
+        assert!(began.abs_diff(since) < 200_000_000, "off by {} ms", began.abs_diff(since) / 1_000_000);
     }
 }
 
@@ -102,29 +83,17 @@ fn a_connection_attempt_in_another_network_namespace() {
         let mut sockets = sockets();
         let found = sockets.connecting(&[victim.id, me()]);
         assert_eq!(sockets.into_lost(), Default::default());
-        let found: Vec<_> = found
-            .into_iter()
-            .filter(|s| s.process == victim.id)
-            .collect();
+        let found: Vec<_> = found.into_iter().filter(|s| s.process == victim.id).collect();
         (!found.is_empty()).then_some(found)
     };
     let found = wait_for("a socket in SYN-SENT", LIMIT, find);
     check(&found, victim.value);
     assert!(found[0].remote.ip().is_loopback());
-    let listed = procnet::read(
-        victim.id.pid,
-        Table::Tcp,
-        state_bit::SYN_SENT,
-        Instant::now() + LIMIT,
-    )
-    .unwrap();
+    let listed = procnet::read(victim.id.pid, Table::Tcp, state_bit::SYN_SENT, Instant::now() + LIMIT).unwrap();
     assert_eq!(listed.len(), found.len());
     // We have not moved.
     assert_eq!(super::namespace("thread-self"), super::namespace("self"));
-    assert_ne!(
-        super::namespace("self"),
-        super::namespace(&victim.id.pid.to_string())
-    );
+    assert_ne!(super::namespace("self"), super::namespace(&victim.id.pid.to_string()));
 }
 
 #[test]
@@ -151,11 +120,7 @@ fn what_was_received_and_not_read() {
         (on("tcp", "ESTAB", 5) && on("tcp", "LISTEN", 1) && on("unix", "ESTAB", 3)).then_some(found)
     });
     let client_address = client.local_addr().unwrap().to_string();
-    assert!(
-        found
-            .iter()
-            .any(|s| s.remote.as_ref() == Some(&client_address))
-    );
+    assert!(found.iter().any(|s| s.remote.as_ref() == Some(&client_address)));
     drop((server, far));
 }
 
@@ -165,13 +130,7 @@ fn the_socket_behind_a_descriptor() {
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let (near, _far) = UnixStream::pair().unwrap();
     let file = std::fs::File::open("/proc/self/exe").unwrap();
-    let fds = [
-        listener.as_raw_fd(),
-        udp.as_raw_fd(),
-        near.as_raw_fd(),
-        file.as_raw_fd(),
-        99_999,
-    ];
+    let fds = [listener.as_raw_fd(), udp.as_raw_fd(), near.as_raw_fd(), file.as_raw_fd(), 99_999];
     let wants: Vec<ThreadWant> = fds
         .iter()
         .map(|&fd| ThreadWant {
@@ -183,30 +142,15 @@ fn the_socket_behind_a_descriptor() {
             kernel_stack: true,
         })
         .collect();
-    let settings = GatherSettings {
-        deadline: LIMIT,
-        ..GatherSettings::default()
-    };
+    let settings = GatherSettings { deadline: LIMIT, ..GatherSettings::default() };
     let facts = Gatherer::new(settings).gather(&wants, &[], &[], &[]);
     let socket = |at: usize| {
         let fd = facts.threads[at].fd.as_ref().unwrap();
         assert_eq!(fd.fd, fds[at]);
-        fd.socket
-            .as_ref()
-            .map(|s| (s.protocol.as_str(), s.state.as_str(), s.local.clone()))
+        fd.socket.as_ref().map(|s| (s.protocol.as_str(), s.state.as_str(), s.local.clone()))
     };
-    assert_eq!(
-        socket(0),
-        Some((
-            "tcp",
-            "LISTEN",
-            Some(listener.local_addr().unwrap().to_string())
-        ))
-    );
-    assert_eq!(
-        socket(1),
-        Some(("udp", "UNCONN", Some(udp.local_addr().unwrap().to_string())))
-    );
+    assert_eq!(socket(0), Some(("tcp", "LISTEN", Some(listener.local_addr().unwrap().to_string()))));
+    assert_eq!(socket(1), Some(("udp", "UNCONN", Some(udp.local_addr().unwrap().to_string()))));
     assert_eq!(socket(2), Some(("unix", "ESTAB", None)));
     assert_eq!(socket(3), None);
     assert_eq!(facts.threads[3].fd.as_ref().unwrap().flags & 3, 0);

@@ -51,20 +51,13 @@ fn many_ranges_and_long_ones() {
     ranges[1700].addr += 4096;
     let facts = read(victim.id, &[], &ranges);
     assert_eq!(facts.len(), 2500);
-    assert_eq!(
-        facts.iter().filter(|f| f.bytes == b"aaaaaaaa").count(),
-        2499
-    );
+    assert_eq!(facts.iter().filter(|f| f.bytes == b"aaaaaaaa").count(), 2499);
     check(&facts[1700], b"", Some("EFAULT"));
 
     let own = vec![7_u8; 100_000];
     let me = crate::proc::exists(std::process::id()).unwrap().id;
     let facts = read(me, &[], &[range(own.as_ptr() as u64, 100_000); 100]);
-    assert!(
-        facts
-            .iter()
-            .all(|f| f.bytes.len() == 65536 && f.bytes[..] == own[..65536])
-    );
+    assert!(facts.iter().all(|f| f.bytes.len() == 65536 && f.bytes[..] == own[..65536]));
     assert_eq!(facts[0].error.as_deref(), Some("cut at 65536 bytes"));
 }
 
@@ -72,31 +65,13 @@ fn many_ranges_and_long_ones() {
 fn a_process_that_is_gone_or_another() {
     let victim = Victim::start(&["memory"]);
     let at = victim.value;
-    let other = ProcessId {
-        start_ns: victim.id.start_ns + 20_000_000,
-        ..victim.id
-    };
-    check(
-        &read(other, &[], &[range(at, 4)])[0],
-        b"",
-        Some("ESRCH (pid reused)"),
-    );
+    let other = ProcessId { start_ns: victim.id.start_ns + 20_000_000, ..victim.id };
+    check(&read(other, &[], &[range(at, 4)])[0], b"", Some("ESRCH (pid reused)"));
     let gone = victim.kill();
     let facts = read(gone, &[], &[range(at, 4), range(at, 5)]);
     assert_eq!(facts.len(), 2);
     check(&facts[1], b"", Some("ESRCH"));
-    check(
-        &read(
-            ProcessId {
-                pid: u32::MAX,
-                start_ns: 0,
-            },
-            &[],
-            &[range(0, 1)],
-        )[0],
-        b"",
-        Some("ESRCH"),
-    );
+    check(&read(ProcessId { pid: u32::MAX, start_ns: 0 }, &[], &[range(0, 1)])[0], b"", Some("ESRCH"));
 }
 
 #[test]
@@ -107,14 +82,7 @@ fn a_main_thread_that_has_ended_has_threads_with_memory() {
     });
     let tids: Vec<u32> = std::fs::read_dir(format!("/proc/{}/task", victim.id.pid))
         .unwrap()
-        .map(|e| {
-            e.unwrap()
-                .file_name()
-                .into_string()
-                .unwrap()
-                .parse()
-                .unwrap()
-        })
+        .map(|e| e.unwrap().file_name().into_string().unwrap().parse().unwrap())
         .collect();
     assert_eq!(tids.len(), 2);
     let facts = read(victim.id, &tids, &[range(victim.value, 10)]);

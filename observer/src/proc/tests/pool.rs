@@ -34,58 +34,28 @@ fn a_page_that_is_never_served_holds_one_reader_only() {
     let start = Instant::now();
     let before = crate::proc::pool::mono_ns();
     let first = gatherer.gather(&wants, &[stuck.id, fine.id], &[], &[]);
-    assert!(
-        start.elapsed() < Duration::from_millis(300),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
     assert_eq!(error(&first, 0), Some("deadline"));
-    assert_eq!(
-        (error(&first, 1), &first.threads[1].memory[0].bytes[..]),
-        (None, &b"aaaa"[..])
-    );
+    assert_eq!((error(&first, 1), &first.threads[1].memory[0].bytes[..]), (None, &b"aaaa"[..]));
     assert_eq!(first.lost.get("memory: deadline"), Some(&1));
-    let [blocked] = &first.blocked_reads[..] else {
-        panic!("{:?}", first.blocked_reads)
-    };
-    assert_eq!(
-        (blocked.process, blocked.what.as_str()),
-        (stuck.id, "memory")
-    );
+    let [blocked] = &first.blocked_reads[..] else { panic!("{:?}", first.blocked_reads) };
+    assert_eq!((blocked.process, blocked.what.as_str()), (stuck.id, "memory"));
     assert!(blocked.since_ns.abs_diff(before) < 100_000_000);
     // What needs no memory of it is known.
-    let known = first
-        .processes
-        .iter()
-        .find(|p| p.process == stuck.id)
-        .unwrap();
-    assert!(
-        known.comm.starts_with("proc-victim") && !known.missing.is_empty(),
-        "{known:?}"
-    );
+    let known = first.processes.iter().find(|p| p.process == stuck.id).unwrap();
+    assert!(known.comm.starts_with("proc-victim") && !known.missing.is_empty(), "{known:?}");
 
     // Not read again, hence at once; others are.
     let start = Instant::now();
     let second = gatherer.gather(&wants, &[], &[], &[]);
-    assert!(
-        start.elapsed() < Duration::from_millis(100),
-        "{:?}",
-        start.elapsed()
-    );
-    assert_eq!(
-        (error(&second, 0), error(&second, 1)),
-        (Some("blocked"), None)
-    );
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    assert_eq!((error(&second, 0), error(&second, 1)), (Some("blocked"), None));
     assert_eq!(second.blocked_reads, first.blocked_reads);
     assert_eq!(gatherer.pool_stats().stuck, 1);
 
     stuck.kill();
     wait_for("the read returns", Duration::from_secs(5), || {
-        gatherer
-            .gather(&[], &[], &[], &[])
-            .blocked_reads
-            .is_empty()
-            .then_some(())
+        gatherer.gather(&[], &[], &[], &[]).blocked_reads.is_empty().then_some(())
     });
     assert_eq!(gatherer.pool_stats().stuck, 0);
 }
@@ -97,24 +67,14 @@ fn a_command_line_that_is_never_served() {
     let mut gatherer = Gatherer::new(GatherSettings::default());
     let start = Instant::now();
     let facts = gatherer.gather(&[], &[stuck.id], &[], &[]);
-    assert!(
-        start.elapsed() < Duration::from_millis(300),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
     // Kernel 6.18 ends the command line before such a page; others may block in it.
     match &facts.blocked_reads[..] {
         [] => assert!(facts.processes[0].cmdline[2].len() < long.len()),
         [blocked] => assert_eq!(blocked.what, "cmdline"),
         more => panic!("{more:?}"),
     }
-    assert!(
-        facts.processes[0]
-            .exe
-            .as_ref()
-            .unwrap()
-            .ends_with("proc-victim")
-    );
+    assert!(facts.processes[0].exe.as_ref().unwrap().ends_with("proc-victim"));
 }
 
 #[test]
@@ -143,32 +103,16 @@ fn readers_are_replaced_up_to_a_bound() {
         .unwrap();
         begun.recv_timeout(Duration::from_secs(5)).unwrap();
     }
-    assert!(matches!(
-        pool.submit(process(1), |_| ()),
-        Err(ProcError::Blocked {
-            pid: 1,
-            what: "memory",
-            ..
-        })
-    ));
-    assert_eq!(
-        pool.submit(process(3), |_| ()),
-        Err(ProcError::NoReaderFree { stuck: 2 })
-    );
+    assert!(matches!(pool.submit(process(1), |_| ()), Err(ProcError::Blocked { pid: 1, what: "memory", .. })));
+    assert_eq!(pool.submit(process(3), |_| ()), Err(ProcError::NoReaderFree { stuck: 2 }));
     assert_eq!(pool.blocked().len(), 2);
     assert_eq!(pool.stats().workers, 2);
 
     held.clear();
-    wait_for("the readers return", Duration::from_secs(5), || {
-        pool.blocked().is_empty().then_some(())
-    });
-    pool.submit(process(3), |_| panic!("a job may panic"))
-        .unwrap();
-    wait_for("the panic is counted", Duration::from_secs(5), || {
-        (pool.stats().panicked == 1).then_some(())
-    });
-    pool.submit(process(3), move |_| began.send(()).unwrap())
-        .unwrap();
+    wait_for("the readers return", Duration::from_secs(5), || pool.blocked().is_empty().then_some(()));
+    pool.submit(process(3), |_| panic!("a job may panic")).unwrap();
+    wait_for("the panic is counted", Duration::from_secs(5), || (pool.stats().panicked == 1).then_some(()));
+    pool.submit(process(3), move |_| began.send(()).unwrap()).unwrap();
     begun.recv_timeout(Duration::from_secs(5)).unwrap();
 }
 
@@ -176,11 +120,7 @@ fn readers_are_replaced_up_to_a_bound() {
 fn jobs_beyond_the_stuck_ones_are_done_in_the_same_call() {
     let stuck: Vec<Victim> = (0..6).map(|_| Victim::start(&["unserved"])).collect();
     let fine: Vec<Victim> = (0..3).map(|_| Victim::start(&["memory"])).collect();
-    let wants: Vec<ThreadWant> = stuck
-        .iter()
-        .chain(&fine)
-        .map(|v| want(v.id, v.value))
-        .collect();
+    let wants: Vec<ThreadWant> = stuck.iter().chain(&fine).map(|v| want(v.id, v.value)).collect();
     let mut gatherer = Gatherer::new(GatherSettings::default());
     let facts = gatherer.gather(&wants, &[], &[], &[]);
     for at in 0..6 {
@@ -200,16 +140,8 @@ fn stuck_program() {
         return;
     };
     let numbers: Vec<u64> = text.split(' ').map(|n| n.parse().unwrap()).collect();
-    let process = ProcessId {
-        pid: u32::try_from(numbers[0]).unwrap(),
-        start_ns: numbers[1],
-    };
-    let facts = Gatherer::new(GatherSettings::default()).gather(
-        &[want(process, numbers[2])],
-        &[],
-        &[],
-        &[],
-    );
+    let process = ProcessId { pid: u32::try_from(numbers[0]).unwrap(), start_ns: numbers[1] };
+    let facts = Gatherer::new(GatherSettings::default()).gather(&[want(process, numbers[2])], &[], &[], &[]);
     assert_eq!(facts.blocked_reads.len(), 1);
 }
 
@@ -218,22 +150,9 @@ fn a_stuck_reader_does_not_keep_observer_alive() {
     let stuck = Victim::start(&["unserved"]);
     let mut observer = Command::new(std::env::current_exe().unwrap());
     observer
-        .args([
-            "--exact",
-            "proc::tests::pool::stuck_program",
-            "--ignored",
-            "--nocapture",
-        ])
-        .env(
-            "OBSERVER_TEST_STUCK",
-            format!("{} {} {}", stuck.id.pid, stuck.id.start_ns, stuck.value),
-        );
-    let mut child = observer
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let status = wait_for("it ends", Duration::from_secs(10), || {
-        child.try_wait().unwrap()
-    });
+        .args(["--exact", "proc::tests::pool::stuck_program", "--ignored", "--nocapture"])
+        .env("OBSERVER_TEST_STUCK", format!("{} {} {}", stuck.id.pid, stuck.id.start_ns, stuck.value));
+    let mut child = observer.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let status = wait_for("it ends", Duration::from_secs(10), || child.try_wait().unwrap());
     assert!(status.success(), "{status}");
 }

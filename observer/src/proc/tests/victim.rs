@@ -37,21 +37,11 @@ impl Victim {
 
     /// Starts any program; `ready`: it prints a number when it is.
     pub(crate) fn spawn(mut command: Command, ready: bool) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let id = exists(child.id()).unwrap().id;
-        let mut victim = Self {
-            child,
-            output,
-            value: 0,
-            input,
-            id,
-        };
+        let mut victim = Self { child, output, value: 0, input, id };
         if ready {
             // It ends by itself after two minutes, and then this does, too.
             let mut line = String::new();
@@ -100,26 +90,15 @@ pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -
 fn program() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let dir = std::env::current_exe()
-            .unwrap()
-            .parent()
-            .unwrap()
-            .to_owned();
+        let dir = std::env::current_exe().unwrap().parent().unwrap().to_owned();
         let (source, built, program) = (
             dir.join(format!("proc-victim-{}.c", std::process::id())),
             dir.join(format!("proc-victim-{}", std::process::id())),
             dir.join("proc-victim"),
         );
         std::fs::write(&source, include_str!("victim.c")).unwrap();
-        let status = Command::new("cc")
-            .args(["-O1", "-pthread", "-o"])
-            .arg(&built)
-            .arg(&source)
-            .status();
-        assert!(
-            status.as_ref().is_ok_and(|s| s.success()),
-            "cc: {status:?}; these tests need a C compiler"
-        );
+        let status = Command::new("cc").args(["-O1", "-pthread", "-o"]).arg(&built).arg(&source).status();
+        assert!(status.as_ref().is_ok_and(|s| s.success()), "cc: {status:?}; these tests need a C compiler");
         std::fs::remove_file(source).unwrap();
         std::fs::rename(built, &program).unwrap();
         program
