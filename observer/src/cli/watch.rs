@@ -6,8 +6,10 @@ use crate::model::{Filter, Scope};
 
 /// Look at the whole host.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without filters every process of this PID namespace is watched. Lists are given by repeating an \
-    option; different options must all match.")]
+#[command(
+    after_help = "Without filters every process of this PID namespace is watched. Lists are given by repeating an \
+    option; different options must all match."
+)]
 pub(super) struct Args {
     /// Only this process
     #[arg(long, value_name = "PID")]

@@ -98,14 +98,9 @@ impl Gatherer {
         for (reason, n) in sockets.into_lost() {
             *lost.entry(reason).or_default() += n;
         }
-        Facts {
-            threads,
-            processes: self.known(processes, &mut lost),
-            connecting,
-            unread,
-            blocked_reads: self.pool.blocked(),
-            lost,
-        }
+        let processes = self.known(processes, &mut lost);
+        self.trim();
+        Facts { threads, processes, connecting, unread, blocked_reads: self.pool.blocked(), lost }
     }
 
     /// How the readers fare.
@@ -254,8 +249,9 @@ impl Gatherer {
             }
         }
         let not_begun: BTreeSet<ProcessId> = self.pool.withdraw().into_iter().collect();
+        let exhausted = self.pool.exhausted();
         for process in pending.iter() {
-            let reason = if not_begun.contains(process) { "no reader free" } else { "deadline" };
+            let reason = if exhausted && not_begun.contains(process) { "no reader free" } else { "deadline" };
             count(lost, "process", reason);
             for thread in threads.iter_mut().filter(|t| t.process == *process) {
                 for memory in thread.memory.iter_mut().filter(|m| m.error.as_deref() == Some("deadline")) {
@@ -277,18 +273,22 @@ impl Gatherer {
             }
             interval = (entry.interval * 2).min(LAST_INTERVAL);
         }
-        if self.cache.len() >= self.settings.cached.max(1) {
-            // The older half goes at once, so that this is rare.
-            let mut used: Vec<u64> = self.cache.values().map(|e| e.used).collect();
-            let middle = used.len() / 2;
-            let (_, &mut median, _) = used.select_nth_unstable(middle);
-            let now = self.call;
-            self.cache.retain(|_, e| e.used > median || e.used == now);
-        }
         self.cache.insert(
             facts.process,
             Entry { program, facts, complete, used: self.call, due: Instant::now() + interval, interval },
         );
+    }
+
+    /// Forgets the processes that nobody asked about for longest.
+    fn trim(&mut self) {
+        if self.cache.len() <= self.settings.cached {
+            return;
+        }
+        let mut used: Vec<(u64, ProcessId)> = self.cache.iter().map(|(&p, e)| (e.used, p)).collect();
+        used.sort_unstable();
+        for (_, process) in &used[..used.len() - self.settings.cached] {
+            self.cache.remove(process);
+        }
     }
 
     /// The facts of these processes, complete or not.

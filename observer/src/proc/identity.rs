@@ -16,7 +16,7 @@ const MAX_CMDLINE: u64 = 128 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Program {
     exe: Result<String, String>,
-    arg_start: u64,
+    arguments: (u64, u64),
 }
 
 impl Program {
@@ -25,7 +25,7 @@ impl Program {
         let exe = std::fs::read_link(format!("/proc/{pid}/exe"))
             .map(|path| path.to_string_lossy().into_owned())
             .map_err(|e| errno_name(&e));
-        Self { exe, arg_start: stat.arg_start }
+        Self { exe, arguments: stat.arguments }
     }
 }
 

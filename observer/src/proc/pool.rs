@@ -205,6 +205,11 @@ impl ReaderPool {
         self.shared.settings.grace
     }
 
+    /// Every reader is stuck, and no more are started.
+    pub fn exhausted(&self) -> bool {
+        self.shared.lock().older_than(self.shared.settings.grace) >= self.limit()
+    }
+
     fn limit(&self) -> usize {
         self.shared.settings.workers + self.shared.settings.max_stuck
     }

@@ -25,8 +25,9 @@ pub(crate) struct Stat {
     pub(crate) threads: u32,
     /// 22: clock ticks since boot.
     pub(crate) start_ticks: u64,
-    /// 48: address of the arguments, another after every exec; 0 without permission.
-    pub(crate) arg_start: u64,
+    /// 48 and 49: where the arguments are, elsewhere after every exec; 0 without permission, and the second also
+    /// in the middle of an exec.
+    pub(crate) arguments: (u64, u64),
 }
 
 impl Stat {
@@ -45,7 +46,7 @@ impl Stat {
             flags: u32::try_from(number(9)?).ok()?,
             threads: u32::try_from(number(20)?).unwrap_or(u32::MAX),
             start_ticks: number(22)?,
-            arg_start: number(48).unwrap_or(0),
+            arguments: (number(48).unwrap_or(0), number(49).unwrap_or(0)),
         })
     }
 

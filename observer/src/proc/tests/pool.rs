@@ -129,7 +129,35 @@ fn jobs_beyond_the_stuck_ones_are_done_in_the_same_call() {
     for at in 6..9 {
         assert_eq!(error(&facts, at), None);
     }
-    assert_eq!(facts.blocked_reads.len(), 6);
+    wait_for("six are blocked", Duration::from_secs(5), || {
+        (gatherer.gather(&[], &[], &[], &[]).blocked_reads.len() == 6).then_some(())
+    });
+    assert!(gatherer.pool_stats().workers <= 12);
+}
+
+#[test]
+fn when_all_readers_are_stuck_the_call_still_ends_in_time() {
+    let stuck: Vec<Victim> = (0..5).map(|_| Victim::start(&["unserved"])).collect();
+    let fine = Victim::start(&["memory"]);
+    let mut settings = GatherSettings::default();
+    (settings.pool.workers, settings.pool.max_stuck) = (2, 2);
+    let mut gatherer = Gatherer::new(settings);
+    let wants: Vec<ThreadWant> = stuck.iter().map(|v| want(v.id, v.value)).collect();
+    // On a busy machine the last of them may begin too late to count as blocked in the first call.
+    wait_for("four are blocked", Duration::from_secs(5), || {
+        let start = Instant::now();
+        let facts = gatherer.gather(&wants, &[], &[], &[]);
+        assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+        (facts.blocked_reads.len() == 4 && facts.lost.get("memory: no reader free") == Some(&1)).then_some(())
+    });
+    let facts = gatherer.gather(&[want(fine.id, fine.value)], &[fine.id], &[], &[]);
+    assert_eq!(error(&facts, 0), Some("no reader free"));
+    assert_eq!(facts.processes[0].comm, "proc-victim");
+    drop(stuck);
+    wait_for("the reads return", Duration::from_secs(5), || {
+        let facts = gatherer.gather(&[want(fine.id, fine.value)], &[], &[], &[]);
+        error(&facts, 0).is_none().then_some(())
+    });
 }
 
 /// The program that the next test runs.
