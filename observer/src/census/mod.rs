@@ -1,7 +1,19 @@
 //! Every thread on the host, about once a second, and the rare events between.
+//!
+//! [`IterSource`] and [`ProcSource`] give the same rows from the kernel's task iterator and from `/proc`;
+//! [`ProbePlane`] sees what sampling cannot. Nothing here decides what is hung.
 
+mod decode;
 pub mod event;
+mod iter;
+mod object;
+mod procfs;
 pub mod row;
+mod source;
 
 pub use event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
+pub use iter::IterSource;
+pub use object::OBJECT_SHA256;
+pub use procfs::ProcSource;
 pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
+pub use source::{CensusError, Source};

@@ -1,0 +1,50 @@
+//! Every map, in one place, its size reasoned.
+
+use crate::probes::Attempt;
+use crate::probes::InFlight;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use observer_ebpf::{ACCOUNT_ENTRIES, ProcessKey, ProcessWaits};
+
+/// Threads (view ids) whose kernel stack is wanted. A report shows a few dozen threads; 1,024 is
+/// what one pass can answer without its output outgrowing the census itself.
+#[map]
+pub(crate) static WANTED: HashMap<u32, u8> = HashMap::with_max_entries(1024, 0);
+
+/// Initial process ids to observe under `FILTER_LISTED`: an operator names a handful, `--children`
+/// makes it some hundreds.
+#[map]
+pub(crate) static FILTER: HashMap<u32, u8> = HashMap::with_max_entries(4096, 0);
+
+/// Calls that have been entered and not left, by `pid_tgid`. One entry per *blocked* thread of an
+/// observed process, so it follows the thread count of the host: 32,768 entries of about 150 bytes
+/// are 5 MiB. User space may ask for another size before load; overflow is counted.
+#[map]
+pub(crate) static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(32_768, 0);
+
+/// Aggregates by process and family: 4,096 processes that use two families each, 8,192 entries of
+/// about 480 bytes, 4 MiB.
+#[map]
+pub(crate) static PROCESSES: HashMap<ProcessKey, ProcessWaits> = HashMap::with_max_entries(8192, 0);
+
+/// A zeroed aggregate to insert from: 408 bytes are too many for the 512-byte stack.
+#[map]
+pub(crate) static ZERO: Array<ProcessWaits> = Array::with_max_entries(1, 0);
+
+/// TCP sockets in SYN-SENT, by address of the socket. Half-open attempts are bounded by the local
+/// port range (28,232 by default); 16,384 at once is already an incident.
+#[map]
+pub(crate) static SOCKETS: HashMap<u64, Attempt> = HashMap::with_max_entries(16_384, 0);
+
+/// Rare events. 256 KiB hold 1,400 events between two drains.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// What was seen, used and lost, per CPU so that counting costs no shared cache line.
+#[map]
+pub(crate) static ACCOUNT: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(ACCOUNT_ENTRIES as u32, 0);
+
+/// Bit mask of families (`1 << FAMILY_*`) that the `sys_enter`/`sys_exit` pair serves.
+#[map]
+pub(crate) static ENABLED: Array<u32> = Array::with_max_entries(1, 0);

@@ -1,0 +1,415 @@
+//! The census: `iter/task` programs that write one record per thread, and kernel stacks on demand.
+//!
+//! The whole pass runs in the context of the thread that reads the iterator; nothing is attached to
+//! any path of the observed processes.
+
+use crate::kernel::{Btf, Raw, Upid, Word, off};
+use crate::maps::WANTED;
+use aya_ebpf::bindings::{seq_file, task_struct};
+use aya_ebpf::helpers::generated::{
+    bpf_get_task_stack, bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs,
+};
+use observer_ebpf::{
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
+    STACK_FRAMES, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+};
+
+/// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
+const NO_USER_REGISTERS: u32 = 0x20_0000 | 0x4000 | 0x10;
+/// `TS_COMPAT` of `thread_info.status`.
+const TS_COMPAT: u32 = 2;
+
+/// `struct bpf_iter_meta`.
+#[repr(C)]
+struct IterMeta {
+    seq: *mut seq_file,
+    session_id: u64,
+    seq_num: u64,
+}
+
+/// `struct bpf_iter__task`.
+#[repr(C)]
+struct IterTask {
+    meta: *const IterMeta,
+    task: *mut task_struct,
+}
+
+// One thread reads an iterator at a time, so these need no read-modify-write.
+
+/// Depth of the reader's PID namespace, set by the head of each pass.
+static VIEW_LEVEL: Word = Word::new();
+/// Inode number of the initial PID namespace.
+static INITIAL_INUM: Word = Word::new();
+static WRITTEN: Word = Word::new();
+static FAULTS: Word = Word::new();
+
+/// One pass with argument registers (`bpf_task_pt_regs`, kernel >= 5.15).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn census(ctx: *mut IterTask) -> i32 {
+    pass::<true>(ctx)
+}
+
+/// One pass without argument registers (kernel 5.8 to 5.14).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn census_no_regs(ctx: *mut IterTask) -> i32 {
+    pass::<false>(ctx)
+}
+
+#[inline(always)]
+fn pass<const REGS: bool>(ctx: *mut IterTask) -> i32 {
+    // SAFETY: the kernel passes a valid context, and `meta` is never null.
+    let meta = unsafe { (*ctx).meta };
+    // SAFETY: as above.
+    let seq = unsafe { (*meta).seq };
+    // SAFETY: as above.
+    let seq_num = unsafe { (*meta).seq_num };
+    // SAFETY: as above.
+    let task = unsafe { (*ctx).task };
+    let Some(task) = Btf::new(task) else {
+        tail(seq, seq_num);
+        return 0;
+    };
+    if seq_num == 0 {
+        head(seq);
+    }
+    one::<REGS>(seq, task);
+    0
+}
+
+/// Writes one record; false when the buffer is full (the kernel then drains it and calls again).
+#[inline(always)]
+fn write<T>(seq: *mut seq_file, record: &T) -> bool {
+    // SAFETY: `record` is `size_of::<T>()` initialised bytes without padding.
+    unsafe {
+        bpf_seq_write(
+            seq,
+            core::ptr::from_ref(record).cast(),
+            size_of::<T>() as u32,
+        ) == 0
+    }
+}
+
+#[inline(always)]
+const fn prefix<T>(kind: u32) -> RecordPrefix {
+    RecordPrefix {
+        kind,
+        len: size_of::<T>() as u32,
+    }
+}
+
+#[inline(always)]
+fn head(seq: *mut seq_file) {
+    let reader = Raw::current_task();
+    let mut level = 0u32;
+    if let Some(pid) = reader.follow(off!(task_thread_pid)) {
+        level = pid.read(off!(pid_level)).unwrap_or(0);
+        if let Some(upid) = Upid::at(pid, 0) {
+            INITIAL_INUM.set(u64::from(upid.inum()));
+        }
+    }
+    VIEW_LEVEL.set(u64::from(level));
+    WRITTEN.set(0);
+    FAULTS.set(0);
+    let head = CensusHead {
+        prefix: prefix::<CensusHead>(RECORD_HEAD),
+        // SAFETY: the helper has no preconditions.
+        mono_ns: unsafe { bpf_ktime_get_ns() },
+        // SAFETY: the helper has no preconditions.
+        boot_ns: unsafe { bpf_ktime_get_boot_ns() },
+        reader_last_arrival: reader.read(off!(task_last_arrival)).unwrap_or(0),
+        reader_tid: reader.read(off!(task_pid)).unwrap_or(0),
+        view_level: level,
+    };
+    write(seq, &head);
+}
+
+#[inline(always)]
+fn tail(seq: *mut seq_file, visited: u64) {
+    let tail = CensusTail {
+        prefix: prefix::<CensusTail>(RECORD_TAIL),
+        visited,
+        written: WRITTEN.get(),
+        faults: FAULTS.get(),
+    };
+    write(seq, &tail);
+}
+
+/// A thread's ids as seen from three places.
+struct Ids {
+    view: u32,
+    own: u32,
+    inum: u32,
+}
+
+/// The ids of `struct pid`, most of them without a copy: a thread of the initial namespace has but one.
+#[inline(always)]
+fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bool) -> Ids {
+    let initial_inum = INITIAL_INUM.get() as u32;
+    let outside = if view_level == 0 { initial } else { 0 };
+    let Some(pid) = pid else {
+        return Ids {
+            view: outside,
+            own: initial,
+            inum: 0,
+        };
+    };
+    let level = pid.u32(off!(pid_level));
+    if level == 0 {
+        return Ids {
+            view: outside,
+            own: initial,
+            inum: initial_inum,
+        };
+    }
+    let Some(own) = Upid::at(pid.raw(), level) else {
+        FAULTS.set(FAULTS.get() + 1);
+        return Ids {
+            view: outside,
+            own: initial,
+            inum: 0,
+        };
+    };
+    let view = if view_level == 0 {
+        initial
+    } else if view_level == level {
+        own.nr
+    } else if view_level < level {
+        match Upid::at(pid.raw(), view_level) {
+            Some(upid) => upid.nr,
+            None => 0,
+        }
+    } else {
+        0
+    };
+    Ids {
+        view,
+        own: own.nr,
+        inum: if want_inum { own.inum() } else { 0 },
+    }
+}
+
+/// The id of another process in the reader's namespace, 0 outside it.
+#[inline(always)]
+fn view_of(leader: Btf, view_level: u32) -> u32 {
+    let initial = leader.u32(off!(task_tgid));
+    if view_level == 0 {
+        return initial;
+    }
+    let Some(pid) = leader.follow(off!(task_thread_pid)) else {
+        return 0;
+    };
+    if view_level > pid.u32(off!(pid_level)) {
+        return 0;
+    }
+    match Upid::at(pid.raw(), view_level) {
+        Some(upid) => upid.nr,
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn cgroup_id(task: Btf) -> u64 {
+    let Some(set) = task.follow(off!(task_cgroups)) else {
+        return 0;
+    };
+    let Some(cgroup) = set.follow(off!(css_set_dfl_cgrp)) else {
+        return 0;
+    };
+    let Some(node) = cgroup.follow(off!(cgroup_kn)) else {
+        return 0;
+    };
+    node.u64(off!(kernfs_node_id))
+}
+
+/// `SCHED_NORMAL`, `SCHED_BATCH`, `SCHED_IDLE`: the fair class, which keeps `prev_sum_exec_runtime`.
+#[inline(always)]
+fn is_fair(policy: u32) -> bool {
+    policy == 0 || policy == 3 || policy == 5
+}
+
+#[inline(always)]
+fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
+    let view_level = VIEW_LEVEL.get() as u32;
+    let tid = task.u32(off!(task_pid));
+    let tgid = task.u32(off!(task_tgid));
+    let flags = task.u32(off!(task_flags));
+    let policy = task.u32(off!(task_policy));
+    let leader = task.follow(off!(task_group_leader));
+
+    let thread = ids(task.follow(off!(task_thread_pid)), tid, view_level, true);
+    let (view_tgid, own_tgid) = if tid == tgid {
+        (thread.view, thread.own)
+    } else {
+        let leader_pid = match leader {
+            Some(leader) => leader.follow(off!(task_thread_pid)),
+            None => None,
+        };
+        let process = ids(leader_pid, tgid, view_level, false);
+        (process.view, process.own)
+    };
+
+    let mut view_ppid = 0;
+    if let Some(parent) = task.follow(off!(task_real_parent)) {
+        if view_level == 0 {
+            view_ppid = parent.u32(off!(task_tgid));
+        } else if let Some(leader) = parent.follow(off!(task_group_leader)) {
+            view_ppid = view_of(leader, view_level);
+        }
+    }
+    let mut view_tracer = 0;
+    if task.u32(off!(task_ptrace)) != 0
+        && let Some(parent) = task.follow(off!(task_parent))
+        && let Some(leader) = parent.follow(off!(task_group_leader))
+    {
+        view_tracer = view_of(leader, view_level);
+    }
+
+    let mut bits = 0;
+    let cpu_ns = task.u64(off!(task_sum_exec_runtime));
+    let mut stint_ns = 0;
+    if is_fair(policy) && off!(task_prev_sum_exec_runtime) != observer_ebpf::ABSENT {
+        let before = task.u64(off!(task_prev_sum_exec_runtime));
+        if cpu_ns >= before {
+            stint_ns = cpu_ns - before;
+            bits |= TASK_STINT;
+        }
+    }
+
+    let comm = off!(task_comm);
+    let comm = [task.u64(comm), task.u64(comm.wrapping_add(8))];
+    let mut record = TaskRecord {
+        prefix: prefix::<TaskRecord>(RECORD_TASK),
+        tid,
+        tgid,
+        view_tid: thread.view,
+        view_tgid,
+        own_tid: thread.own,
+        own_tgid,
+        pidns: thread.inum,
+        view_ppid,
+        view_tracer,
+        state: task.u32(off!(task_state)),
+        exit_state: task.u32(off!(task_exit_state)),
+        flags,
+        bits,
+        policy,
+        jobctl: task.u32(off!(task_jobctl)),
+        on_cpu: task.u32(off!(task_on_cpu)),
+        start_boot_ns: task.u64(off!(task_start_boottime)),
+        process_start_boot_ns: match leader {
+            Some(leader) => leader.u64(off!(task_start_boottime)),
+            None => 0,
+        },
+        nvcsw: task.u64(off!(task_nvcsw)),
+        nivcsw: task.u64(off!(task_nivcsw)),
+        last_arrival: task.u64(off!(task_last_arrival)),
+        last_queued: task.u64(off!(task_last_queued)),
+        cpu_ns,
+        stint_ns,
+        syscall: -1,
+        args: [0; 6],
+        ip: 0,
+        sp: 0,
+        bp: 0,
+        cgroup_id: cgroup_id(task),
+        blocker: task.u64(off!(task_blocker)),
+        // SAFETY: sixteen bytes either way.
+        comm: unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(comm) },
+    };
+    if REGS && flags & NO_USER_REGISTERS == 0 {
+        registers(task, &mut record);
+    }
+    if write(seq, &record) {
+        WRITTEN.set(WRITTEN.get() + 1);
+    }
+}
+
+#[inline(always)]
+fn registers(task: Btf, record: &mut TaskRecord) {
+    // SAFETY: the helper wants a task pointer that the verifier trusts, which this is.
+    let regs = unsafe { bpf_task_pt_regs(task.as_ptr()) };
+    let Some(regs) = Btf::new(regs as *const u8) else {
+        return;
+    };
+    record.bits |= TASK_REGS;
+    record.syscall = regs.u64(off!(regs_orig_ax)) as i64;
+    record.ip = regs.u64(off!(regs_ip));
+    record.sp = regs.u64(off!(regs_sp));
+    record.bp = regs.u64(off!(regs_bp));
+    if task.u32(off!(task_thread_info_status)) & TS_COMPAT != 0 {
+        record.bits |= TASK_COMPAT;
+        record.syscall = i64::from(record.syscall as i32);
+        record.args = [
+            regs.u64(off!(regs_bx)),
+            regs.u64(off!(regs_cx)),
+            regs.u64(off!(regs_dx)),
+            regs.u64(off!(regs_si)),
+            regs.u64(off!(regs_di)),
+            regs.u64(off!(regs_bp)),
+        ];
+    } else {
+        record.args = [
+            regs.u64(off!(regs_di)),
+            regs.u64(off!(regs_si)),
+            regs.u64(off!(regs_dx)),
+            regs.u64(off!(regs_r10)),
+            regs.u64(off!(regs_r8)),
+            regs.u64(off!(regs_r9)),
+        ];
+    }
+}
+
+/// Kernel stacks of the threads in `WANTED`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
+    // SAFETY: the kernel passes a valid context, and `meta` is never null.
+    let meta = unsafe { (*ctx).meta };
+    // SAFETY: as above.
+    let seq = unsafe { (*meta).seq };
+    // SAFETY: as above.
+    let seq_num = unsafe { (*meta).seq_num };
+    // SAFETY: as above.
+    let Some(task) = Btf::new(unsafe { (*ctx).task }) else {
+        return 0;
+    };
+    if seq_num == 0 {
+        let level: u32 = match Raw::current_task().follow(off!(task_thread_pid)) {
+            Some(pid) => pid.read(off!(pid_level)).unwrap_or(0),
+            None => 0,
+        };
+        VIEW_LEVEL.set(u64::from(level));
+    }
+    let tid = task.u32(off!(task_pid));
+    let view = ids(
+        task.follow(off!(task_thread_pid)),
+        tid,
+        VIEW_LEVEL.get() as u32,
+        false,
+    )
+    .view;
+    if WANTED.get_ptr(view).is_none() {
+        return 0;
+    }
+    let mut record = StackRecord {
+        prefix: prefix::<StackRecord>(RECORD_STACK),
+        tid,
+        view_tid: view,
+        frames: 0,
+        ips: [0; STACK_FRAMES],
+    };
+    // SAFETY: the buffer is `8 * STACK_FRAMES` bytes.
+    let bytes = unsafe {
+        bpf_get_task_stack(
+            task.as_ptr(),
+            (&raw mut record.ips).cast(),
+            (8 * STACK_FRAMES) as u32,
+            0,
+        )
+    };
+    record.frames = if bytes < 0 { bytes } else { bytes / 8 };
+    write(seq, &record);
+    0
+}

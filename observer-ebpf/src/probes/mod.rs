@@ -1,0 +1,12 @@
+//! One hook family per file; what they share is in [`syscall`] and [`timeout`].
+
+mod census;
+mod connect;
+mod event;
+mod futex;
+mod poll;
+mod syscall;
+mod timeout;
+
+pub(crate) use connect::Attempt;
+pub(crate) use syscall::InFlight;

@@ -1,0 +1,277 @@
+//! The census stream, record by record, into rows. Bytes in, rows out; no I/O.
+
+use super::object::read;
+use super::row::{ProcessId, Registers, SyscallInProgress, ThreadRow};
+use super::source::CensusError;
+use observer_ebpf::{
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
+    StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+};
+
+/// Takes the stream in pieces of any size.
+#[derive(Default)]
+pub(super) struct Decoder {
+    /// The beginning of a record whose end has not come yet.
+    rest: Vec<u8>,
+    at: u64,
+    pub(super) head: Option<CensusHead>,
+    pub(super) tail: Option<CensusTail>,
+    pub(super) rows: Vec<ThreadRow>,
+    pub(super) stacks: Vec<StackRecord>,
+    /// Threads without an id in observer's PID namespace: on their way out, or never inside.
+    pub(super) outside_view: u64,
+}
+
+impl Decoder {
+    /// Takes the next piece.
+    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), CensusError> {
+        let joined;
+        let mut piece = piece;
+        if !self.rest.is_empty() {
+            let mut bytes = std::mem::take(&mut self.rest);
+            bytes.extend_from_slice(piece);
+            joined = bytes;
+            piece = &joined;
+        }
+        while let Some(prefix) = read::<RecordPrefix>(piece) {
+            let len = prefix.len as usize;
+            if len < size_of::<RecordPrefix>() || len > 4096 {
+                return Err(self.malformed("a record of impossible length"));
+            }
+            let Some(record) = piece.get(..len) else {
+                break;
+            };
+            self.record(prefix.kind, record)?;
+            piece = &piece[len..];
+            self.at += len as u64;
+        }
+        self.rest = piece.to_vec();
+        Ok(())
+    }
+
+    /// The stream has ended.
+    pub(super) fn finish(&self) -> Result<(), CensusError> {
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(self.malformed("it ends inside a record"))
+        }
+    }
+
+    fn malformed(&self, what: &'static str) -> CensusError {
+        CensusError::Malformed { at: self.at, what }
+    }
+
+    fn record(&mut self, kind: u32, bytes: &[u8]) -> Result<(), CensusError> {
+        match kind {
+            RECORD_HEAD => {
+                self.head = Some(read(bytes).ok_or_else(|| self.malformed("a short head"))?);
+            }
+            RECORD_TASK => {
+                let task = read(bytes).ok_or_else(|| self.malformed("a short task record"))?;
+                let head = self
+                    .head
+                    .ok_or_else(|| self.malformed("a task before the head"))?;
+                match row(&head, &task) {
+                    Some(row) => self.rows.push(row),
+                    None => self.outside_view += 1,
+                }
+            }
+            RECORD_TAIL => {
+                self.tail = Some(read(bytes).ok_or_else(|| self.malformed("a short tail"))?);
+            }
+            RECORD_STACK => {
+                let stack = read(bytes).ok_or_else(|| self.malformed("a short stack"))?;
+                self.stacks.push(stack);
+            }
+            _ => return Err(self.malformed("a record of unknown kind")),
+        }
+        Ok(())
+    }
+}
+
+/// A thread name as the kernel keeps it: bytes up to NUL, not necessarily UTF-8.
+pub(super) fn comm(bytes: &[u8]) -> String {
+    let len = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..len]).into_owned()
+}
+
+/// One record as a row; `None` for a thread without an id in observer's PID namespace.
+fn row(head: &CensusHead, task: &TaskRecord) -> Option<ThreadRow> {
+    if task.view_tid == 0 || task.view_tgid == 0 {
+        return None;
+    }
+    let on_cpu = task.on_cpu != 0;
+    // A thread on a CPU may be outside the kernel, with the registers of an earlier entry.
+    let has_registers = task.bits & TASK_REGS != 0 && !on_cpu;
+    // The reader has just been switched in: its arrival on the run-queue clock is `mono_ns`.
+    let to_mono = |runqueue_ns: u64| {
+        if runqueue_ns == 0 || head.reader_last_arrival == 0 {
+            return None;
+        }
+        let shift = head.mono_ns as i64 - head.reader_last_arrival as i64;
+        Some(
+            (runqueue_ns as i64)
+                .saturating_add(shift)
+                .clamp(0, head.mono_ns as i64) as u64,
+        )
+    };
+    let stint = if task.bits & TASK_STINT != 0 {
+        task.stint_ns
+    } else {
+        0
+    };
+    let left_cpu = match task.last_arrival {
+        0 => 0,
+        arrival => arrival.saturating_add(stint),
+    };
+    let syscall = if has_registers {
+        u32::try_from(task.syscall).ok()
+    } else {
+        None
+    };
+    Some(ThreadRow {
+        tid: task.view_tid,
+        process: ProcessId {
+            pid: task.view_tgid,
+            start_ns: task.process_start_boot_ns,
+        },
+        initial: (task.tid, task.tgid),
+        own: (task.own_tid, task.own_tgid),
+        pidns: task.pidns,
+        ppid: task.view_ppid,
+        tracer: task.view_tracer,
+        comm: comm(&task.comm),
+        state: task.state,
+        exit_state: task.exit_state,
+        flags: task.flags,
+        jobctl: task.jobctl,
+        compat: task.bits & TASK_COMPAT != 0,
+        on_cpu,
+        start_ns: task.start_boot_ns,
+        nvcsw: task.nvcsw,
+        nivcsw: task.nivcsw,
+        cpu_ns: task.cpu_ns,
+        off_cpu_since_ns: if on_cpu { None } else { to_mono(left_cpu) },
+        queued_since_ns: if on_cpu {
+            None
+        } else {
+            to_mono(task.last_queued)
+        },
+        syscall: syscall.map(|number| SyscallInProgress {
+            number,
+            args: task.args,
+        }),
+        registers: has_registers.then_some(Registers {
+            ip: task.ip,
+            sp: task.sp,
+            bp: Some(task.bp),
+        }),
+        cgroup_id: task.cgroup_id,
+        blocker: task.blocker,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head_bytes(mono: u64, arrival: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&RECORD_HEAD.to_ne_bytes());
+        bytes.extend_from_slice(&40u32.to_ne_bytes());
+        for word in [mono, mono, arrival, 7] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn task_bytes() -> Vec<u8> {
+        let mut bytes = vec![0; size_of::<TaskRecord>()];
+        let put = |bytes: &mut Vec<u8>, at: usize, word: &[u8]| {
+            bytes[at..at + word.len()].copy_from_slice(word)
+        };
+        put(&mut bytes, 0, &RECORD_TASK.to_ne_bytes());
+        put(&mut bytes, 4, &248u32.to_ne_bytes());
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, view_tid),
+            &12u32.to_ne_bytes(),
+        );
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, view_tgid),
+            &11u32.to_ne_bytes(),
+        );
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, last_arrival),
+            &4_000u64.to_ne_bytes(),
+        );
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, stint_ns),
+            &500u64.to_ne_bytes(),
+        );
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, bits),
+            &(TASK_STINT | TASK_REGS).to_ne_bytes(),
+        );
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, syscall),
+            &(-1i64).to_ne_bytes(),
+        );
+        put(
+            &mut bytes,
+            std::mem::offset_of!(TaskRecord, comm),
+            b"a) (b\n\xff",
+        );
+        bytes
+    }
+
+    #[test]
+    fn pieces_of_any_size_make_the_same_rows() -> Result<(), CensusError> {
+        let mut stream = head_bytes(10_000, 6_000);
+        stream.extend(task_bytes());
+        for size in 1..stream.len() {
+            let mut decoder = Decoder::default();
+            for piece in stream.chunks(size) {
+                decoder.push(piece)?;
+            }
+            decoder.finish()?;
+            assert_eq!(decoder.rows.len(), 1);
+            let row = &decoder.rows[0];
+            assert_eq!((row.tid, row.process.pid), (12, 11));
+            // Arrived at 4,000, ran 500, and the clocks are 4,000 apart.
+            assert_eq!(row.off_cpu_since_ns, Some(8_500));
+            assert_eq!(row.comm, "a) (b\n\u{fffd}");
+            assert_eq!(row.syscall, None);
+            assert!(row.registers.is_some());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nonsense_is_refused() -> Result<(), CensusError> {
+        assert!(Decoder::default().push(&[9, 0, 0, 0, 8, 0, 0, 0]).is_err());
+        assert!(Decoder::default().push(&[1, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(
+            Decoder::default()
+                .push(&[1, 0, 0, 0, 9, 0, 0, 0, 0])
+                .is_err()
+        );
+        assert!(
+            Decoder::default().push(&task_bytes()).is_err(),
+            "a task before the head"
+        );
+        let mut cut = Decoder::default();
+        cut.push(&head_bytes(1, 1)[..39])?;
+        assert!(cut.finish().is_err());
+        Ok(())
+    }
+}

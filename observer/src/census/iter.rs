@@ -1,0 +1,250 @@
+//! The census through `iter/task`: one pass in the kernel, nothing attached anywhere.
+
+use super::decode::Decoder;
+use super::object::{self, reason};
+use super::row::{Census, Clocks, Pid};
+use super::source::{CensusError, Source};
+use crate::host::{KernelTypes, clock};
+use aya::Ebpf;
+use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::programs::Iter;
+use observer_ebpf::{ABI_VERSION, FILTER_LISTED, Globals};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+/// The kernel hands out at most 32 KiB a read (eight pages); a buffer that is larger never splits one.
+const BUFFER: usize = 64 * 1024;
+/// Sleep before a census, so that the reader's last switch-in is "now".
+const SETTLE: Duration = Duration::from_micros(50);
+/// Threads whose stack one pass can return (size of the map `WANTED`).
+const MOST_WANTED: usize = 1024;
+
+/// Census source over the kernel's task iterator.
+pub struct IterSource {
+    ebpf: Ebpf,
+    program: &'static str,
+    refused: Option<String>,
+    stacks: Stacks,
+    buffer: Box<[u8]>,
+    /// Rows of the last pass: the next one reserves as much.
+    expected: usize,
+}
+
+enum Stacks {
+    NotTried,
+    Loaded,
+    Refused(String),
+}
+
+impl IterSource {
+    /// Loads the iterator, with argument registers where the kernel has them (5.15), else without.
+    pub fn load() -> Result<Self, CensusError> {
+        let types = KernelTypes::get().map_err(CensusError::Types)?;
+        let globals = Globals {
+            abi: ABI_VERSION,
+            filter: FILTER_LISTED,
+            view_pidns: 0,
+            reserved: 0,
+            long_wait_ns: u64::MAX,
+            slow_connect_ns: u64::MAX,
+            realtime_offset_ns: 0,
+        };
+        // The probes' maps are not used here.
+        let sizes = [
+            ("IN_FLIGHT", 1),
+            ("PROCESSES", 1),
+            ("SOCKETS", 1),
+            ("FILTER", 1),
+            ("EVENTS", 4096),
+            ("AYA_LOGS", 4096),
+        ];
+        let mut ebpf = object::load(&types.offsets, &globals, 0, &sizes).map_err(|error| {
+            CensusError::Load {
+                reason: reason(&error),
+            }
+        })?;
+        let (program, refused) = match load(&mut ebpf, "census", types) {
+            Ok(()) => ("census", None),
+            Err(first) => {
+                load(&mut ebpf, "census_no_regs", types)?;
+                ("census_no_regs", Some(first.to_string()))
+            }
+        };
+        Ok(Self {
+            ebpf,
+            program,
+            refused,
+            stacks: Stacks::NotTried,
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            expected: 0,
+        })
+    }
+
+    /// Why the better program is not in use; `None` if it is.
+    pub fn degraded(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// Kernel stacks of threads (ids of observer's PID namespace), return addresses, innermost first.
+    /// A thread that is gone or running is missing or has an empty stack; beyond 1,024 threads the rest
+    /// is left out.
+    pub fn kernel_stacks(&mut self, tids: &[Pid]) -> Result<HashMap<Pid, Vec<u64>>, CensusError> {
+        if matches!(self.stacks, Stacks::NotTried) {
+            let types = KernelTypes::get().map_err(CensusError::Types)?;
+            self.stacks = match load(&mut self.ebpf, "stacks", types) {
+                Ok(()) => Stacks::Loaded,
+                Err(error) => Stacks::Refused(error.to_string()),
+            };
+        }
+        if let Stacks::Refused(reason) = &self.stacks {
+            return Err(CensusError::Refused {
+                program: "stacks",
+                reason: reason.clone(),
+            });
+        }
+        let wanted = &tids[..tids.len().min(MOST_WANTED)];
+        self.want(|map| wanted.iter().try_for_each(|tid| map.insert(tid, 1, 0)))?;
+        let decoded = self.pass("stacks", 0);
+        self.want(|map| {
+            for tid in wanted {
+                // Twice in the list: the second removal finds nothing.
+                let _ = map.remove(tid);
+            }
+            Ok(())
+        })?;
+        Ok(decoded?
+            .stacks
+            .iter()
+            .map(|stack| {
+                let frames = usize::try_from(stack.frames)
+                    .unwrap_or(0)
+                    .min(stack.ips.len());
+                (stack.view_tid, stack.ips[..frames].to_vec())
+            })
+            .collect())
+    }
+
+    fn want(
+        &mut self,
+        change: impl FnOnce(&mut BpfHashMap<&mut MapData, u32, u8>) -> Result<(), aya::maps::MapError>,
+    ) -> Result<(), CensusError> {
+        let failed = |reason: String| CensusError::Refused {
+            program: "stacks",
+            reason,
+        };
+        let map = self
+            .ebpf
+            .map_mut("WANTED")
+            .ok_or_else(|| failed("no map WANTED".to_owned()))?;
+        BpfHashMap::try_from(map)
+            .and_then(|mut map| change(&mut map))
+            .map_err(|error| failed(reason(&error)))
+    }
+
+    /// Runs one iterator to its end.
+    fn pass(&mut self, program: &'static str, expected: usize) -> Result<Decoder, CensusError> {
+        let refused = |error: &(dyn std::error::Error + 'static)| CensusError::Refused {
+            program,
+            reason: reason(error),
+        };
+        let iter = iterator(&mut self.ebpf, program)?;
+        let link = iter.attach().map_err(|error| refused(&error))?;
+        let link = iter.take_link(link).map_err(|error| refused(&error))?;
+        let mut file = link.into_file().map_err(|error| refused(&error))?;
+        let mut decoder = Decoder::default();
+        decoder.rows.reserve(expected);
+        std::thread::sleep(SETTLE);
+        loop {
+            match file.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(len) => decoder.push(&self.buffer[..len])?,
+                // EAGAIN: the kernel gives the CPU back after a million objects.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock
+                    ) => {}
+                Err(error) => {
+                    return Err(CensusError::Read {
+                        what: "the task iterator".to_owned(),
+                        error,
+                    });
+                }
+            }
+        }
+        decoder.finish()?;
+        Ok(decoder)
+    }
+}
+
+fn iterator<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Iter, CensusError> {
+    let missing = || CensusError::Refused {
+        program,
+        reason: "not in the object".to_owned(),
+    };
+    ebpf.program_mut(program)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|_| missing())
+}
+
+fn load(ebpf: &mut Ebpf, program: &'static str, types: &KernelTypes) -> Result<(), CensusError> {
+    iterator(ebpf, program)?
+        .load("task", &types.btf)
+        .map_err(|error| CensusError::Refused {
+            program,
+            reason: reason(&error),
+        })
+}
+
+impl Source for IterSource {
+    fn take(&mut self) -> Result<Census, CensusError> {
+        let began = Instant::now();
+        let decoded = self.pass(self.program, self.expected)?;
+        let head = decoded.head.ok_or(CensusError::Malformed {
+            at: 0,
+            what: "no head",
+        })?;
+        let tail = decoded.tail.ok_or(CensusError::Malformed {
+            at: 0,
+            what: "no tail",
+        })?;
+        let mut rows = decoded.rows;
+        rows.sort_unstable_by_key(|row| row.tid);
+        self.expected = rows.len() + rows.len() / 8;
+        let mut lost = BTreeMap::new();
+        for (reason, count) in [
+            ("outside_view", decoded.outside_view),
+            ("not_written", tail.visited.saturating_sub(tail.written)),
+        ] {
+            if count > 0 {
+                lost.insert(reason.to_owned(), count);
+            }
+        }
+        let shift = head.mono_ns as i64;
+        let now = clock::now();
+        Ok(Census {
+            clocks: Clocks {
+                mono_ns: head.mono_ns,
+                boot_ns: if head.boot_ns != 0 {
+                    head.boot_ns
+                } else {
+                    now.boot_ns
+                },
+                real_ns: (now.real_ns as i64 - (now.mono_ns as i64 - shift)).max(0) as u64,
+            },
+            took_ns: began.elapsed().as_nanos() as u64,
+            rows,
+            lost,
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        if self.program == "census" {
+            "iter_task"
+        } else {
+            "iter_task without registers"
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Where censuses come from.
+
+use super::Census;
+use crate::host::TypesError;
+use std::io;
+use thiserror::Error;
+
+/// Something that can list every thread.
+pub trait Source {
+    /// Takes one census of every thread that observer can see.
+    fn take(&mut self) -> Result<Census, CensusError>;
+    /// `iter_task`, `iter_task without registers`, `proc` or `recording`.
+    fn name(&self) -> &'static str;
+}
+
+/// Why there is no census.
+#[derive(Debug, Error)]
+pub enum CensusError {
+    /// Kernel types unknown.
+    #[error("{0}; `--census proc` works without it, with less to say")]
+    Types(&'static TypesError),
+    /// The object cannot be loaded at all (maps, BTF).
+    #[error(
+        "cannot load the kernel programs: {reason}; run as root, or with CAP_BPF and CAP_PERFMON"
+    )]
+    Load {
+        /// What the loader says.
+        reason: String,
+    },
+    /// The kernel refuses a program.
+    #[error(
+        "the kernel refuses the program `{program}`: {reason}; `--census proc` works without it"
+    )]
+    Refused {
+        /// Which program.
+        program: &'static str,
+        /// Error and the end of the verifier's log.
+        reason: String,
+    },
+    /// The stream could not be read.
+    #[error("reading {what}: {error}; try again")]
+    Read {
+        /// Which file.
+        what: String,
+        /// The error.
+        #[source]
+        error: io::Error,
+    },
+    /// The stream makes no sense.
+    #[error("the census stream is malformed at byte {at}: {what}; please report this kernel")]
+    Malformed {
+        /// Position in the stream.
+        at: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
