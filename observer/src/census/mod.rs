@@ -6,14 +6,18 @@
 mod decode;
 pub mod event;
 mod iter;
+mod ladder;
 mod object;
+mod probes;
 mod procfs;
 pub mod row;
 mod source;
 
 pub use event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
 pub use iter::IterSource;
+pub use ladder::{Fall, FamilyStatus, Rung};
 pub use object::OBJECT_SHA256;
+pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
 pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
 pub use source::{CensusError, Source};
