@@ -26,13 +26,15 @@ pub enum SessionError {
 /// A look at a host, in progress.
 pub struct Session {
     source: Box<dyn Source>,
-    probes: ProbePlane,
+    probes: Option<ProbePlane>,
     gatherer: Gatherer,
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
+    /// What the probes' filter holds, in ids of the initial PID namespace.
+    listened_to: BTreeSet<Pid>,
     /// Model, rules, findings.
     pub judge: Judge,
     /// What was seen, lost and spent.
@@ -41,7 +43,7 @@ pub struct Session {
 
 impl Session {
     /// A session over a source of rows and a probe plane.
-    pub fn new(source: Box<dyn Source>, probes: ProbePlane, scope: Scope) -> Self {
+    pub fn new(source: Box<dyn Source>, probes: Option<ProbePlane>, scope: Scope) -> Self {
         Self {
             source,
             probes,
@@ -49,6 +51,7 @@ impl Session {
             kallsyms: None,
             recorder: None,
             parents: Vec::new(),
+            listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
             account: Account::default(),
         }
@@ -64,11 +67,6 @@ impl Session {
         self.parents = parents;
     }
 
-    /// The rung of each probe family.
-    pub fn probes(&self) -> &ProbePlane {
-        &self.probes
-    }
-
     /// Where the rows come from.
     pub fn source_name(&self) -> &'static str {
         self.source.name()
@@ -77,8 +75,7 @@ impl Session {
     /// One census, its judgement, and the facts for the next one.
     pub fn turn(&mut self) -> Result<Turn, SessionError> {
         let census = self.source.take()?;
-        self.probes.note_pids(&census);
-        let reading = self.probes.drain();
+        let reading = self.read_probes(&census);
         self.account.threads_seen = census.rows.len() as u64;
         self.account.threads_lost.clone_from(&census.lost);
         self.account.census_ns = census.took_ns;
@@ -114,7 +111,27 @@ impl Session {
         }
         let initial: BTreeSet<Pid> =
             census.rows.iter().filter(|row| pids.contains(&row.process.pid)).map(|row| row.initial.1).collect();
-        self.probes.set_filter(&initial);
+        if let Some(probes) = &mut self.probes
+            && self.listened_to != initial
+        {
+            match probes.set_filter(&initial.iter().copied().collect::<Vec<_>>()) {
+                Ok(()) => self.listened_to = initial,
+                Err(error) => {
+                    log::warn!("{error}");
+                    self.account.lose("probe_filter", 1);
+                }
+            }
+        }
+    }
+
+    fn read_probes(&mut self, census: &Census) -> ProbeReading {
+        let Some(probes) = &mut self.probes else { return ProbeReading::default() };
+        probes.note_pids(census);
+        probes.drain().unwrap_or_else(|error| {
+            log::warn!("{error}");
+            self.account.lose("probe_drain", 1);
+            ProbeReading::default()
+        })
     }
 
     /// Asks about suspects until no new ones turn up, and lets the judge learn the answers.
@@ -201,9 +218,7 @@ impl Session {
     }
 
     /// Takes no more turns; hands over what a report needs.
-    pub fn finish(mut self) -> (Judge, Account) {
-        let reading: ProbeReading = self.probes.drain();
-        self.account.note_probes(&reading.account, self.judge.host.probes().forgotten());
+    pub fn finish(self) -> (Judge, Account) {
         (self.judge, self.account)
     }
 }

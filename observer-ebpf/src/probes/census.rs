@@ -10,8 +10,8 @@ use aya_ebpf::helpers::generated::{
     bpf_get_task_stack, bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs,
 };
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix, STACK_FRAMES,
-    StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
+    STACK_FRAMES, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
@@ -82,12 +82,21 @@ fn pass<const REGS: bool>(ctx: *mut IterTask) -> i32 {
 #[inline(always)]
 fn write<T>(seq: *mut seq_file, record: &T) -> bool {
     // SAFETY: `record` is `size_of::<T>()` initialised bytes without padding.
-    unsafe { bpf_seq_write(seq, core::ptr::from_ref(record).cast(), size_of::<T>() as u32) == 0 }
+    unsafe {
+        bpf_seq_write(
+            seq,
+            core::ptr::from_ref(record).cast(),
+            size_of::<T>() as u32,
+        ) == 0
+    }
 }
 
 #[inline(always)]
 const fn prefix<T>(kind: u32) -> RecordPrefix {
-    RecordPrefix { kind, len: size_of::<T>() as u32 }
+    RecordPrefix {
+        kind,
+        len: size_of::<T>() as u32,
+    }
 }
 
 #[inline(always)]
@@ -118,8 +127,12 @@ fn head(seq: *mut seq_file) {
 
 #[inline(always)]
 fn tail(seq: *mut seq_file, visited: u64) {
-    let tail =
-        CensusTail { prefix: prefix::<CensusTail>(RECORD_TAIL), visited, written: WRITTEN.get(), faults: FAULTS.get() };
+    let tail = CensusTail {
+        prefix: prefix::<CensusTail>(RECORD_TAIL),
+        visited,
+        written: WRITTEN.get(),
+        faults: FAULTS.get(),
+    };
     write(seq, &tail);
 }
 
@@ -136,15 +149,27 @@ fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bool) -> Ids 
     let initial_inum = INITIAL_INUM.get() as u32;
     let outside = if view_level == 0 { initial } else { 0 };
     let Some(pid) = pid else {
-        return Ids { view: outside, own: initial, inum: 0 };
+        return Ids {
+            view: outside,
+            own: initial,
+            inum: 0,
+        };
     };
     let level = pid.u32(off!(pid_level));
     if level == 0 {
-        return Ids { view: outside, own: initial, inum: initial_inum };
+        return Ids {
+            view: outside,
+            own: initial,
+            inum: initial_inum,
+        };
     }
     let Some(own) = Upid::at(pid.raw(), level) else {
         FAULTS.set(FAULTS.get() + 1);
-        return Ids { view: outside, own: initial, inum: 0 };
+        return Ids {
+            view: outside,
+            own: initial,
+            inum: 0,
+        };
     };
     let view = if view_level == 0 {
         initial
@@ -158,7 +183,11 @@ fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bool) -> Ids 
     } else {
         0
     };
-    Ids { view, own: own.nr, inum: if want_inum { own.inum() } else { 0 } }
+    Ids {
+        view,
+        own: own.nr,
+        inum: if want_inum { own.inum() } else { 0 },
+    }
 }
 
 /// The id of another process in the reader's namespace, 0 outside it.
@@ -354,7 +383,13 @@ extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
         VIEW_LEVEL.set(u64::from(level));
     }
     let tid = task.u32(off!(task_pid));
-    let view = ids(task.follow(off!(task_thread_pid)), tid, VIEW_LEVEL.get() as u32, false).view;
+    let view = ids(
+        task.follow(off!(task_thread_pid)),
+        tid,
+        VIEW_LEVEL.get() as u32,
+        false,
+    )
+    .view;
     if WANTED.get_ptr(view).is_none() {
         return 0;
     }
@@ -366,8 +401,14 @@ extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
         ips: [0; STACK_FRAMES],
     };
     // SAFETY: the buffer is `8 * STACK_FRAMES` bytes.
-    let bytes =
-        unsafe { bpf_get_task_stack(task.as_ptr(), (&raw mut record.ips).cast(), (8 * STACK_FRAMES) as u32, 0) };
+    let bytes = unsafe {
+        bpf_get_task_stack(
+            task.as_ptr(),
+            (&raw mut record.ips).cast(),
+            (8 * STACK_FRAMES) as u32,
+            0,
+        )
+    };
     record.frames = if bytes < 0 { bytes } else { bytes / 8 };
     write(seq, &record);
     0

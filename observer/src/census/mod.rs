@@ -6,6 +6,7 @@
 mod decode;
 pub mod event;
 mod iter;
+mod ladder;
 mod object;
 mod probes;
 mod procfs;
@@ -14,8 +15,9 @@ mod source;
 
 pub use event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
 pub use iter::IterSource;
+pub use ladder::{Fall, FamilyStatus, Rung};
 pub use object::OBJECT_SHA256;
-pub use probes::*;
+pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
 pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
 pub use source::{CensusError, Source};

@@ -1,47 +1,407 @@
-//! stub
-use super::*;
-use std::collections::BTreeSet;
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rung {
-    Fentry,
-    Kprobe,
-    TpBtf,
-    Tracepoint,
-}
-impl Rung {
-    pub const LADDER: [Rung; 4] = [Rung::Fentry, Rung::Kprobe, Rung::TpBtf, Rung::Tracepoint];
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum FilterMode {
-    #[default]
+//! The probe plane: attached once, drained now and then.
+
+use super::event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
+use super::ladder::{self, FamilyStatus, Links, Rung};
+use super::object::{self, Plain, reason};
+use super::row::{Census, Pid};
+use crate::host::{KernelTypes, capability, clock};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya_log::EbpfLogger;
+use log::LevelFilter;
+use observer_ebpf::{
+    ABI_VERSION, ACCOUNT_NAMES, Event, FAMILY_FUTEX, FAMILY_POLL, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals,
+    Offsets, ProcessKey, ProcessWaits,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Inode number of the initial PID namespace (`PROC_PID_INIT_INO`).
+const INITIAL_PIDNS: u32 = 0xEFFF_FFFC;
+/// Drains after which the aggregate of a process that is no longer listed is dropped.
+const FORGET_AFTER: u32 = 3;
+
+/// Which processes the probes look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// Every process on the host.
     All,
-    Listed,
+    /// These only: process ids of the *initial* PID namespace (`ThreadRow::initial.1`).
+    Listed(Vec<Pid>),
+    /// Those of observer's own PID namespace and below.
     Namespace,
 }
-#[derive(Debug, Default)]
+
+/// How to attach.
+#[derive(Clone, Debug)]
 pub struct ProbeSettings {
+    /// A wait longer than this is reported when it ends.
+    pub long_wait: Duration,
+    /// A connection slower than this is reported.
+    pub slow_connect: Duration,
+    /// Which processes.
+    pub filter: Filter,
+    /// Level of the probes' own diagnostics; `Off` costs nothing.
+    pub log_level: LevelFilter,
+    /// The rungs to try, best first; [`Rung::ALL`] but in tests.
     pub rungs: Vec<Rung>,
-    pub long_wait: std::time::Duration,
-    pub slow_connect: std::time::Duration,
-    pub filter: FilterMode,
+    /// Room for calls in flight (one per blocked thread of an observed process).
+    pub in_flight: u32,
 }
-pub struct ProbePlane;
-pub struct ProbeStatus;
-impl ProbeStatus {
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({"poll":"none"})
+
+impl Default for ProbeSettings {
+    fn default() -> Self {
+        Self {
+            long_wait: Duration::from_secs(5),
+            slow_connect: Duration::from_secs(1),
+            filter: Filter::All,
+            log_level: LevelFilter::Off,
+            rungs: Rung::ALL.to_vec(),
+            in_flight: 32_768,
+        }
     }
 }
+
+/// Where every family of probes ended up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeStatus {
+    /// `poll` and its relatives.
+    pub poll: FamilyStatus,
+    /// `futex`.
+    pub futex: FamilyStatus,
+    /// `connect`.
+    pub connect: FamilyStatus,
+    /// TCP state changes.
+    pub tcp_state: FamilyStatus,
+}
+
+/// Why the probe plane cannot be used at all.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// Maps or object refused.
+    #[error(
+        "cannot create the probes' maps: {reason}; run as root, or with CAP_BPF and CAP_PERFMON \
+         (and RLIMIT_MEMLOCK unlimited before 5.11)"
+    )]
+    Load {
+        /// What the loader says.
+        reason: String,
+    },
+    /// A map that must be there is not, or cannot be used.
+    #[error("map `{map}`: {reason}; please report this kernel")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Attached probes. Dropping it detaches everything; nothing is pinned.
+pub struct ProbePlane {
+    status: ProbeStatus,
+    // Detached first.
+    _links: Links,
+    ring: RingBuf<MapData>,
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    ebpf: Ebpf,
+    in_initial_namespace: bool,
+    /// Initial process id → id in observer's namespace.
+    view: HashMap<Pid, Pid>,
+    /// Drains for which a process with an aggregate was not in the census.
+    missing: HashMap<Pid, u32>,
+}
+
 impl ProbePlane {
-    pub fn attach(_: ProbeSettings) -> Self {
-        Self
+    /// Goes down the ladder for every family. A family for which no rung holds is `none` in
+    /// [`status`](Self::status), with the reasons; only a loader that cannot even create maps is an error.
+    pub fn attach(settings: &ProbeSettings) -> Result<Self, ProbeError> {
+        let types = KernelTypes::get();
+        if let Err(error) = types {
+            log::warn!("probes without kernel types: {error}");
+        }
+        let types = types.ok();
+        let view_pidns = capability::view_pidns();
+        let in_initial_namespace = view_pidns == INITIAL_PIDNS;
+        let globals = Globals {
+            abi: ABI_VERSION,
+            filter: match settings.filter {
+                Filter::Listed(_) => FILTER_LISTED,
+                // Everything is below the initial namespace.
+                Filter::Namespace if !in_initial_namespace && types.is_some() => FILTER_NAMESPACE,
+                Filter::All | Filter::Namespace => FILTER_ALL,
+            },
+            view_pidns,
+            reserved: 0,
+            long_wait_ns: settings.long_wait.as_nanos() as u64,
+            slow_connect_ns: settings.slow_connect.as_nanos() as u64,
+            realtime_offset_ns: clock::realtime_offset_ns(),
+        };
+        let offsets = types.map_or(Offsets::NONE, |types| types.offsets);
+        let sizes = [("IN_FLIGHT", settings.in_flight.max(1)), ("WANTED", 1)];
+        let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes)
+            .map_err(|error| ProbeError::Load { reason: reason(&error) })?;
+
+        let ring = take_ring(&mut ebpf)?;
+        let logger = if settings.log_level == LevelFilter::Off {
+            None
+        } else {
+            EbpfLogger::init(&mut ebpf).inspect_err(|error| log::warn!("the probes' own log is lost: {error}")).ok()
+        };
+        if let Filter::Listed(pids) = &settings.filter {
+            replace_filter(&mut ebpf, pids)?;
+        }
+
+        let mut links = Links::default();
+        let mut enabled = 0u32;
+        let mut family = |ebpf: &mut Ebpf, links: &mut Links, family: Family| {
+            let status = ladder::attach(ebpf, links, types, family, &settings.rungs);
+            if status.rung == Some(Rung::TpBtf) {
+                enabled |= 1 << family_number(family);
+            }
+            status
+        };
+        let mut status = ProbeStatus {
+            poll: family(&mut ebpf, &mut links, Family::Poll),
+            futex: family(&mut ebpf, &mut links, Family::Futex),
+            connect: family(&mut ebpf, &mut links, Family::Connect),
+            tcp_state: FamilyStatus::default(),
+        };
+        status.tcp_state = ladder::attach_tcp_state(&mut ebpf, &mut links, types, &settings.rungs);
+        if enabled != 0 {
+            let map: Array<_, u32> = typed(ebpf.map_mut("ENABLED"), "ENABLED")?;
+            let mut map = map;
+            map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
+        }
+        for (name, family) in [
+            ("poll", &status.poll),
+            ("futex", &status.futex),
+            ("connect", &status.connect),
+            ("tcp_state", &status.tcp_state),
+        ] {
+            log::debug!("probes {name}: {family}; fell from {:?}", family.falls);
+        }
+        Ok(Self {
+            status,
+            _links: links,
+            ring,
+            logger,
+            ebpf,
+            in_initial_namespace,
+            view: HashMap::new(),
+            missing: HashMap::new(),
+        })
     }
-    pub fn status(&self) -> ProbeStatus {
-        ProbeStatus
+
+    /// Which rung each family stands on, and why not a better one.
+    pub fn status(&self) -> &ProbeStatus {
+        &self.status
     }
-    pub fn drain(&mut self) -> ProbeReading {
-        ProbeReading::default()
+
+    /// Readable when an event is waiting: for `poll` and `epoll`.
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
-    pub fn note_pids(&mut self, _: &Census) {}
-    pub fn set_filter(&mut self, _: &BTreeSet<Pid>) {}
+
+    /// Replaces the list of observed processes (ids of the initial PID namespace). Has an effect only if
+    /// attached with [`Filter::Listed`].
+    pub fn set_filter(&mut self, pids: &[Pid]) -> Result<(), ProbeError> {
+        replace_filter(&mut self.ebpf, pids)
+    }
+
+    /// Learns from a census which initial process id is which in observer's namespace, and which
+    /// processes still live.
+    pub fn note_pids(&mut self, census: &Census) {
+        self.view.clear();
+        self.view.extend(census.rows.iter().map(|row| (row.initial.1, row.process.pid)));
+    }
+
+    /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and
+    /// `outside_view`: events and aggregates of processes without a name in observer's namespace.
+    pub fn drain(&mut self) -> Result<ProbeReading, ProbeError> {
+        let mut outside = 0u64;
+        let mut events = Vec::new();
+        while let Some(item) = self.ring.next() {
+            let Some(event) = object::read::<Event>(&item) else {
+                continue;
+            };
+            match decode(&event, self.in_initial_namespace, &self.view) {
+                Some(event) => events.push(event),
+                None => outside += 1,
+            }
+        }
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        let stats = self.stats(&mut outside)?;
+        let mut account = self.account()?;
+        if outside > 0 {
+            account.insert("outside_view".to_owned(), outside);
+        }
+        Ok(ProbeReading { events, stats, account })
+    }
+
+    fn stats(&mut self, outside: &mut u64) -> Result<Vec<WaitStats>, ProbeError> {
+        let mut map: BpfHashMap<_, Plain<ProcessKey>, Plain<ProcessWaits>> =
+            typed(self.ebpf.map_mut("PROCESSES"), "PROCESSES")?;
+        let mut stats = Vec::new();
+        let mut gone = Vec::new();
+        let mut seen = HashSet::new();
+        for entry in map.iter() {
+            // An entry that is being replaced while we walk is read again next time.
+            let Ok((Plain(key), Plain(waits))) = entry else {
+                continue;
+            };
+            let listed = self.view.get(&key.tgid).copied();
+            if listed.is_none() && !self.view.is_empty() && seen.insert(key.tgid) {
+                let times = self.missing.entry(key.tgid).or_insert(0);
+                *times += 1;
+            }
+            if self.missing.get(&key.tgid).is_some_and(|times| *times >= FORGET_AFTER) && listed.is_none() {
+                gone.push(key);
+            }
+            let pid = listed.or(self.in_initial_namespace.then_some(key.tgid));
+            match (pid, family(key.family)) {
+                (Some(pid), Some(family)) => stats.push(WaitStats {
+                    pid,
+                    family,
+                    calls: waits.calls.to_vec(),
+                    waits: waits.waits.to_vec(),
+                    total_ns: waits.total_ns,
+                    longest_ns: waits.longest_ns,
+                    failed: waits.failed,
+                }),
+                _ => *outside += 1,
+            }
+        }
+        for key in gone {
+            // Gone already: nothing to drop.
+            let _ = map.remove(&Plain(key));
+        }
+        self.missing.retain(|tgid, times| seen.contains(tgid) && *times < FORGET_AFTER);
+        stats.sort_by_key(|stats| (stats.pid, stats.family));
+        Ok(stats)
+    }
+
+    fn account(&mut self) -> Result<BTreeMap<String, u64>, ProbeError> {
+        let map: PerCpuArray<_, u64> = typed(self.ebpf.map("ACCOUNT"), "ACCOUNT")?;
+        let mut account = BTreeMap::new();
+        for (index, name) in ACCOUNT_NAMES.iter().enumerate() {
+            let values = map.get(&(index as u32), 0).map_err(|error| map_error("ACCOUNT", &error))?;
+            account.insert((*name).to_owned(), values.iter().sum());
+        }
+        Ok(account)
+    }
+}
+
+fn map_error(map: &'static str, error: &MapError) -> ProbeError {
+    ProbeError::Map { map, reason: reason(error) }
+}
+
+/// A map of the object, by name, as its type.
+fn typed<M, T>(map: Option<M>, name: &'static str) -> Result<T, ProbeError>
+where
+    T: TryFrom<M, Error = MapError>,
+{
+    let map = map.ok_or_else(|| ProbeError::Map { map: name, reason: "not in the object".to_owned() })?;
+    T::try_from(map).map_err(|error| map_error(name, &error))
+}
+
+fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, ProbeError> {
+    typed(ebpf.take_map("EVENTS"), "EVENTS")
+}
+
+fn replace_filter(ebpf: &mut Ebpf, pids: &[Pid]) -> Result<(), ProbeError> {
+    let mut map: BpfHashMap<_, u32, u8> = typed(ebpf.map_mut("FILTER"), "FILTER")?;
+    let old: Vec<u32> = map.keys().filter_map(Result::ok).collect();
+    for pid in old.iter().filter(|pid| !pids.contains(pid)) {
+        // Removed meanwhile: nothing to do.
+        let _ = map.remove(pid);
+    }
+    for pid in pids {
+        map.insert(pid, 1, 0).map_err(|error| map_error("FILTER", &error))?;
+    }
+    Ok(())
+}
+
+fn family(number: u32) -> Option<Family> {
+    match number {
+        FAMILY_POLL => Some(Family::Poll),
+        FAMILY_FUTEX => Some(Family::Futex),
+        observer_ebpf::FAMILY_CONNECT => Some(Family::Connect),
+        _ => None,
+    }
+}
+
+fn family_number(family: Family) -> u32 {
+    match family {
+        Family::Poll => FAMILY_POLL,
+        Family::Futex => FAMILY_FUTEX,
+        Family::Connect => observer_ebpf::FAMILY_CONNECT,
+    }
+}
+
+fn timeout(kind: u32) -> TimeoutKind {
+    match kind {
+        observer_ebpf::TIMEOUT_NONE => TimeoutKind::None,
+        observer_ebpf::TIMEOUT_ZERO => TimeoutKind::Zero,
+        observer_ebpf::TIMEOUT_FINITE => TimeoutKind::Finite,
+        observer_ebpf::TIMEOUT_INFINITE => TimeoutKind::Infinite,
+        observer_ebpf::TIMEOUT_NEGATIVE => TimeoutKind::Negative,
+        observer_ebpf::TIMEOUT_ABSURD => TimeoutKind::Absurd,
+        observer_ebpf::TIMEOUT_INVALID => TimeoutKind::Invalid,
+        _ => TimeoutKind::Unknown,
+    }
+}
+
+/// An event in user-space terms; `None` for a process without an id in observer's namespace.
+fn decode(event: &Event, in_initial_namespace: bool, view: &HashMap<Pid, Pid>) -> Option<ProbeEvent> {
+    let (tid, pid) = if event.view_tid != 0 && event.view_tgid != 0 {
+        (event.view_tid, event.view_tgid)
+    } else if in_initial_namespace {
+        (event.tid, event.tgid)
+    } else if event.tid == event.tgid {
+        let pid = *view.get(&event.tgid)?;
+        (pid, pid)
+    } else {
+        return None;
+    };
+    let kind = match event.kind {
+        observer_ebpf::EVENT_BAD_TIMEOUT => EventKind::BadTimeout,
+        observer_ebpf::EVENT_LONG_WAIT => EventKind::LongWait,
+        observer_ebpf::EVENT_CONNECT => EventKind::Connect,
+        _ => return None,
+    };
+    Some(ProbeEvent {
+        kind,
+        family: family(event.family)?,
+        tid,
+        pid,
+        comm: super::decode::comm(&event.comm),
+        syscall: (event.syscall != u32::MAX).then_some(event.syscall),
+        start_ns: event.start_ns,
+        wait_ns: event.wait_ns,
+        ret: event.ret,
+        timeout: timeout(event.timeout_kind),
+        timeout_raw: event.timeout_raw,
+        timeout_ns: event.timeout_ns,
+        args: event.args,
+        local: address(event.address_family, event.local, event.ports & 0xffff),
+        remote: address(event.address_family, event.remote, event.ports >> 16),
+    })
+}
+
+/// An internet address; `None` for other families and for what is not known.
+fn address(family: u32, bytes: [u8; 16], port: u32) -> Option<SocketAddr> {
+    let ip: IpAddr = match family as i32 {
+        libc::AF_INET => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
+        libc::AF_INET6 => Ipv6Addr::from(bytes).into(),
+        _ => return None,
+    };
+    // A socket that failed has given its local port back: half an address is none.
+    (port != 0).then_some(SocketAddr::new(ip, port as u16))
 }

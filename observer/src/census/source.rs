@@ -12,8 +12,8 @@ pub trait Source {
     fn take(&mut self) -> Result<Census, CensusError>;
     /// `iter_task`, `iter_task without registers`, `proc` or `recording`.
     fn name(&self) -> &'static str;
-    /// Kernel stacks of these threads (view ids), return addresses innermost first. A source that cannot
-    /// tell answers with none.
+    /// Kernel stacks of these threads (ids of observer's PID namespace), return addresses, innermost first.
+    /// A source that cannot tell answers with none.
     fn kernel_stacks(&mut self, _tids: &[Pid]) -> Result<HashMap<Pid, Vec<u64>>, CensusError> {
         Ok(HashMap::new())
     }

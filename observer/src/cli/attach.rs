@@ -1,7 +1,7 @@
 //! `observer attach PID…`
 
 use super::look::{End, Look, LookArgs};
-use crate::census::FilterMode;
+use crate::census;
 use crate::model::Scope;
 use crate::proc;
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     super::look::run(Look {
         args: &args.look,
         scope,
-        filter: FilterMode::Listed,
+        filter: census::Filter::Listed(Vec::new()),
         end: if args.once { End::Once } else { End::Live },
         parents,
     })

@@ -3,7 +3,7 @@
 use super::output::{Format, Output};
 use super::signals::Signals;
 use super::{FOUND, NOTHING};
-use crate::census::{self, FilterMode, ProbePlane, ProbeSettings, Rung};
+use crate::census::{self, Filter, ProbePlane, ProbeSettings, ProbeStatus, Rung};
 use crate::detect::Life;
 use crate::host;
 use crate::model::Scope;
@@ -85,7 +85,7 @@ pub(super) enum ProbeChoice {
 impl ProbeChoice {
     fn rungs(self) -> Vec<Rung> {
         match self {
-            Self::Auto => Rung::LADDER.to_vec(),
+            Self::Auto => Rung::ALL.to_vec(),
             Self::None => Vec::new(),
             Self::Fentry => vec![Rung::Fentry],
             Self::Kprobe => vec![Rung::Kprobe],
@@ -108,7 +108,7 @@ pub(super) enum End {
 pub(super) struct Look<'a> {
     pub args: &'a LookArgs,
     pub scope: Scope,
-    pub filter: FilterMode,
+    pub filter: Filter,
     pub end: End,
     /// Processes whose descendants belong to it.
     pub parents: Vec<u32>,
@@ -129,6 +129,49 @@ pub(super) fn source(choice: CensusChoice) -> anyhow::Result<Box<dyn census::Sou
     }
 }
 
+/// Attaches the probes. Without them the census alone still finds hangs, so this never fails: the
+/// status says why there are none.
+fn probes(args: &LookArgs, filter: Filter) -> (Option<ProbePlane>, serde_json::Value) {
+    let rungs = args.probes.rungs();
+    if rungs.is_empty() {
+        return (None, families(|_| "none: not wanted (--probes none)".to_owned()));
+    }
+    let settings = ProbeSettings {
+        rungs,
+        long_wait: args.threshold,
+        slow_connect: args.threshold,
+        filter,
+        log_level: log::max_level(),
+        ..ProbeSettings::default()
+    };
+    match ProbePlane::attach(&settings) {
+        Ok(plane) => {
+            let status = status_json(plane.status());
+            (Some(plane), status)
+        }
+        Err(error) => {
+            log::warn!("no probes: {error}");
+            (None, families(|_| format!("none: {error}")))
+        }
+    }
+}
+
+fn families(text: impl Fn(&str) -> String) -> serde_json::Value {
+    let named = |name: &str| (name.to_owned(), serde_json::Value::from(text(name)));
+    serde_json::Value::Object(["poll", "futex", "connect", "tcp_state"].map(named).into_iter().collect())
+}
+
+/// The rung of each family, by name.
+pub(super) fn status_json(status: &ProbeStatus) -> serde_json::Value {
+    let ProbeStatus { poll, futex, connect, tcp_state } = status;
+    families(|name| match name {
+        "poll" => poll.to_string(),
+        "futex" => futex.to_string(),
+        "connect" => connect.to_string(),
+        _ => tcp_state.to_string(),
+    })
+}
+
 /// Facts about this machine for the report.
 pub(super) fn setting(census: &str, probes: serde_json::Value) -> Setting {
     Setting {
@@ -145,15 +188,9 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     let signals = Signals::take_over()?;
     let args = look.args;
     let source = source(args.census)?;
-    let probes = ProbePlane::attach(ProbeSettings {
-        rungs: args.probes.rungs(),
-        long_wait: args.threshold,
-        slow_connect: args.threshold,
-        filter: look.filter,
-        ..ProbeSettings::default()
-    });
+    let (probes, status) = probes(args, look.filter);
     let mut session = Session::new(source, probes, look.scope);
-    let setting = setting(session.source_name(), session.probes().status().to_json());
+    let setting = setting(session.source_name(), status);
     if let Some(path) = &args.record {
         let header = Header {
             schema: SCHEMA.to_owned(),

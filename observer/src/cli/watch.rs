@@ -1,7 +1,7 @@
 //! `observer watch`
 
 use super::look::{End, Look, LookArgs};
-use crate::census::FilterMode;
+use crate::census;
 use crate::model::{Filter, Scope};
 
 /// Look at the whole host.
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     super::look::run(Look {
         args: &args.look,
         scope,
-        filter: FilterMode::Namespace,
+        filter: census::Filter::Namespace,
         end: if args.once { End::Once } else { End::Live },
         parents: Vec::new(),
     })

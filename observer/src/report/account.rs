@@ -34,6 +34,11 @@ impl Account {
         }
     }
 
+    /// Counts something that was lost on the way.
+    pub fn lose(&mut self, reason: &str, count: u64) {
+        *self.facts_lost.entry(reason.to_owned()).or_default() += count;
+    }
+
     /// Takes the probes' account, and what of it is a loss.
     pub fn note_probes(&mut self, account: &BTreeMap<String, u64>, forgotten: u64) {
         self.probes.clone_from(account);

@@ -1,0 +1,350 @@
+//! The attach ladder: each family of probes goes down until a rung holds.
+//!
+//! Loading is not proof: a kernel may refuse at load, or load and refuse at attach. So every rung is
+//! really tried, down to the last program, and a rung that holds in part is taken off again.
+
+use super::event::Family;
+use super::object::reason;
+use crate::host::KernelTypes;
+use aya::Ebpf;
+use aya::programs::{
+    BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, TracePoint, kprobe::KProbeError,
+    trace_point::TracePointError,
+};
+use serde::{Deserialize, Serialize};
+use std::any::Any;
+use std::fmt;
+use std::io::ErrorKind;
+
+/// A way to attach, cheapest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// fentry/fexit on `__x64_sys_*`.
+    Fentry,
+    /// kprobe/kretprobe on `__x64_sys_*`.
+    Kprobe,
+    /// `sys_enter`/`sys_exit` with types, one pair for all families on it.
+    TpBtf,
+    /// `syscalls:sys_enter_*`/`sys_exit_*`.
+    Tracepoint,
+}
+
+impl Rung {
+    /// All of them, best first.
+    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::TpBtf, Self::Tracepoint];
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::TpBtf => "tp_btf",
+            Self::Tracepoint => "tracepoint",
+        })
+    }
+}
+
+/// A rung that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fall {
+    /// Which.
+    pub rung: Rung,
+    /// What the kernel said.
+    pub reason: String,
+}
+
+/// Where one family of probes ended up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyStatus {
+    /// The rung in use; `None` if none held.
+    pub rung: Option<Rung>,
+    /// The rungs above it (or all), in the order tried.
+    pub falls: Vec<Fall>,
+}
+
+/// `fentry`, `kprobe`, `tp_btf`, `tracepoint`, or `none: why`.
+impl fmt::Display for FamilyStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.rung, self.falls.last()) {
+            (Some(rung), _) => rung.fmt(f),
+            (None, Some(_)) => {
+                f.write_str("none: ")?;
+                for (at, Fall { rung, reason }) in self.falls.iter().enumerate() {
+                    let separator = if at == 0 { "" } else { "; " };
+                    write!(f, "{separator}{rung}: {reason}")?;
+                }
+                Ok(())
+            }
+            (None, None) => f.write_str("none: not tried"),
+        }
+    }
+}
+
+/// A system call of a family.
+struct Syscall {
+    name: &'static str,
+    args: u8,
+    /// Newer than the oldest kernel supported: its absence is no failure.
+    optional: bool,
+}
+
+const fn call(name: &'static str, args: u8) -> Syscall {
+    Syscall { name, args, optional: false }
+}
+
+const fn newer(name: &'static str, args: u8) -> Syscall {
+    Syscall { name, args, optional: true }
+}
+
+const POLL: &[Syscall] = &[
+    call("poll", 3),
+    call("ppoll", 5),
+    call("select", 5),
+    call("pselect6", 6),
+    call("epoll_wait", 4),
+    call("epoll_pwait", 6),
+    newer("epoll_pwait2", 6), // 5.11
+];
+const FUTEX: &[Syscall] = &[
+    call("futex", 6),
+    newer("futex_waitv", 5), // 5.16
+    newer("futex_wait", 6),  // 6.7
+];
+const CONNECT: &[Syscall] = &[call("connect", 3)];
+
+fn syscalls(family: Family) -> &'static [Syscall] {
+    match family {
+        Family::Poll => POLL,
+        Family::Futex => FUTEX,
+        Family::Connect => CONNECT,
+    }
+}
+
+/// Keeps a program attached until dropped.
+type Link = Box<dyn Any + Send>;
+
+/// Everything that is attached.
+#[derive(Default)]
+pub(super) struct Links {
+    held: Vec<Link>,
+    /// The pair all families on `tp_btf` share.
+    pair: Option<Result<(), String>>,
+}
+
+/// Why a step did not work.
+enum Failure {
+    /// The kernel has no such function or tracepoint.
+    Absent(String),
+    /// Anything else.
+    Refused(String),
+}
+
+impl Failure {
+    fn into_reason(self) -> String {
+        match self {
+            Self::Absent(reason) | Self::Refused(reason) => reason,
+        }
+    }
+}
+
+impl From<ProgramError> for Failure {
+    fn from(error: ProgramError) -> Self {
+        if let ProgramError::LoadError { verifier_log, .. } = &error {
+            log::debug!("refused by the verifier:\n{verifier_log}");
+        }
+        let text = reason(&error);
+        let absent = match &error {
+            ProgramError::Btf(aya::BtfError::UnknownBtfTypeName { .. }) => true,
+            ProgramError::SyscallError(error) => error.io_error.kind() == ErrorKind::NotFound,
+            // Only the file of the one event; a missing PMU or tracefs is another error.
+            ProgramError::TracePointError(TracePointError::FileError { filename, io_error }) => {
+                io_error.kind() == ErrorKind::NotFound && filename.ends_with("id")
+            }
+            ProgramError::KProbeError(KProbeError::FileError { .. }) => false,
+            _ => false,
+        };
+        if absent { Self::Absent(text) } else { Self::Refused(text) }
+    }
+}
+
+/// A program of the object by name and kind.
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| Failure::Refused(format!("no program {name} in the object")))?;
+    Ok(program.try_into()?)
+}
+
+/// Attaches one family on the best rung that holds.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    links: &mut Links,
+    types: Option<&KernelTypes>,
+    family: Family,
+    rungs: &[Rung],
+) -> FamilyStatus {
+    let mut status = FamilyStatus::default();
+    for &rung in rungs {
+        let mut held = Vec::new();
+        let outcome = match (rung, types) {
+            (Rung::Fentry | Rung::TpBtf, None) => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
+            (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, &mut held),
+            (Rung::Kprobe, _) => each(family, |call| kprobe(ebpf, call, &mut held)),
+            (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
+            (Rung::Tracepoint, _) => each(family, |call| tracepoint(ebpf, call, &mut held)),
+        };
+        match outcome {
+            Ok(()) => {
+                links.held.append(&mut held);
+                status.rung = Some(rung);
+                break;
+            }
+            // Dropping what was attached takes it off again.
+            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
+        }
+    }
+    status
+}
+
+/// Runs a step for every call of the family; those the kernel may lack may be absent.
+fn each(family: Family, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -> Result<(), Failure> {
+    for call in syscalls(family) {
+        match step(call) {
+            Err(Failure::Absent(_)) if call.optional => {}
+            Err(Failure::Absent(reason)) => {
+                return Err(Failure::Absent(format!("{}: {reason}", call.name)));
+            }
+            Err(Failure::Refused(reason)) => {
+                return Err(Failure::Refused(format!("{}: {reason}", call.name)));
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+fn fentry(ebpf: &mut Ebpf, types: &KernelTypes, family: Family, held: &mut Vec<Link>) -> Result<(), Failure> {
+    let outcome = each(family, |call| {
+        let function = format!("__x64_sys_{}", call.name);
+        // Return before entry: an entry without its return would stay in flight.
+        let exit: &mut FExit = program(ebpf, &format!("fexit_{}", call.name))?;
+        exit.load(&function, &types.btf)?;
+        let link = exit.attach()?;
+        held.push(Box::new(exit.take_link(link)?));
+        let entry: &mut FEntry = program(ebpf, &format!("fentry_{}", call.name))?;
+        entry.load(&function, &types.btf)?;
+        let link = entry.attach()?;
+        held.push(Box::new(entry.take_link(link)?));
+        Ok(())
+    });
+    if outcome.is_err() {
+        for call in syscalls(family) {
+            // Those that were never loaded say so.
+            if let Ok(entry) = program::<FEntry>(ebpf, &format!("fentry_{}", call.name)) {
+                let _ = entry.unload();
+            }
+            if let Ok(exit) = program::<FExit>(ebpf, &format!("fexit_{}", call.name)) {
+                let _ = exit.unload();
+            }
+        }
+    }
+    outcome
+}
+
+/// Loads a program that several attachments share, once.
+fn load_once(loaded: bool, load: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    if loaded { Ok(()) } else { load() }
+}
+
+fn kprobe(ebpf: &mut Ebpf, call: &Syscall, held: &mut Vec<Link>) -> Result<(), Failure> {
+    for name in ["kprobe_exit", "kprobe_enter"] {
+        let probe: &mut KProbe = program(ebpf, name)?;
+        load_once(probe.fd().is_ok(), || probe.load())?;
+        let link = probe.attach(format!("__x64_sys_{}", call.name), 0)?;
+        held.push(Box::new(probe.take_link(link)?));
+    }
+    Ok(())
+}
+
+fn tracepoint(ebpf: &mut Ebpf, call: &Syscall, held: &mut Vec<Link>) -> Result<(), Failure> {
+    let enter = format!("tracepoint_enter_{}", call.args);
+    for (name, event) in [("tracepoint_exit", "sys_exit"), (enter.as_str(), "sys_enter")] {
+        let probe: &mut TracePoint = program(ebpf, name)?;
+        load_once(probe.fd().is_ok(), || probe.load())?;
+        let link = probe.attach("syscalls", &format!("{event}_{}", call.name))?;
+        held.push(Box::new(probe.take_link(link)?));
+    }
+    Ok(())
+}
+
+/// The shared pair; tried once, its outcome holds for every family.
+fn pair(ebpf: &mut Ebpf, links: &mut Links, types: &KernelTypes) -> Result<(), Failure> {
+    if links.pair.is_none() {
+        let mut held = Vec::new();
+        let outcome = [("btf_exit", "sys_exit"), ("btf_enter", "sys_enter")]
+            .into_iter()
+            .try_for_each(|(name, event)| btf_tracepoint(ebpf, types, name, event, &mut held));
+        if outcome.is_ok() {
+            links.held.append(&mut held);
+        }
+        links.pair = Some(outcome.map_err(Failure::into_reason));
+    }
+    match &links.pair {
+        Some(Err(reason)) => Err(Failure::Refused(reason.clone())),
+        _ => Ok(()),
+    }
+}
+
+fn btf_tracepoint(
+    ebpf: &mut Ebpf,
+    types: &KernelTypes,
+    name: &str,
+    event: &str,
+    held: &mut Vec<Link>,
+) -> Result<(), Failure> {
+    let probe: &mut BtfTracePoint = program(ebpf, name)?;
+    load_once(probe.fd().is_ok(), || probe.load(event, &types.btf))?;
+    let link = probe.attach()?;
+    held.push(Box::new(probe.take_link(link)?));
+    Ok(())
+}
+
+/// Attaches to TCP state changes: with types, else by the tracepoint's record.
+pub(super) fn attach_tcp_state(
+    ebpf: &mut Ebpf,
+    links: &mut Links,
+    types: Option<&KernelTypes>,
+    rungs: &[Rung],
+) -> FamilyStatus {
+    let mut status = FamilyStatus::default();
+    for &rung in rungs.iter().filter(|rung| matches!(rung, Rung::TpBtf | Rung::Tracepoint)) {
+        let mut held = Vec::new();
+        let outcome = match (rung, types) {
+            (Rung::TpBtf, Some(types)) if types.offsets.sock_protocol != observer_ebpf::ABSENT => {
+                btf_tracepoint(ebpf, types, "tcp_state_btf", "inet_sock_set_state", &mut held)
+            }
+            (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
+            _ => tcp_tracepoint(ebpf, &mut held),
+        };
+        match outcome {
+            Ok(()) => {
+                links.held.append(&mut held);
+                status.rung = Some(rung);
+                break;
+            }
+            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
+        }
+    }
+    status
+}
+
+fn tcp_tracepoint(ebpf: &mut Ebpf, held: &mut Vec<Link>) -> Result<(), Failure> {
+    let probe: &mut TracePoint = program(ebpf, "tcp_state_tracepoint")?;
+    load_once(probe.fd().is_ok(), || probe.load())?;
+    let link = probe.attach("sock", "inet_sock_set_state")?;
+    held.push(Box::new(probe.take_link(link)?));
+    Ok(())
+}
