@@ -232,3 +232,96 @@ impl Finding<'_> {
         Ok(*self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const TRUTH: &str = r#"{"ready":true,"shape":"deadlock","pid":10,"threads":[
+        {"name":"a","tid":11,"pid":10,"state":"S","since_ns":1767225600000000000,"inside_tid":11,"inside_pid":10,
+         "resource":"mutex","waits_for":"0x2000","owner":12,"owner_pid":10},
+        {"name":"b","tid":12,"pid":10,"state":"S","since_ns":1767225600100000000,"inside_tid":12,"inside_pid":10,
+         "resource":"mutex","waits_for":"0x1000","owner":11,"owner_pid":10}]}"#;
+
+    fn edge(from: i32, to: i32, address: &str) -> Value {
+        json!({ "from": {"pid": 10, "tid": from}, "waits_for": {"kind": "mutex", "address": address},
+            "held_by": {"pid": 10, "tid": to}, "confidence": "certain", "how": "glibc mutex owner" })
+    }
+
+    fn report(finding: Value) -> Value {
+        json!({ "schema": "observer.report/v1", "taken_at": "2026-01-01T00:00:02Z",
+            "host": {"name": "h", "kernel": "k", "boot_id": "b"},
+            "capability": {"census": "iter_task", "probes": {"poll": "none: x", "futex": "none: x", "connect": "none: x"}},
+            "processes": [], "findings": [finding],
+            "account": {"threads_seen": 2, "events_seen": 0, "events_dropped": {}, "unwind_failed": {},
+                "self_cpu_ns": 1, "self_rss_bytes": 1, "census_ns": 1} })
+    }
+
+    fn deadlock() -> Value {
+        json!({ "schema": "observer.finding/v1", "id": "x", "kind": "deadlock", "severity": "critical",
+            "confidence": "certain", "state": "open", "since": "2026-01-01T00:00:00.1Z",
+            "first_seen": "2026-01-01T00:00:01Z", "last_seen": "2026-01-01T00:00:01Z", "pid": 10, "comm": "deadlock",
+            "container": null, "pod": null, "threads": [11, 12], "title": "t", "explanation": "e", "remedy": "r",
+            "chain": [edge(11, 12, "0x2000"), edge(12, 11, "0x1000")], "evidence": {} })
+    }
+
+    fn check(finding: Value, code: i32) -> Result<()> {
+        let truth = Truth::parse(TRUTH)?;
+        let report = Report::new(report(finding), Some(code))?;
+        report.only("deadlock", &truth)?.expect_cycle(&truth)?;
+        Ok(())
+    }
+
+    #[test]
+    fn the_truth_is_accepted() -> Result<()> {
+        check(deadlock(), 1)
+    }
+
+    #[test]
+    fn every_untruth_is_noticed() {
+        for (pointer, wrong) in [
+            ("/kind", json!("lock_wait")),
+            ("/confidence", json!("likely")),
+            ("/severity", json!("warning")),
+            ("/state", json!("resolved")),
+            ("/since", json!("2025-12-31T23:59:58Z")),
+            ("/threads", json!([11])),
+            ("/threads", json!([11, 12, 13])),
+            ("/chain", json!([edge(11, 12, "0x2000")])),
+            ("/chain/0/held_by/tid", json!(13)),
+            ("/chain/0/held_by", json!(null)),
+            ("/chain/0/from/pid", json!(9)),
+            ("/chain/0/waits_for/address", json!("0x1000")),
+            ("/chain/0/waits_for/kind", json!("rwlock")),
+            ("/chain/1/confidence", json!("possible")),
+        ] {
+            let mut finding = deadlock();
+            let place = finding.pointer_mut(pointer);
+            assert!(place.is_some(), "{pointer}");
+            if let Some(place) = place {
+                *place = wrong.clone();
+            }
+            assert!(check(finding, 1).is_err(), "{pointer} = {wrong} passed");
+        }
+        assert!(
+            check(deadlock(), 0).is_err(),
+            "an exit code that does not fit passed"
+        );
+    }
+
+    #[test]
+    fn silence_is_no_finding_and_exit_code_0() -> Result<()> {
+        let mut quiet = report(deadlock());
+        quiet["findings"] = json!([]);
+        Report::new(quiet, Some(0))?.expect_silence("it")?;
+        let mut info = deadlock();
+        info["severity"] = json!("info");
+        let report = Report::new(report(info), Some(0))?;
+        ensure!(
+            report.expect_silence("it").is_err(),
+            "a finding of severity info is a finding"
+        );
+        Ok(())
+    }
+}

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use observer_tests::deadline::wait_until;
 use observer_tests::guard::Guard;
-use observer_tests::observer::{Observer, binary, look_at};
+use observer_tests::observer::{OLD_ENOUGH, Observer, binary, look_at};
 use observer_tests::victim::Victim;
 use observer_tests::{procfs, skip};
 use std::os::unix::fs::PermissionsExt;
@@ -116,6 +116,11 @@ fn the_only_process_exits_while_we_look() -> Result<()> {
     wait_until("observer to be at it", Duration::from_secs(5), || {
         Ok((began.elapsed() > Duration::from_secs(1)).then_some(()))
     })?;
+    let observer = live.guard.pid();
+    ensure!(
+        !matches!(procfs::state(observer, observer), None | Some('Z')),
+        "it ended before the process did"
+    );
     victim.guard().kill();
     let run = live
         .finish(Duration::from_secs(10))
@@ -195,7 +200,7 @@ fn a_truncated_recording_is_no_panic() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let whole = dir.path().join("whole");
     let path = whole.to_str().context("a path")?;
-    victim.older_than(observer_tests::observer::OLD_ENOUGH)?;
+    victim.older_than(OLD_ENOUGH)?;
     Observer::attach(&[victim.truth.pid], &["--once", "--record", path])?
         .run()?
         .expect_code(1)?;
@@ -217,9 +222,9 @@ fn a_truncated_recording_is_no_panic() -> Result<()> {
 #[test]
 fn a_closed_pipe_is_success() -> Result<()> {
     let victim = Victim::start("deadlock", &[])?;
+    victim.older_than(OLD_ENOUGH)?;
     let pid = victim.truth.pid.to_string();
-    let mut command = Command::new(binary()?);
-    command.args([
+    let args = [
         "attach",
         &pid,
         "--once",
@@ -227,14 +232,18 @@ fn a_closed_pipe_is_success() -> Result<()> {
         "1s",
         "--output",
         "json",
-    ]);
-    let mut guard = Guard::start(command, Stdio::null())?;
-    guard.close_stdout();
-    let status = guard.ended(Duration::from_secs(20))?;
+    ];
+    // There is something to print: the finding.
+    Observer::new(&args)?.run()?.expect_code(1)?;
+    let mut live = Observer::new(&args)?.start()?;
+    live.guard.close_stdout();
+    let status = live.guard.ended(Duration::from_secs(20))?;
+    let stderr = live.stderr()?;
     ensure!(
         matches!(status.code(), Some(0 | 1)),
-        "neither a signal nor an error: {status}"
+        "neither a signal nor an error: {status} {stderr}"
     );
+    ensure!(!stderr.contains("panicked"), "{stderr}");
     Ok(())
 }
 
