@@ -29,7 +29,10 @@ impl Guard {
             .stderr(stderr)
             .spawn()
             .with_context(|| format!("start {command:?}"))?;
-        Ok(Self { child, unread: Vec::new() })
+        Ok(Self {
+            child,
+            unread: Vec::new(),
+        })
     }
 
     /// Its process id.
@@ -50,6 +53,11 @@ impl Guard {
         Ok(())
     }
 
+    /// Closes its stdin: a victim then ends by itself.
+    pub fn close_stdin(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Closes its stdout: what `| head` does.
     pub fn close_stdout(&mut self) {
         drop(self.child.stdout.take());
@@ -67,7 +75,10 @@ impl Guard {
             }
             let stdout = self.child.stdout.as_mut().context("its stdout is closed")?;
             if !readable(stdout.as_fd(), until)? {
-                bail!("process {} printed no line within {limit:?}", self.child.id());
+                bail!(
+                    "process {} printed no line within {limit:?}",
+                    self.child.id()
+                );
             }
             if !read_some(stdout, &mut self.unread)? {
                 return Ok(None);
@@ -89,17 +100,15 @@ impl Guard {
                 }
             }
         }
-        Ok((all, self.ended(until.saturating_duration_since(Instant::now()))?))
+        Ok((
+            all,
+            self.ended(until.saturating_duration_since(Instant::now()))?,
+        ))
     }
 
     /// How it ended.
     pub fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
         wait_until("the process to end", limit, || Ok(self.child.try_wait()?))
-    }
-
-    /// Takes its stderr, if it was piped.
-    pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
-        self.child.stderr.take()
     }
 
     /// Kills it and its descendants now.

@@ -2,7 +2,8 @@
  *
  * Two threads wait for a mutex that lives on a page of its own, held by a third that reads a silent pipe. Then the
  * page is given to userfaultfd and dropped, and its faults are never served: a reader from outside
- * (process_vm_readv, /proc/PID/mem) sleeps until this process dies.
+ * with process_vm_readv sleeps until this process dies. (A read of /proc/PID/mem fails with EIO instead: it cannot
+ * give the mmap lock back and retry. Kernel 6.18.)
  *
  * Truth: "page" is the page's address.
  */
