@@ -20,10 +20,8 @@ const FUTEX_WAITERS: u32 = 0x8000_0000;
 const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
 const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
 
-/// `PTHREAD_MUTEX_ROBUST_NORMAL_NP`, `PTHREAD_MUTEX_PRIO_INHERIT_NP`, `PTHREAD_MUTEX_PRIO_PROTECT_NP`,
-/// process-shared, and the two elision bits (glibc `nptl/pthreadP.h`).
+/// `PTHREAD_MUTEX_ROBUST_NORMAL_NP`, process-shared, and the two elision bits (glibc `nptl/pthreadP.h`).
 const KIND_ROBUST: u32 = 0x10;
-const KIND_PI: u32 = 0x20;
 const KIND_SHARED: u32 = 0x80;
 const KIND_ELISION: u32 = 0x300;
 
@@ -118,7 +116,8 @@ impl Word<'_> {
     /// glibc robust mutex: waits for `TID | FUTEX_WAITERS`, on a shared futex always.
     fn robust_mutex(&self) -> Option<Found> {
         let kind = self.at(16)?;
-        let plausible = kind & KIND_ROBUST != 0 && kind & !(0xf | KIND_ROBUST | KIND_SHARED | KIND_PI) == 0;
+        let known_bits = 0x3 | KIND_ROBUST | KIND_SHARED | KIND_ELISION;
+        let plausible = kind & KIND_ROBUST != 0 && kind & !known_bits == 0;
         if self.private || !plausible || self.value & FUTEX_WAITERS == 0 {
             return None;
         }
@@ -214,6 +213,7 @@ fn mutex_kind(kind: u32) -> String {
         _ => "normal",
     };
     let robust = if kind & KIND_ROBUST != 0 { ", robust" } else { "" };
-    let shared = if kind & KIND_SHARED != 0 { ", process-shared" } else { "" };
+    // glibc sets the shared bit in every robust mutex (`__pthread_mutex_init`): it says nothing there.
+    let shared = if kind & (KIND_SHARED | KIND_ROBUST) == KIND_SHARED { ", process-shared" } else { "" };
     format!("({base}{robust}{shared})")
 }

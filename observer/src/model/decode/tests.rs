@@ -141,9 +141,12 @@ fn pi_robust_join_rwlock() {
     let pi = futex(0x86, 0, 0, &word(0x8000_0000 | 77), Libc::Musl);
     assert_eq!((pi.class, owner(&pi)), (Class::Lock, Some(77)));
 
-    let robust = [piece(0x1000, mutex_bytes(0x8000_0000 | 78, 0, 78, 1, 0x10))];
-    let robust = futex(0, 0x8000_0000 | 78, 0, &robust, Libc::Glibc);
-    assert_eq!((robust.class, owner(&robust)), (Class::Lock, Some(78)));
+    // As initialised by glibc 2.36: robust, shared bit, elision off.
+    for kind in [0x10, 0x90, 0x290] {
+        let robust = [piece(0x1000, mutex_bytes(0x8000_0000 | 78, 1, 78, 1, kind))];
+        let robust = futex(0, 0x8000_0000 | 78, 0, &robust, Libc::Glibc);
+        assert_eq!((robust.class, owner(&robust)), (Class::Lock, Some(78)), "{kind:#x}");
+    }
 
     let join = futex(0x109, 79, 0, &word(79), Libc::Glibc);
     assert_eq!((join.class, owner(&join)), (Class::Condition, Some(79)), "a join is rest, with an edge");
