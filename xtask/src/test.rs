@@ -55,7 +55,7 @@ fn checks(tally: &mut Tally) -> Result<()> {
         tally.check(passed);
     };
     heading("formatting");
-    let formatted = workspace::cargo(&["fmt", "--all", "--check"])
+    let formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"])
         .status()?
         .success();
     step("fmt", formatted);

@@ -2,16 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::invoke;
 
-/// The top of the checkout this xtask was built from.
+/// The top of the checkout: of the one cargo runs us in, which need not be the one we were built in.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let built_in = || env!("CARGO_MANIFEST_DIR").into();
+        let xtask: PathBuf =
+            std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(built_in, Into::into);
+        xtask.parent().map(Path::to_owned).unwrap_or(xtask)
+    });
+    &ROOT
 }
 
 /// Cargo's target directory.
