@@ -15,12 +15,24 @@ const ALLOWED_SKIPS: &str = "tests/allowed-skips.txt";
 /// The end-to-end tests: they load eBPF programs and need root.
 const KERNEL_TESTS: &str = "observer-tests";
 
+/// The same selection of packages as the tests before, so that cargo resolves the same features and does
+/// not build every dependency a second time.
+const BUILD_OBSERVER: [&str; 6] = [
+    "build",
+    "--workspace",
+    "--exclude",
+    KERNEL_TESTS,
+    "--bin",
+    "observer",
+];
+
 /// How long output may stay open after cargo ended before we say who holds it.
 const OUTPUT_GRACE: Duration = Duration::from_secs(3);
 
 /// Runs the checks and all tests; with `filters` only the tests whose name contains one of them.
 pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     setup::prepare(Purpose::Tests)?;
+    setup::cargo_components()?;
     setup::mount_tracefs();
     ebpf::renew_if_stale()?;
 
@@ -87,7 +99,7 @@ fn kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     let observer = match workspace::given_observer()? {
         Some(given) => given,
         None => {
-            let build = workspace::cargo(&["build", "--package", "observer"]).status()?;
+            let build = workspace::cargo(&BUILD_OBSERVER).status()?;
             if !build.success() {
                 println!("observer does not build: its end-to-end tests cannot run");
                 tally.check(false);

@@ -180,6 +180,8 @@ pub(crate) fn rungs(observer: &Path, workload: &Namespace) -> Result<String> {
         "attach",
         &workload.pid.to_string(),
         "--once",
+        "--threshold",
+        "1s",
         "--output",
         "json",
     ]);
