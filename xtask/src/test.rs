@@ -15,17 +15,6 @@ const ALLOWED_SKIPS: &str = "tests/allowed-skips.txt";
 /// The end-to-end tests: they load eBPF programs and need root.
 const KERNEL_TESTS: &str = "observer-tests";
 
-/// The same selection of packages as the tests before, so that cargo resolves the same features and does
-/// not build every dependency a second time.
-const BUILD_OBSERVER: [&str; 6] = [
-    "build",
-    "--workspace",
-    "--exclude",
-    KERNEL_TESTS,
-    "--bin",
-    "observer",
-];
-
 /// How long output may stay open after cargo ended before we say who holds it.
 const OUTPUT_GRACE: Duration = Duration::from_secs(3);
 
@@ -45,19 +34,11 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
         );
     }
 
-    heading("tests that need no root");
-    let arguments = [
-        "test",
-        "--workspace",
-        "--exclude",
-        KERNEL_TESTS,
-        "--no-fail-fast",
-    ];
-    cargo_test(&mut tally, &arguments, &[], filters)?;
-
-    heading("tests on real processes");
-    kernel_tests(&mut tally, filters)?;
-
+    if invoke::is_root() {
+        all_tests(&mut tally, filters)?;
+    } else {
+        tests_without_root(&mut tally, filters)?;
+    }
     Ok(conclude(&mut tally, filters))
 }
 
@@ -92,34 +73,38 @@ fn checks(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
-    if !invoke::is_root() {
-        return skip_kernel_tests(tally, filters);
+/// Unit tests, recordings, documentation and the end-to-end tests.
+///
+/// Every cargo command here selects the same packages with their tests, so that dependencies are resolved
+/// to the same features and built once.
+fn all_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
+    heading("build");
+    let built = workspace::cargo(&["build", "--workspace", "--all-targets"]).status()?;
+    if !built.success() {
+        println!("it does not build, so nothing was tested");
+        tally.check(false);
+        return Ok(());
     }
     let observer = match workspace::given_observer()? {
         Some(given) => given,
-        None => {
-            let build = workspace::cargo(&BUILD_OBSERVER).status()?;
-            if !build.success() {
-                println!("observer does not build: its end-to-end tests cannot run");
-                tally.check(false);
-                return Ok(());
-            }
-            workspace::target().join("debug/observer")
-        }
+        None => workspace::target().join("debug/observer"),
     };
-    // A few at a time: each holds a victim and an observer, and some are about time.
-    let mut arguments = vec!["--test-threads", "2"];
-    arguments.extend(filters);
-    let mut test = workspace::cargo(&["test", "--package", KERNEL_TESTS, "--no-fail-fast", "--"]);
-    test.env("OBSERVER_BIN", observer)
-        .args(["--show-output"])
-        .args(arguments);
-    follow(tally, &mut test)
+    heading("tests");
+    // A few at a time: each end-to-end test holds a victim and an observer, and some are about time.
+    let mut test = workspace::cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
+    test.args(["--show-output", "--test-threads", "2"])
+        .args(filters);
+    follow(tally, test.env("OBSERVER_BIN", observer))
 }
 
-/// Counts each kernel test as skipped, by the names cargo lists.
-fn skip_kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
+/// What can be tested without root; the end-to-end tests count as skipped, by the names cargo lists.
+fn tests_without_root(tally: &mut Tally, filters: &[&str]) -> Result<()> {
+    heading("tests that need no root");
+    let mut test = workspace::cargo(&["test", "--workspace", "--exclude", KERNEL_TESTS]);
+    test.args(["--no-fail-fast", "--", "--show-output"])
+        .args(filters);
+    follow(tally, &mut test)?;
+
     let mut list = workspace::cargo(&["test", "--quiet", "--package", KERNEL_TESTS, "--"]);
     let listed = invoke::capture(list.args(["--list", "--format", "terse"]).args(filters))?;
     for test in listed
@@ -129,14 +114,6 @@ fn skip_kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
         tally.skip(test, "needs root: sudo -E cargo xtask test");
     }
     Ok(())
-}
-
-fn cargo_test(tally: &mut Tally, arguments: &[&str], own: &[&str], filters: &[&str]) -> Result<()> {
-    let mut test = workspace::cargo(arguments);
-    follow(
-        tally,
-        test.args(["--", "--show-output"]).args(own).args(filters),
-    )
 }
 
 /// Runs a cargo test, shows its output as it comes and counts what it says.
