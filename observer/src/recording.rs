@@ -27,6 +27,12 @@ pub struct Header {
     pub processes: Option<BTreeSet<u32>>,
     /// The threshold in force, nanoseconds.
     pub threshold_ns: u64,
+    /// Where the rows came from.
+    #[serde(default)]
+    pub census: String,
+    /// Rung of each probe family.
+    #[serde(default)]
+    pub probes: serde_json::Value,
 }
 
 impl Header {

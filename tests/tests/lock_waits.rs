@@ -5,19 +5,11 @@ use observer_tests::observer::look_at;
 use observer_tests::victim::Victim;
 
 /// What the explanation (or any text of the finding) must mention about the holder: what it is doing instead.
-const HELD: &[(&str, &str)] = &[
-    ("read", "read"),
-    ("nanosleep", "nanosleep"),
-    ("poll", "poll"),
-    ("rwlock", "read"),
-];
+const HELD: &[(&str, &str)] = &[("read", "read"), ("nanosleep", "nanosleep"), ("poll", "poll"), ("rwlock", "read")];
 
 #[test]
 fn a_lock_held_too_long_names_holder_and_waiters() -> Result<()> {
-    let victims: Vec<Victim> = HELD
-        .iter()
-        .map(|(mode, _)| Victim::start("held", &[mode]))
-        .collect::<Result<_>>()?;
+    let victims: Vec<Victim> = HELD.iter().map(|(mode, _)| Victim::start("held", &[mode])).collect::<Result<_>>()?;
     let report = look_at(&victims.iter().collect::<Vec<_>>())?;
     for (victim, (mode, doing)) in victims.iter().zip(HELD) {
         let truth = &victim.truth;
@@ -29,28 +21,12 @@ fn a_lock_held_too_long_names_holder_and_waiters() -> Result<()> {
             .expect_since(truth)?;
         for waiter in truth.threads.iter().filter(|t| t.owner.is_some()) {
             finding.expect_edge(waiter).context(*mode)?;
-            ensure!(
-                finding.threads().contains(&waiter.tid.into()),
-                "{mode}: waiter {} is listed",
-                waiter.tid
-            );
+            ensure!(finding.threads().contains(&waiter.tid.into()), "{mode}: waiter {} is listed", waiter.tid);
         }
-        ensure!(
-            finding.names(truth.number("root")?),
-            "{mode}: the holder is named: {:#}",
-            finding.0
-        );
-        ensure!(
-            finding.0.to_string().contains(doing),
-            "{mode}: says that the holder is in {doing}: {:#}",
-            finding.0
-        );
+        ensure!(finding.names(truth.number("root")?), "{mode}: the holder is named: {:#}", finding.0);
+        ensure!(finding.0.to_string().contains(doing), "{mode}: says that the holder is in {doing}: {:#}", finding.0);
     }
-    ensure!(
-        report.findings().count() == victims.len(),
-        "one finding per victim: {:#}",
-        report.json["findings"]
-    );
+    ensure!(report.findings().count() == victims.len(), "one finding per victim: {:#}", report.json["findings"]);
     Ok(())
 }
 
@@ -59,30 +35,21 @@ fn a_chain_is_followed_to_its_root() -> Result<()> {
     let victim = Victim::start("held", &["chain"])?;
     let report = look_at(&[&victim])?;
     let truth = &victim.truth;
-    let finding = report
-        .only("lock_wait", truth)?
-        .expect("confidence", "certain")?
-        .expect_since(truth)?;
+    let finding = report.only("lock_wait", truth)?.expect("confidence", "certain")?.expect_since(truth)?;
     for waiter in truth.threads.iter().filter(|t| t.owner.is_some()) {
         finding.expect_edge(waiter)?;
     }
     let root = truth.number("root")?;
     ensure!(finding.names(root), "the root is named: {:#}", finding.0);
     let wait = &report.thread(truth.pid, root)?["wait"];
-    ensure!(
-        wait["syscall"] == "read" && wait["class"] == "read" && wait["resource"]["kind"] == "pipe",
-        "{wait:#}"
-    );
+    ensure!(wait["syscall"] == "read" && wait["class"] == "read" && wait["resource"]["kind"] == "pipe", "{wait:#}");
     Ok(())
 }
 
 #[test]
 fn a_lock_whose_owner_is_gone_is_abandoned() -> Result<()> {
     let modes = ["thread-exit", "owner-exit"];
-    let victims: Vec<Victim> = modes
-        .iter()
-        .map(|mode| Victim::start("processes", &[mode]))
-        .collect::<Result<_>>()?;
+    let victims: Vec<Victim> = modes.iter().map(|mode| Victim::start("processes", &[mode])).collect::<Result<_>>()?;
     let report = look_at(&victims.iter().collect::<Vec<_>>())?;
     for (victim, mode) in victims.iter().zip(modes) {
         let finding = report
@@ -93,18 +60,10 @@ fn a_lock_whose_owner_is_gone_is_abandoned() -> Result<()> {
             .expect_since(&victim.truth)?;
         for waiter in &victim.truth.threads {
             let edge = finding.expect_edge(waiter)?;
-            ensure!(
-                edge["held_by"].is_null()
-                    || edge["held_by"]["tid"] == waiter.owner.context("owner")?,
-                "{edge:#}"
-            );
+            ensure!(edge["held_by"].is_null() || edge["held_by"]["tid"] == waiter.owner.context("owner")?, "{edge:#}");
         }
         let owner = victim.truth.threads[0].owner.context("owner")?.to_string();
-        ensure!(
-            finding.0.to_string().contains(&owner),
-            "{mode}: says who it was ({owner}): {:#}",
-            finding.0
-        );
+        ensure!(finding.0.to_string().contains(&owner), "{mode}: says who it was ({owner}): {:#}", finding.0);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::invoke;
+use crate::{invoke, workspace};
 
 /// A program or library that is not Rust's, the packages that bring it, and who needs it.
 struct Need {
@@ -99,6 +99,33 @@ fn install(packages: &[&str]) -> Result<()> {
     invoke::run(command.stdout(std::process::Stdio::null()))
 }
 
+/// The parts of the Rust toolchain that the checks use and a minimal installation lacks.
+pub(crate) fn cargo_components() -> Result<()> {
+    let parts = [("fmt", "rustfmt"), ("clippy", "clippy")];
+    let is_missing = |part: &str| !invoke::succeeds(&mut workspace::cargo(&[part, "--version"]));
+    let missing: Vec<&str> = parts
+        .into_iter()
+        .filter(|(part, _)| is_missing(part))
+        .map(|(_, component)| component)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !invoke::is_installed("rustup") {
+        let names = missing.join(" and ");
+        bail!("this Rust lacks {names}: install the packages of that name beside your cargo");
+    }
+    eprintln!(
+        "xtask: adding {} to the Rust toolchain",
+        missing.join(" and ")
+    );
+    let mut rustup = Command::new("rustup");
+    rustup
+        .current_dir(workspace::root())
+        .args(["component", "add"]);
+    invoke::run(rustup.args(missing))
+}
+
 /// Mounts tracefs when it is not: without it no tracepoint can be attached. Only a warning, since
 /// observer falls to another rung without it.
 pub(crate) fn mount_tracefs() {
@@ -118,6 +145,7 @@ pub(crate) fn mount_tracefs() {
 /// `cargo xtask toolchain`.
 pub(crate) fn toolchain() -> Result<()> {
     prepare(Purpose::Benches)?;
+    cargo_components()?;
     mount_tracefs();
     for need in NEEDS {
         println!("present: {} ({})", need.name, need.packages.join(" "));

@@ -21,6 +21,7 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(3);
 /// Runs the checks and all tests; with `filters` only the tests whose name contains one of them.
 pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     setup::prepare(Purpose::Tests)?;
+    setup::cargo_components()?;
     setup::mount_tracefs();
     ebpf::renew_if_stale()?;
 
@@ -31,6 +32,7 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
         println!("== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked");
     }
 
+<<<<<<< HEAD
     heading("tests that need no root");
     let arguments = ["test", "--workspace", "--exclude", KERNEL_TESTS, "--no-fail-fast"];
     cargo_test(&mut tally, &arguments, &[], filters)?;
@@ -38,6 +40,13 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     heading("tests on real processes");
     kernel_tests(&mut tally, filters)?;
 
+=======
+    if invoke::is_root() {
+        all_tests(&mut tally, filters)?;
+    } else {
+        tests_without_root(&mut tally, filters)?;
+    }
+>>>>>>> wt-xtask
     Ok(conclude(&mut tally, filters))
 }
 
@@ -47,7 +56,13 @@ fn checks(tally: &mut Tally) -> Result<()> {
         tally.check(passed);
     };
     heading("formatting");
+<<<<<<< HEAD
     let formatted = workspace::cargo(&["fmt", "--all", "--check"]).status()?.success();
+=======
+    let formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"])
+        .status()?
+        .success();
+>>>>>>> wt-xtask
     step("fmt", formatted);
     if !formatted {
         eprintln!("  fix: cargo fmt --all");
@@ -62,32 +77,47 @@ fn checks(tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-fn kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
-    if !invoke::is_root() {
-        return skip_kernel_tests(tally, filters);
+/// Unit tests, recordings, documentation and the end-to-end tests.
+///
+/// Every cargo command here selects the same packages with their tests, so that dependencies are resolved
+/// to the same features and built once.
+fn all_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
+    heading("build");
+    let built = workspace::cargo(&["build", "--workspace", "--all-targets"]).status()?;
+    if !built.success() {
+        println!("it does not build, so nothing was tested");
+        tally.check(false);
+        return Ok(());
     }
     let observer = match workspace::given_observer()? {
         Some(given) => given,
-        None => {
-            let build = workspace::cargo(&["build", "--package", "observer"]).status()?;
-            if !build.success() {
-                println!("observer does not build: its end-to-end tests cannot run");
-                tally.check(false);
-                return Ok(());
-            }
-            workspace::target().join("debug/observer")
-        }
+        None => workspace::target().join("debug/observer"),
     };
+<<<<<<< HEAD
     // A few at a time: each holds a victim and an observer, and some are about time.
     let mut arguments = vec!["--test-threads", "2"];
     arguments.extend(filters);
     let mut test = workspace::cargo(&["test", "--package", KERNEL_TESTS, "--no-fail-fast", "--"]);
     test.env("OBSERVER_BIN", observer).args(["--show-output"]).args(arguments);
     follow(tally, &mut test)
+=======
+    heading("tests");
+    // A few at a time: each end-to-end test holds a victim and an observer, and some are about time.
+    let mut test = workspace::cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
+    test.args(["--show-output", "--test-threads", "2"])
+        .args(filters);
+    follow(tally, test.env("OBSERVER_BIN", observer))
+>>>>>>> wt-xtask
 }
 
-/// Counts each kernel test as skipped, by the names cargo lists.
-fn skip_kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
+/// What can be tested without root; the end-to-end tests count as skipped, by the names cargo lists.
+fn tests_without_root(tally: &mut Tally, filters: &[&str]) -> Result<()> {
+    heading("tests that need no root");
+    let mut test = workspace::cargo(&["test", "--workspace", "--exclude", KERNEL_TESTS]);
+    test.args(["--no-fail-fast", "--", "--show-output"])
+        .args(filters);
+    follow(tally, &mut test)?;
+
     let mut list = workspace::cargo(&["test", "--quiet", "--package", KERNEL_TESTS, "--"]);
     let listed = invoke::capture(list.args(["--list", "--format", "terse"]).args(filters))?;
     for test in listed.lines().filter_map(|line| line.strip_suffix(": test")) {
@@ -96,11 +126,14 @@ fn skip_kernel_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     Ok(())
 }
 
+<<<<<<< HEAD
 fn cargo_test(tally: &mut Tally, arguments: &[&str], own: &[&str], filters: &[&str]) -> Result<()> {
     let mut test = workspace::cargo(arguments);
     follow(tally, test.args(["--", "--show-output"]).args(own).args(filters))
 }
 
+=======
+>>>>>>> wt-xtask
 /// Runs a cargo test, shows its output as it comes and counts what it says.
 fn follow(tally: &mut Tally, test: &mut Command) -> Result<()> {
     let failed_before = tally.failed();

@@ -2,14 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::invoke;
 
-/// The top of the checkout this xtask was built from.
+/// The top of the checkout: of the one cargo runs us in, which need not be the one we were built in.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let built_in = || env!("CARGO_MANIFEST_DIR").into();
+        let xtask: PathBuf =
+            std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(built_in, Into::into);
+        xtask.parent().map(Path::to_owned).unwrap_or(xtask)
+    });
+    &ROOT
 }
 
 /// Cargo's target directory.
@@ -32,7 +39,13 @@ pub(crate) fn release_observer() -> Result<PathBuf> {
     if let Some(given) = given_observer()? {
         return Ok(given);
     }
-    invoke::run(&mut cargo(&["build", "--quiet", "--release", "--package", "observer"]))?;
+    invoke::run(&mut cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "observer",
+    ]))?;
     Ok(target().join("release/observer"))
 }
 
@@ -42,9 +55,12 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
         return Ok(None);
     };
     let path = PathBuf::from(given);
-    let path = path
-        .canonicalize()
-        .with_context(|| format!("OBSERVER_BIN={} does not exist: correct it or unset it", path.display()))?;
+    let path = path.canonicalize().with_context(|| {
+        format!(
+            "OBSERVER_BIN={} does not exist: correct it or unset it",
+            path.display()
+        )
+    })?;
     Ok(Some(path))
 }
 
@@ -52,9 +68,14 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
 /// the headers beside it.
 pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     let source = root().join(source);
-    ensure!(source.is_file(), "{} is missing: restore it with git", source.display());
+    ensure!(
+        source.is_file(),
+        "{} is missing: restore it with git",
+        source.display()
+    );
     let directory = target().join(into);
-    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
     let binary = directory.join(source.file_stem().unwrap_or_default());
     let headers = std::fs::read_dir(source.parent().unwrap_or(root()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -63,7 +84,15 @@ pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     if !inputs.all(|input| is_newer(&binary, &input)) {
         invoke::run(
             Command::new("cc")
-                .args(["-O2", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-pthread", "-o"])
+                .args([
+                    "-O2",
+                    "-g",
+                    "-fno-omit-frame-pointer",
+                    "-Wall",
+                    "-Wextra",
+                    "-pthread",
+                    "-o",
+                ])
                 .arg(&binary)
                 .arg(&source),
         )?;

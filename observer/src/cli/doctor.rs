@@ -1,6 +1,138 @@
-//! `observer doctor`
+//! `observer doctor`: what works here, what does not, and how to get it.
+
+use super::look::status_json;
+use super::{FAILED, NOTHING};
+use crate::census::{FamilyStatus, Filter, IterSource, ProbePlane, ProbeSettings, ProbeStatus, ProcSource, Source};
+use crate::host::Capability;
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+/// Can it run here.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
-pub(super) fn run(_: &Args) -> anyhow::Result<u8> {
-    Ok(0)
+#[command(
+    after_help = "Everything is really tried: the census is taken, each probe is loaded and attached (to no process) \
+    and detached again.\nExit status: 0 it can look, 2 it cannot."
+)]
+pub(super) struct Args {
+    /// Form of the results
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+}
+
+/// Forms of this command's results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// For people
+    Text,
+    /// One document
+    Json,
+}
+
+/// What was tried and what came of it.
+struct Checkup {
+    capability: Capability,
+    /// Name of the source in use, and why it is not the better one.
+    census: Result<(String, Option<String>), String>,
+    probes: Result<ProbeStatus, String>,
+}
+
+impl Checkup {
+    fn take() -> Self {
+        let settings = ProbeSettings { filter: Filter::Listed(Vec::new()), ..ProbeSettings::default() };
+        Self {
+            capability: Capability::probe(),
+            census: census(),
+            probes: ProbePlane::attach(&settings)
+                .map(|plane| plane.status().clone())
+                .map_err(|error| error.to_string()),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let probes = match &self.probes {
+            Ok(status) => json!({ "rungs": status_json(status), "ladder": status }),
+            Err(error) => json!({ "rungs": null, "error": error }),
+        };
+        json!({
+            "schema": "observer.doctor/v1",
+            "can_look": self.census.is_ok(),
+            "census": match &self.census {
+                Ok((name, fallen)) => json!({ "source": name, "not_better_because": fallen }),
+                Err(error) => json!({ "source": null, "error": error }),
+            },
+            "probes": probes,
+            "capability": self.capability,
+        })
+    }
+
+    fn to_text(&self) -> String {
+        let mut out = String::new();
+        let c = &self.capability;
+        let _ = writeln!(out, "kernel   {} ({}), lockdown {}", c.kernel, c.machine, c.lockdown);
+        match &self.census {
+            Ok((name, None)) => _ = writeln!(out, "census   {name}"),
+            Ok((name, Some(why))) => {
+                _ = writeln!(
+                    out,
+                    "census   {name}: dearer, and durations count from first sight\n         because {why}"
+                );
+            }
+            Err(why) => _ = writeln!(out, "census   none: {why}"),
+        }
+        match &self.probes {
+            Ok(status) => {
+                out.push_str("probes\n");
+                let ProbeStatus { poll, futex, connect, tcp_state } = status;
+                for (name, family) in [("poll", poll), ("futex", futex), ("connect", connect), ("tcp_state", tcp_state)]
+                {
+                    rung(&mut out, name, family);
+                }
+            }
+            Err(why) => _ = writeln!(out, "probes   none: {why}"),
+        }
+        out.push_str("needs\n");
+        for fact in &c.facts {
+            let mark = if fact.present { "ok" } else { "MISSING" };
+            let _ = writeln!(out, "  {mark:7} {}: {}", fact.name, fact.detail);
+            if !fact.present {
+                let _ = writeln!(out, "          lost without it: {}\n          to get it: {}", fact.lost, fact.remedy);
+            }
+        }
+        out
+    }
+}
+
+fn rung(out: &mut String, name: &str, family: &FamilyStatus) {
+    let rung = family.rung.map_or_else(|| "none".to_owned(), |rung| rung.to_string());
+    let _ = writeln!(out, "  {name:9} {rung}");
+    for fall in &family.falls {
+        let _ = writeln!(out, "            not {}: {}", fall.rung, fall.reason.lines().next().unwrap_or_default());
+    }
+}
+
+/// Takes a census by the iterator, else through `/proc`.
+fn census() -> Result<(String, Option<String>), String> {
+    let by_iterator = IterSource::load().and_then(|mut source| {
+        source.take()?;
+        Ok((source.name().to_owned(), source.degraded().map(str::to_owned)))
+    });
+    by_iterator.or_else(|why| {
+        let mut source = ProcSource::new();
+        source.take().map_err(|error| format!("{why}; {error}"))?;
+        Ok((source.name().to_owned(), Some(why.to_string())))
+    })
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
+    let checkup = Checkup::take();
+    let text = match args.output {
+        Form::Text => checkup.to_text(),
+        Form::Json => format!("{:#}\n", checkup.to_json()),
+    };
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(if checkup.census.is_ok() { NOTHING } else { FAILED })
 }

@@ -199,6 +199,8 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
             boot_id: setting.boot_id.clone(),
             processes: session.judge.scope.processes.clone(),
             threshold_ns: session.judge.scope.threshold_ns,
+            census: setting.census.clone(),
+            probes: setting.probes.clone(),
         };
         session.record(Recorder::create(path, &header)?);
     }

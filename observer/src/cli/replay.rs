@@ -58,8 +58,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         host_name: header.host_name.clone(),
         kernel: header.kernel.clone(),
         boot_id: header.boot_id.clone(),
-        census: "recording".to_owned(),
-        probes: serde_json::json!({}),
+        census: format!("recording of {}", header.census),
+        probes: header.probes.clone(),
     };
     let findings = judge.ledger.open();
     let pids = super::look::shown(&judge, &findings);

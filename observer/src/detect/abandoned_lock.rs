@@ -1,6 +1,6 @@
 //! `abandoned_lock`: a lock whose owner no longer exists, or stayed behind in the parent of a fork.
 
-use super::finding::links;
+use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{Chain, End};
@@ -91,6 +91,6 @@ fn finding(host: &Host, chain: &Chain, owner: Owner, waiters: &BTreeSet<Pid>) ->
         host.name(last.waiter)
     );
     finding.remedy = remedy.to_owned();
-    finding.chain = links(&chain.hops, host);
+    finding.chain = links_with(&chain.hops, waiters, host);
     Some(finding)
 }

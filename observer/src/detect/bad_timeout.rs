@@ -3,7 +3,7 @@
 
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId, TimeoutKind};
-use crate::model::decode::{Call, is_forever_idiom};
+use crate::model::decode::{Call, TimeoutAt};
 use crate::model::{Confidence, Host, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,11 +33,7 @@ impl Rule for BadTimeout {
         for (row, wait) in context.confirmed() {
             let call = Call::named(wait.syscall);
             let audited = call.is_poll() || call.is_futex();
-            let bad = match wait.timeout.kind {
-                TimeoutKind::Negative | TimeoutKind::Invalid => true,
-                TimeoutKind::Absurd => !is_forever_idiom(&wait.timeout),
-                _ => false,
-            };
+            let bad = matches!(wait.timeout.kind, TimeoutKind::Negative | TimeoutKind::Invalid | TimeoutKind::Absurd);
             if !audited || !bad {
                 continue;
             }
@@ -99,8 +95,7 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
         Some(tid) if sight.threads.len() == 1 => host.name(*tid),
         _ => format!("{} threads of {}", sight.threads.len(), finding.comm),
     };
-    let unit =
-        if matches!(Call::named(syscall).timeout, crate::model::decode::TimeoutAt::Millis(_)) { " ms" } else { "" };
+    let unit = if matches!(Call::named(syscall).timeout, TimeoutAt::Millis(_)) { " ms" } else { "" };
     let now = if sight.waiting.is_empty() { String::new() } else { " It waits in this call right now.".to_owned() };
     match sight.kind {
         TimeoutKind::Absurd => {

@@ -1,6 +1,6 @@
 //! `deadlock`: a cycle of waits, within or across processes.
 
-use super::finding::links;
+use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{End, Hop};
@@ -101,7 +101,7 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
     } else {
         "Take these locks in one order everywhere, or never call out while holding one. The process must be restarted to go on; save its stacks first.".to_owned()
     };
-    finding.chain = links(&cycle, host);
+    finding.chain = links_with(&cycle, queued, host);
     finding
 }
 

@@ -1,9 +1,10 @@
 //! A finding: one thing that is wrong, with its evidence, in a form a pager can show.
 
 use crate::census::{Clocks, Pid, ProcessId};
-use crate::model::graph::Hop;
+use crate::model::graph::{self, Hop};
 use crate::model::{Confidence, Host, Owner, Resource};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// The kinds of the public schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -180,6 +181,18 @@ pub fn links(hops: &[Hop], host: &Host) -> Vec<Link> {
             how: hop.how.to_owned(),
         })
         .collect()
+}
+
+/// Edges listed in one finding at most: a convoy of thousands is told by its numbers.
+const MOST_LINKS: usize = 64;
+
+/// The links of one chain, then the first step of everyone else who waits behind it.
+pub fn links_with(longest: &[Hop], waiters: &BTreeSet<Pid>, host: &Host) -> Vec<Link> {
+    let listed: BTreeSet<Pid> = longest.iter().map(|hop| hop.waiter).collect();
+    let others = waiters.difference(&listed).filter_map(|tid| graph::edge(host, *tid));
+    let mut hops = longest.to_vec();
+    hops.extend(others.take(MOST_LINKS.saturating_sub(longest.len())));
+    links(&hops, host)
 }
 
 /// A thread with its process.

@@ -2,7 +2,7 @@
 //!
 //! One finding per root: ten waiters in a convoy behind one thread are one problem, not ten.
 
-use super::finding::links;
+use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{Chain, End};
@@ -138,6 +138,6 @@ fn finding(
                 "Look for the thread that holds this lock: one that is not itself waiting for it.".to_owned();
         }
     }
-    finding.chain = links(&chain.hops, host);
+    finding.chain = links_with(&chain.hops, waiters, host);
     Some(finding)
 }

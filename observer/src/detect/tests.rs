@@ -95,7 +95,8 @@ fn a_convoy_is_one_finding_with_its_root() {
         (Kind::LockWait, Confidence::Certain, Severity::Warning)
     );
     assert_eq!(finding.threads, [10, 11, 12, 13, 14]);
-    assert_eq!(finding.chain.len(), 2, "the longest way to the root");
+    assert_eq!(finding.chain.len(), 4, "the longest way to the root, then the others");
+    assert_eq!((finding.chain[0].from.tid, finding.chain[1].from.tid), (14, 13));
     assert!(finding.title.contains("read()"), "{}", finding.title);
     assert!(look(rows, facts, 92).is_empty(), "not before the threshold");
 }

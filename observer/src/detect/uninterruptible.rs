@@ -62,7 +62,7 @@ fn finding(host: &Host, row: &ThreadRow, wait: &Wait, since: u64) -> Finding {
             confidence: Confidence::Certain,
             how: "vfork suspends the parent until the child executes or exits".to_owned(),
         }];
-        return finding.with_threads([child]);
+        return finding;
     }
     let place = stack.iter().find(|frame| !is_scheduler(frame)).cloned();
     let at = place.as_ref().map(|frame| format!(" at {frame}")).unwrap_or_default();

@@ -6,7 +6,9 @@ use crate::census::Pid;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProcError {
     /// `/proc` has no such number.
-    #[error("no process {pid}: it has ended, or the number belongs to another PID namespace (list them with `ps -e`)")]
+    #[error(
+        "no such process {pid}: it has ended, or the number belongs to another PID namespace (list them with `ps -e`)"
+    )]
     NoSuchProcess {
         /// The number asked for.
         pid: Pid,

@@ -111,6 +111,7 @@ pub fn process(host: &Host, view: &ProcessView<'_>) -> Value {
         "pid": view.id.pid,
         "start_time": start.map(timestamp),
         "comm": main.map(|row| row.comm.as_str()),
+        "abi": main.map(|row| if row.compat { "i386 (32-bit)" } else { "x86_64" }),
         "exe": facts.and_then(|f| f.exe.as_deref()),
         "cmdline": facts.map(|f| f.cmdline.as_slice()).unwrap_or_default(),
         "cgroup": facts.and_then(|f| f.cgroup.as_deref()),

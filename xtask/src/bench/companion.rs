@@ -161,7 +161,19 @@ fn ebpf_objects(pid: u32) -> Result<Vec<PathBuf>> {
 /// Which rung of the attach ladder each probe got, in observer's own words.
 pub(crate) fn rungs(observer: &Path, workload: &Namespace) -> Result<String> {
     let mut command = Command::new(observer);
+<<<<<<< HEAD
     command.args(["attach", &workload.pid.to_string(), "--once", "--output", "json"]);
+=======
+    command.args([
+        "attach",
+        &workload.pid.to_string(),
+        "--once",
+        "--threshold",
+        "1s",
+        "--output",
+        "json",
+    ]);
+>>>>>>> wt-xtask
     let (_, printed) = crate::invoke::capture_any(&mut command)?;
     let report = serde_json::Deserializer::from_str(&printed).into_iter::<serde_json::Value>().next();
     let Some(Ok(report)) = report else {

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use futex::may_be_lock;
 pub use syscalls::{Call, TimeoutAt};
-pub use timeout::{ABSURD_NS, has_suspicious_millis, is_forever_idiom};
+pub use timeout::{ABSURD_NS, has_suspicious_millis};
 
 /// What [`decode`] would like to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

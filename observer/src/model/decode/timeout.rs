@@ -118,6 +118,8 @@ pub(super) fn decode(call: &Call, args: &[u64; 6], compat: bool, known: &Known<'
         Place::Nowhere => Timeout::NONE,
         Place::Unseen => Timeout::UNKNOWN,
         Place::Millis(-1) => Timeout { raw: Some("-1".to_owned()), ..Timeout::INFINITE },
+        // How event loops that clamp to an `int` write "for ever": absurd by the number, and no mistake.
+        Place::Millis(i32::MAX) => Timeout { raw: Some(i32::MAX.to_string()), ..Timeout::INFINITE },
         Place::Millis(ms) if ms < 0 => {
             Timeout { kind: TimeoutKind::Negative, requested_ns: None, remaining_ns: None, raw: Some(ms.to_string()) }
         }
@@ -188,16 +190,10 @@ fn absolute(s: i64, ns: i64, clock: Clock, elapsed: i64, clocks: Clocks) -> Time
     Timeout { kind, requested_ns: Some(requested.max(0)), remaining_ns: Some(remaining.max(0)), raw: Some(raw) }
 }
 
-/// `INT_MAX` milliseconds: how many event loops write "for ever" because they clamp to an `int`.
-/// It is absurd by the number, and no mistake.
-pub fn is_forever_idiom(timeout: &Timeout) -> bool {
-    timeout.raw.as_deref() == Some("2147483647")
-}
-
 /// Whether the milliseconds in a register alone are a finding: negative and not -1, or absurd.
 pub fn has_suspicious_millis(call: &Call, args: &[u64; 6]) -> bool {
     match place(call, args) {
-        Place::Millis(ms) => ms < -1 || i64::from(ms) * NS_PER_MS > ABSURD_NS,
+        Place::Millis(ms) => ms < -1 || ms != i32::MAX && i64::from(ms) * NS_PER_MS > ABSURD_NS,
         _ => false,
     }
 }
