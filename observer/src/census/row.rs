@@ -135,9 +135,7 @@ impl ThreadRow {
 
     /// Dead, a zombie, or on its way out.
     pub fn is_exiting(&self) -> bool {
-        self.exit_state != 0
-            || self.flags & task_flags::EXITING != 0
-            || self.state & state::DEAD != 0
+        self.exit_state != 0 || self.flags & task_flags::EXITING != 0 || self.state & state::DEAD != 0
     }
 
     /// Frozen by either cgroup freezer or by suspend.
@@ -159,11 +157,7 @@ impl ThreadRow {
         } else if self.state & s::STOPPED != 0 {
             'T'
         } else if self.state & s::UNINTERRUPTIBLE != 0 {
-            if self.state & s::NOLOAD != 0 {
-                'I'
-            } else {
-                'D'
-            }
+            if self.state & s::NOLOAD != 0 { 'I' } else { 'D' }
         } else if self.state & s::INTERRUPTIBLE != 0 {
             'S'
         } else if self.state & s::FROZEN != 0 {
