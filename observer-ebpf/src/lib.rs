@@ -347,10 +347,7 @@ pub struct Globals {
 /// kernel has no such field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    missing_docs,
-    reason = "each field is named after the kernel field it locates"
-)]
+#[expect(missing_docs, reason = "each field is named after the kernel field it locates")]
 pub struct Offsets {
     pub task_state: u32,
     pub task_exit_state: u32,

@@ -36,7 +36,7 @@ struct Toolchain {
 }
 
 /// Renews the object; with `check`, builds it again and compares.
-pub fn run(check: bool) -> Result<()> {
+pub(crate) fn run(check: bool) -> Result<()> {
     let workspace = workspace()?;
     if check && let Err(why) = current(&workspace) {
         bail!("{why}; renew it with: cargo xtask ebpf");
@@ -96,7 +96,7 @@ pub fn run(check: bool) -> Result<()> {
 }
 
 /// Renews the object only if its sources changed since it was made.
-pub fn renew_if_stale() -> Result<()> {
+pub(crate) fn renew_if_stale() -> Result<()> {
     match current(&workspace()?) {
         Ok(()) => Ok(()),
         Err(why) => {

@@ -1,17 +1,16 @@
-//! The census: `iter/task` programs that write one record per thread, and kernel stacks on demand.
+//! The census: `iter/task` programs that write one record per thread.
 //!
 //! The whole pass runs in the context of the thread that reads the iterator; nothing is attached to
 //! any path of the observed processes.
 
 use crate::kernel::{Btf, Raw, Upid, Word, off};
-use crate::maps::WANTED;
 use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::generated::{
-    bpf_get_task_stack, bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs,
+    bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs,
 };
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
-    STACK_FRAMES, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_TAIL, RECORD_TASK, RecordPrefix, TASK_COMPAT,
+    TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
@@ -21,23 +20,23 @@ const TS_COMPAT: u32 = 2;
 
 /// `struct bpf_iter_meta`.
 #[repr(C)]
-struct IterMeta {
-    seq: *mut seq_file,
+pub(super) struct IterMeta {
+    pub(super) seq: *mut seq_file,
     session_id: u64,
-    seq_num: u64,
+    pub(super) seq_num: u64,
 }
 
 /// `struct bpf_iter__task`.
 #[repr(C)]
-struct IterTask {
-    meta: *const IterMeta,
-    task: *mut task_struct,
+pub(super) struct IterTask {
+    pub(super) meta: *const IterMeta,
+    pub(super) task: *mut task_struct,
 }
 
 // One thread reads an iterator at a time, so these need no read-modify-write.
 
 /// Depth of the reader's PID namespace, set by the head of each pass.
-static VIEW_LEVEL: Word = Word::new();
+pub(super) static VIEW_LEVEL: Word = Word::new();
 /// Inode number of the initial PID namespace.
 static INITIAL_INUM: Word = Word::new();
 static WRITTEN: Word = Word::new();
@@ -80,7 +79,7 @@ fn pass<const REGS: bool>(ctx: *mut IterTask) -> i32 {
 
 /// Writes one record; false when the buffer is full (the kernel then drains it and calls again).
 #[inline(always)]
-fn write<T>(seq: *mut seq_file, record: &T) -> bool {
+pub(super) fn write<T>(seq: *mut seq_file, record: &T) -> bool {
     // SAFETY: `record` is `size_of::<T>()` initialised bytes without padding.
     unsafe {
         bpf_seq_write(
@@ -92,7 +91,7 @@ fn write<T>(seq: *mut seq_file, record: &T) -> bool {
 }
 
 #[inline(always)]
-const fn prefix<T>(kind: u32) -> RecordPrefix {
+pub(super) const fn prefix<T>(kind: u32) -> RecordPrefix {
     RecordPrefix {
         kind,
         len: size_of::<T>() as u32,
@@ -137,15 +136,15 @@ fn tail(seq: *mut seq_file, visited: u64) {
 }
 
 /// A thread's ids as seen from three places.
-struct Ids {
-    view: u32,
+pub(super) struct Ids {
+    pub(super) view: u32,
     own: u32,
     inum: u32,
 }
 
 /// The ids of `struct pid`, most of them without a copy: a thread of the initial namespace has but one.
 #[inline(always)]
-fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bool) -> Ids {
+pub(super) fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bool) -> Ids {
     let initial_inum = INITIAL_INUM.get() as u32;
     let outside = if view_level == 0 { initial } else { 0 };
     let Some(pid) = pid else {
@@ -359,57 +358,4 @@ fn registers(task: Btf, record: &mut TaskRecord) {
             regs.u64(off!(regs_r9)),
         ];
     }
-}
-
-/// Kernel stacks of the threads in `WANTED`.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/task")]
-extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
-    // SAFETY: the kernel passes a valid context, and `meta` is never null.
-    let meta = unsafe { (*ctx).meta };
-    // SAFETY: as above.
-    let seq = unsafe { (*meta).seq };
-    // SAFETY: as above.
-    let seq_num = unsafe { (*meta).seq_num };
-    // SAFETY: as above.
-    let Some(task) = Btf::new(unsafe { (*ctx).task }) else {
-        return 0;
-    };
-    if seq_num == 0 {
-        let level: u32 = match Raw::current_task().follow(off!(task_thread_pid)) {
-            Some(pid) => pid.read(off!(pid_level)).unwrap_or(0),
-            None => 0,
-        };
-        VIEW_LEVEL.set(u64::from(level));
-    }
-    let tid = task.u32(off!(task_pid));
-    let view = ids(
-        task.follow(off!(task_thread_pid)),
-        tid,
-        VIEW_LEVEL.get() as u32,
-        false,
-    )
-    .view;
-    if WANTED.get_ptr(view).is_none() {
-        return 0;
-    }
-    let mut record = StackRecord {
-        prefix: prefix::<StackRecord>(RECORD_STACK),
-        tid,
-        view_tid: view,
-        frames: 0,
-        ips: [0; STACK_FRAMES],
-    };
-    // SAFETY: the buffer is `8 * STACK_FRAMES` bytes.
-    let bytes = unsafe {
-        bpf_get_task_stack(
-            task.as_ptr(),
-            (&raw mut record.ips).cast(),
-            (8 * STACK_FRAMES) as u32,
-            0,
-        )
-    };
-    record.frames = if bytes < 0 { bytes } else { bytes / 8 };
-    write(seq, &record);
-    0
 }

@@ -139,67 +139,51 @@ extern "C" fn tcp_state_btf(ctx: *const u64) -> i32 {
     0
 }
 
-/// The record of the tracepoint `sock:inet_sock_set_state` (kernel >= 5.6).
-#[repr(C)]
-struct StateRecord {
-    common: u64,
-    sock: u64,
-    old: u32,
-    new: u32,
-    local_port: u16,
-    remote_port: u16,
-    family: u16,
-    protocol: u16,
-    local: [u8; 4],
-    remote: [u8; 4],
-    local_v6: [u32; 4],
-    remote_v6: [u32; 4],
+/// One word of the tracepoint's record. Volatile, so that each is read at a constant offset: the
+/// verifier refuses arithmetic on a context.
+#[inline(always)]
+fn word(ctx: *const u32, at: usize) -> u32 {
+    // SAFETY: the caller's `at` is within the record.
+    unsafe { core::ptr::read_volatile(ctx.add(at)) }
 }
 
-/// TCP state change, without types.
+/// TCP state change, without types. The record of `sock:inet_sock_set_state` (kernel >= 5.6), in words:
+/// 2 socket, 4 old state, 5 new state, 6 local port and remote port, 7 family and protocol, 8 local and
+/// 9 remote IPv4 address, 10 to 13 local and 14 to 17 remote IPv6 address.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tracepoint")]
-extern "C" fn tcp_state_tracepoint(ctx: *const StateRecord) -> i32 {
-    // SAFETY: the kernel passes a record of this layout.
-    let record = unsafe { &*ctx };
-    if u32::from(record.protocol) != IPPROTO_TCP {
+extern "C" fn tcp_state_tracepoint(ctx: *const u32) -> i32 {
+    let family_protocol = word(ctx, 7);
+    if family_protocol >> 16 != IPPROTO_TCP {
         return 0;
     }
+    let family = family_protocol & 0xffff;
+    let zeros = [0; 4];
+    let (local, remote) = if family == AF_INET6 {
+        (
+            [word(ctx, 10), word(ctx, 11), word(ctx, 12), word(ctx, 13)],
+            [word(ctx, 14), word(ctx, 15), word(ctx, 16), word(ctx, 17)],
+        )
+    } else if family == AF_INET {
+        ([word(ctx, 8), 0, 0, 0], [word(ctx, 9), 0, 0, 0])
+    } else {
+        (zeros, zeros)
+    };
+    let ends = Ends {
+        family,
+        ports: word(ctx, 6),
+        // SAFETY: sixteen bytes either way.
+        local: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(local) },
+        // SAFETY: sixteen bytes either way.
+        remote: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(remote) },
+    };
+    // SAFETY: the socket's address is a 64-bit word at offset 8.
+    let sock = unsafe { core::ptr::read_volatile(ctx.cast::<u64>().add(1)) };
     state_change(
-        Raw::new(record.sock as *const u8),
-        record.old,
-        record.new,
-        |_| {
-            let mut ends = Ends::UNKNOWN;
-            ends.family = u32::from(record.family);
-            ends.ports = u32::from(record.local_port) | u32::from(record.remote_port) << 16;
-            if ends.family == AF_INET6 {
-                // SAFETY: sixteen bytes either way.
-                ends.local = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(record.local_v6) };
-                // SAFETY: sixteen bytes either way.
-                ends.remote =
-                    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(record.remote_v6) };
-            } else if ends.family == AF_INET {
-                (ends.local[0], ends.local[1], ends.local[2], ends.local[3]) = (
-                    record.local[0],
-                    record.local[1],
-                    record.local[2],
-                    record.local[3],
-                );
-                (
-                    ends.remote[0],
-                    ends.remote[1],
-                    ends.remote[2],
-                    ends.remote[3],
-                ) = (
-                    record.remote[0],
-                    record.remote[1],
-                    record.remote[2],
-                    record.remote[3],
-                );
-            }
-            ends
-        },
+        Raw::new(sock as *const u8),
+        word(ctx, 4),
+        word(ctx, 5),
+        |_| ends,
     );
     0
 }

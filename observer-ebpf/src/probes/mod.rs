@@ -5,6 +5,7 @@ mod connect;
 mod event;
 mod futex;
 mod poll;
+mod stacks;
 mod syscall;
 mod timeout;
 

@@ -12,6 +12,7 @@ mod probes;
 mod procfs;
 pub mod row;
 mod source;
+mod translate;
 
 pub use event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
 pub use iter::IterSource;

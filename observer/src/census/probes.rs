@@ -1,21 +1,21 @@
 //! The probe plane: attached once, drained now and then.
 
-use super::event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
+use super::event::{Family, ProbeReading, WaitStats};
 use super::ladder::{self, FamilyStatus, Links, Rung};
 use super::object::{self, Plain, reason};
 use super::row::{Census, Pid};
+use super::translate::{family, family_number, translate};
 use crate::host::{KernelTypes, capability, clock};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use log::LevelFilter;
 use observer_ebpf::{
-    ABI_VERSION, ACCOUNT_NAMES, Event, FAMILY_FUTEX, FAMILY_POLL, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals,
+    ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals,
     Offsets, ProcessKey, ProcessWaits,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use thiserror::Error;
@@ -143,14 +143,19 @@ impl ProbePlane {
         };
         let offsets = types.map_or(Offsets::NONE, |types| types.offsets);
         let sizes = [("IN_FLIGHT", settings.in_flight.max(1)), ("WANTED", 1)];
-        let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes)
-            .map_err(|error| ProbeError::Load { reason: reason(&error) })?;
+        let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes).map_err(
+            |error| ProbeError::Load {
+                reason: reason(&error),
+            },
+        )?;
 
         let ring = take_ring(&mut ebpf)?;
         let logger = if settings.log_level == LevelFilter::Off {
             None
         } else {
-            EbpfLogger::init(&mut ebpf).inspect_err(|error| log::warn!("the probes' own log is lost: {error}")).ok()
+            EbpfLogger::init(&mut ebpf)
+                .inspect_err(|error| log::warn!("the probes' own log is lost: {error}"))
+                .ok()
         };
         if let Filter::Listed(pids) = &settings.filter {
             replace_filter(&mut ebpf, pids)?;
@@ -175,7 +180,8 @@ impl ProbePlane {
         if enabled != 0 {
             let map: Array<_, u32> = typed(ebpf.map_mut("ENABLED"), "ENABLED")?;
             let mut map = map;
-            map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
+            map.set(0, enabled, 0)
+                .map_err(|error| map_error("ENABLED", &error))?;
         }
         for (name, family) in [
             ("poll", &status.poll),
@@ -217,7 +223,12 @@ impl ProbePlane {
     /// processes still live.
     pub fn note_pids(&mut self, census: &Census) {
         self.view.clear();
-        self.view.extend(census.rows.iter().map(|row| (row.initial.1, row.process.pid)));
+        self.view.extend(
+            census
+                .rows
+                .iter()
+                .map(|row| (row.initial.1, row.process.pid)),
+        );
     }
 
     /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and
@@ -229,7 +240,7 @@ impl ProbePlane {
             let Some(event) = object::read::<Event>(&item) else {
                 continue;
             };
-            match decode(&event, self.in_initial_namespace, &self.view) {
+            match translate(&event, self.in_initial_namespace, &self.view) {
                 Some(event) => events.push(event),
                 None => outside += 1,
             }
@@ -242,7 +253,11 @@ impl ProbePlane {
         if outside > 0 {
             account.insert("outside_view".to_owned(), outside);
         }
-        Ok(ProbeReading { events, stats, account })
+        Ok(ProbeReading {
+            events,
+            stats,
+            account,
+        })
     }
 
     fn stats(&mut self, outside: &mut u64) -> Result<Vec<WaitStats>, ProbeError> {
@@ -261,7 +276,12 @@ impl ProbePlane {
                 let times = self.missing.entry(key.tgid).or_insert(0);
                 *times += 1;
             }
-            if self.missing.get(&key.tgid).is_some_and(|times| *times >= FORGET_AFTER) && listed.is_none() {
+            if self
+                .missing
+                .get(&key.tgid)
+                .is_some_and(|times| *times >= FORGET_AFTER)
+                && listed.is_none()
+            {
                 gone.push(key);
             }
             let pid = listed.or(self.in_initial_namespace.then_some(key.tgid));
@@ -282,7 +302,8 @@ impl ProbePlane {
             // Gone already: nothing to drop.
             let _ = map.remove(&Plain(key));
         }
-        self.missing.retain(|tgid, times| seen.contains(tgid) && *times < FORGET_AFTER);
+        self.missing
+            .retain(|tgid, times| seen.contains(tgid) && *times < FORGET_AFTER);
         stats.sort_by_key(|stats| (stats.pid, stats.family));
         Ok(stats)
     }
@@ -291,7 +312,9 @@ impl ProbePlane {
         let map: PerCpuArray<_, u64> = typed(self.ebpf.map("ACCOUNT"), "ACCOUNT")?;
         let mut account = BTreeMap::new();
         for (index, name) in ACCOUNT_NAMES.iter().enumerate() {
-            let values = map.get(&(index as u32), 0).map_err(|error| map_error("ACCOUNT", &error))?;
+            let values = map
+                .get(&(index as u32), 0)
+                .map_err(|error| map_error("ACCOUNT", &error))?;
             account.insert((*name).to_owned(), values.iter().sum());
         }
         Ok(account)
@@ -299,7 +322,10 @@ impl ProbePlane {
 }
 
 fn map_error(map: &'static str, error: &MapError) -> ProbeError {
-    ProbeError::Map { map, reason: reason(error) }
+    ProbeError::Map {
+        map,
+        reason: reason(error),
+    }
 }
 
 /// A map of the object, by name, as its type.
@@ -307,7 +333,10 @@ fn typed<M, T>(map: Option<M>, name: &'static str) -> Result<T, ProbeError>
 where
     T: TryFrom<M, Error = MapError>,
 {
-    let map = map.ok_or_else(|| ProbeError::Map { map: name, reason: "not in the object".to_owned() })?;
+    let map = map.ok_or_else(|| ProbeError::Map {
+        map: name,
+        reason: "not in the object".to_owned(),
+    })?;
     T::try_from(map).map_err(|error| map_error(name, &error))
 }
 
@@ -323,85 +352,8 @@ fn replace_filter(ebpf: &mut Ebpf, pids: &[Pid]) -> Result<(), ProbeError> {
         let _ = map.remove(pid);
     }
     for pid in pids {
-        map.insert(pid, 1, 0).map_err(|error| map_error("FILTER", &error))?;
+        map.insert(pid, 1, 0)
+            .map_err(|error| map_error("FILTER", &error))?;
     }
     Ok(())
-}
-
-fn family(number: u32) -> Option<Family> {
-    match number {
-        FAMILY_POLL => Some(Family::Poll),
-        FAMILY_FUTEX => Some(Family::Futex),
-        observer_ebpf::FAMILY_CONNECT => Some(Family::Connect),
-        _ => None,
-    }
-}
-
-fn family_number(family: Family) -> u32 {
-    match family {
-        Family::Poll => FAMILY_POLL,
-        Family::Futex => FAMILY_FUTEX,
-        Family::Connect => observer_ebpf::FAMILY_CONNECT,
-    }
-}
-
-fn timeout(kind: u32) -> TimeoutKind {
-    match kind {
-        observer_ebpf::TIMEOUT_NONE => TimeoutKind::None,
-        observer_ebpf::TIMEOUT_ZERO => TimeoutKind::Zero,
-        observer_ebpf::TIMEOUT_FINITE => TimeoutKind::Finite,
-        observer_ebpf::TIMEOUT_INFINITE => TimeoutKind::Infinite,
-        observer_ebpf::TIMEOUT_NEGATIVE => TimeoutKind::Negative,
-        observer_ebpf::TIMEOUT_ABSURD => TimeoutKind::Absurd,
-        observer_ebpf::TIMEOUT_INVALID => TimeoutKind::Invalid,
-        _ => TimeoutKind::Unknown,
-    }
-}
-
-/// An event in user-space terms; `None` for a process without an id in observer's namespace.
-fn decode(event: &Event, in_initial_namespace: bool, view: &HashMap<Pid, Pid>) -> Option<ProbeEvent> {
-    let (tid, pid) = if event.view_tid != 0 && event.view_tgid != 0 {
-        (event.view_tid, event.view_tgid)
-    } else if in_initial_namespace {
-        (event.tid, event.tgid)
-    } else if event.tid == event.tgid {
-        let pid = *view.get(&event.tgid)?;
-        (pid, pid)
-    } else {
-        return None;
-    };
-    let kind = match event.kind {
-        observer_ebpf::EVENT_BAD_TIMEOUT => EventKind::BadTimeout,
-        observer_ebpf::EVENT_LONG_WAIT => EventKind::LongWait,
-        observer_ebpf::EVENT_CONNECT => EventKind::Connect,
-        _ => return None,
-    };
-    Some(ProbeEvent {
-        kind,
-        family: family(event.family)?,
-        tid,
-        pid,
-        comm: super::decode::comm(&event.comm),
-        syscall: (event.syscall != u32::MAX).then_some(event.syscall),
-        start_ns: event.start_ns,
-        wait_ns: event.wait_ns,
-        ret: event.ret,
-        timeout: timeout(event.timeout_kind),
-        timeout_raw: event.timeout_raw,
-        timeout_ns: event.timeout_ns,
-        args: event.args,
-        local: address(event.address_family, event.local, event.ports & 0xffff),
-        remote: address(event.address_family, event.remote, event.ports >> 16),
-    })
-}
-
-/// An internet address; `None` for other families and for what is not known.
-fn address(family: u32, bytes: [u8; 16], port: u32) -> Option<SocketAddr> {
-    let ip: IpAddr = match family as i32 {
-        libc::AF_INET => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
-        libc::AF_INET6 => Ipv6Addr::from(bytes).into(),
-        _ => return None,
-    };
-    // A socket that failed has given its local port back: half an address is none.
-    (port != 0).then_some(SocketAddr::new(ip, port as u16))
 }

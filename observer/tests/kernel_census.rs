@@ -1,0 +1,365 @@
+//! The kernel half for real: a victim with threads blocked in known ways, seen by the iterator, by `/proc`
+//! and by the probes. Needs root; where it cannot run it prints `SKIPPED:` and why.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use observer::census::{
+    Census, EventKind, Family, Filter, IterSource, Pid, ProbePlane, ProbeReading, ProbeSettings,
+    ProcSource, Rung, Source, ThreadRow, TimeoutKind,
+};
+use observer::host::clock::monotonic_ns;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const POLL: u32 = 7;
+const CLOCK_NANOSLEEP: u32 = 230;
+const FUTEX: u32 = 202;
+
+/// A python victim that blocks threads in poll, a sleep and a lock, and obeys lines on its input.
+const VICTIM: &str = r#"
+import ctypes, ctypes.util, socket, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+lock = threading.Lock(); lock.acquire()
+def run(f): threading.Thread(target=f, daemon=True).start()
+run(lambda: libc.poll(None, 0, 3600000))
+run(lambda: time.sleep(3600))
+run(lambda: lock.acquire())
+print("up", flush=True)
+for line in sys.stdin:
+    if line == "probe\n":
+        r, w = socket.socketpair(); w.send(b"x")
+        pollfd = (ctypes.c_short * 4)()
+        ctypes.memmove(pollfd, ctypes.byref(ctypes.c_int(r.fileno())), 4); pollfd[2] = 1
+        libc.poll(pollfd, 1, -5)
+        libc.poll(None, 0, 50)
+        libc.poll(None, 0, 0)
+        listener = socket.socket(); listener.bind(("127.0.0.1", 0)); address = listener.getsockname(); listener.close()
+        s = socket.socket(); s.setblocking(False)
+        s.connect_ex(address)
+        with open("/proc/thread-self/comm", "wb") as f: f.write(b"a) b\n(\xff")
+        print("done", flush=True)
+"#;
+
+/// Killed when dropped.
+struct Victim(Child, BufReader<std::process::ChildStdout>);
+
+impl Victim {
+    fn start() -> Option<Self> {
+        let mut child = Command::new("python3")
+            .args(["-c", VICTIM])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut victim = Self(child, out);
+        victim.expect("up");
+        Some(victim)
+    }
+
+    fn pid(&self) -> Pid {
+        self.0.id()
+    }
+
+    fn expect(&mut self, word: &str) {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), word);
+    }
+
+    fn tell(&mut self, order: &str, answer: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{order}").unwrap();
+        self.expect(answer);
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // Gone already: nothing to kill, nothing to wait for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn skipped(why: &dyn std::fmt::Display) {
+    println!("SKIPPED: {why}");
+}
+
+fn of(census: &Census, pid: Pid) -> Vec<&ThreadRow> {
+    census
+        .rows
+        .iter()
+        .filter(|row| row.process.pid == pid)
+        .collect()
+}
+
+fn in_call<'a>(rows: &[&'a ThreadRow], number: u32) -> Option<&'a ThreadRow> {
+    rows.iter()
+        .find(|row| row.syscall.is_some_and(|call| call.number == number))
+        .copied()
+}
+
+/// Takes censuses until all three threads are blocked where they belong.
+fn settled(source: &mut dyn Source, pid: Pid) -> Census {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let census = source.take().unwrap();
+        let rows = of(&census, pid);
+        if [POLL, CLOCK_NANOSLEEP, FUTEX]
+            .iter()
+            .all(|&call| in_call(&rows, call).is_some())
+        {
+            return census;
+        }
+        assert!(
+            Instant::now() < until,
+            "the victim's threads never blocked: {rows:#?}"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_iterator_and_proc_agree_and_off_cpu_time_is_true() {
+    let mut iterator = match IterSource::load() {
+        Ok(iterator) => iterator,
+        Err(error) => return skipped(&error),
+    };
+    let before = monotonic_ns();
+    let Some(mut victim) = Victim::start() else {
+        return skipped(&"no python3");
+    };
+    let pid = victim.pid();
+    let settled_census = settled(&mut iterator, pid);
+    // All three blocked between these two moments, whoever looks and whenever.
+    let after = settled_census.clocks.mono_ns;
+    victim.tell("probe", "done");
+
+    let by_kernel = settled(&mut iterator, pid);
+    let by_proc = settled(&mut ProcSource::new(), pid);
+    let (kernel_rows, proc_rows) = (of(&by_kernel, pid), of(&by_proc, pid));
+    assert_eq!(kernel_rows.len(), 4, "{kernel_rows:#?}");
+    for call in [POLL, CLOCK_NANOSLEEP, FUTEX] {
+        let kernel = in_call(&kernel_rows, call).unwrap();
+        let proc = in_call(&proc_rows, call).unwrap();
+        assert_eq!(kernel.tid, proc.tid);
+        assert_eq!(kernel.syscall, proc.syscall);
+        assert_eq!(kernel.own, proc.own);
+        assert_eq!(kernel.pidns, proc.pidns);
+        assert_eq!(kernel.ppid, std::process::id());
+        assert_eq!(kernel.ppid, proc.ppid);
+        assert_eq!(kernel.comm, proc.comm);
+        assert_eq!(kernel.state_letter(), 'S');
+        assert_eq!(kernel.state_letter(), proc.state_letter());
+        assert_eq!(kernel.nvcsw, proc.nvcsw);
+        assert!(
+            kernel.start_ns.abs_diff(proc.start_ns) <= 10_000_000,
+            "{kernel:?} {proc:?}"
+        );
+        let (by_kernel, by_proc) = (kernel.registers.unwrap(), proc.registers.unwrap());
+        assert_eq!((by_kernel.ip, by_kernel.sp), (by_proc.ip, by_proc.sp));
+        assert!(kernel.cgroup_id != 0 && kernel.is_blocked() && !kernel.on_cpu && !kernel.compat);
+        let since = kernel.off_cpu_since_ns.unwrap();
+        let slack = 100_000_000;
+        assert!(
+            since + slack >= before && since <= after + slack,
+            "{call}: {since} is not within {before}..{after}"
+        );
+        assert_eq!(proc.off_cpu_since_ns, None);
+    }
+    assert_eq!(
+        in_call(&kernel_rows, POLL).unwrap().syscall.unwrap().args[2] as i32,
+        3_600_000
+    );
+    // The kernel cuts names at 15 bytes; the bytes that are not UTF-8 are replaced, the rest kept.
+    let main = kernel_rows.iter().find(|row| row.tid == pid).unwrap();
+    assert_eq!(main.comm, "a) b\n(\u{fffd}");
+    assert_eq!(
+        main.comm,
+        proc_rows.iter().find(|row| row.tid == pid).unwrap().comm
+    );
+
+    let sleeper = in_call(&kernel_rows, CLOCK_NANOSLEEP).unwrap().tid;
+    let stacks = iterator.kernel_stacks(&[sleeper, sleeper]).unwrap();
+    assert!(stacks[&sleeper].len() > 3, "{stacks:?}");
+    assert!(iterator.kernel_stacks(&[]).unwrap().is_empty());
+}
+
+/// Drains until the condition holds; events accumulate.
+fn drain_until(
+    plane: &mut ProbePlane,
+    mut enough: impl FnMut(&ProbeReading) -> bool,
+) -> ProbeReading {
+    let until = Instant::now() + DEADLINE;
+    let mut all = ProbeReading::default();
+    loop {
+        let reading = plane.drain().unwrap();
+        all.events.extend(reading.events);
+        (all.stats, all.account) = (reading.stats, reading.account);
+        if enough(&all) {
+            return all;
+        }
+        assert!(Instant::now() < until, "{all:#?}");
+        std::thread::yield_now();
+    }
+}
+
+fn probes_on(rung: Rung) {
+    let Some(mut victim) = Victim::start() else {
+        return skipped(&"no python3");
+    };
+    let pid = victim.pid();
+    let mut iterator = match IterSource::load() {
+        Ok(iterator) => iterator,
+        Err(error) => return skipped(&error),
+    };
+    let census = settled(&mut iterator, pid);
+    let settings = ProbeSettings {
+        long_wait: Duration::from_millis(40),
+        slow_connect: Duration::from_secs(60),
+        filter: Filter::Listed(vec![of(&census, pid)[0].initial.1]),
+        rungs: vec![rung],
+        ..ProbeSettings::default()
+    };
+    let mut plane = match ProbePlane::attach(&settings) {
+        Ok(plane) => plane,
+        Err(error) => return skipped(&error),
+    };
+    if plane.status().poll.rung.is_none() {
+        return skipped(&plane.status().poll);
+    }
+    assert_eq!(plane.status().poll.rung, Some(rung));
+    plane.note_pids(&census);
+    victim.tell("probe", "done");
+
+    let reading = drain_until(&mut plane, |reading| {
+        reading
+            .stats
+            .iter()
+            .any(|stats| stats.family == Family::Poll && stats.waits.iter().sum::<u64>() >= 3)
+    });
+    assert!(
+        reading.events.iter().all(|event| event.pid == pid),
+        "{reading:#?}"
+    );
+    let bad: Vec<_> = reading
+        .events
+        .iter()
+        .filter(|event| event.kind == EventKind::BadTimeout)
+        .collect();
+    assert_eq!(bad.len(), 1, "{reading:#?}");
+    assert_eq!(
+        (bad[0].timeout, bad[0].timeout_raw, bad[0].syscall),
+        (TimeoutKind::Negative, -5, Some(POLL))
+    );
+    assert_eq!(bad[0].tid, pid);
+    let long = reading
+        .events
+        .iter()
+        .find(|event| event.kind == EventKind::LongWait && event.family == Family::Poll)
+        .unwrap();
+    assert!(
+        long.wait_ns >= 50_000_000 && long.timeout_ns == 50_000_000 && long.ret == 0,
+        "{long:?}"
+    );
+    let stats = reading
+        .stats
+        .iter()
+        .find(|stats| stats.family == Family::Poll)
+        .unwrap();
+    let [_, _, zero, finite, infinite, negative, ..] = stats.calls[..] else {
+        panic!("{stats:?}")
+    };
+    assert_eq!(
+        (zero, finite, infinite, negative),
+        (1, 1, 0, 1),
+        "{stats:?}"
+    );
+    assert!(stats.longest_ns >= 50_000_000, "{stats:?}");
+    // A non-blocking connect to a port nobody listens on: seen by its socket.
+    if plane.status().tcp_state.rung.is_some() {
+        let refused = reading
+            .events
+            .iter()
+            .find(|event| event.kind == EventKind::Connect && event.syscall.is_none())
+            .unwrap();
+        assert_eq!(refused.ret, -i64::from(libc::ECONNREFUSED));
+        assert!(
+            refused
+                .remote
+                .is_some_and(|remote| remote.ip().is_loopback()),
+            "{refused:?}"
+        );
+    }
+    for loss in [
+        "ring_full",
+        "in_flight_full",
+        "processes_full",
+        "sockets_full",
+        "timeout_unreadable",
+    ] {
+        assert_eq!(reading.account[loss], 0, "{loss}");
+    }
+    assert!(reading.account["filtered"] > 0 || reading.account["seen"] > 0);
+
+    // Nobody is listed any more: nothing is counted any more.
+    plane.set_filter(&[]).unwrap();
+    victim.tell("probe", "done");
+    let silent = drain_until(&mut plane, |_| true);
+    assert!(
+        silent
+            .events
+            .iter()
+            .all(|event| event.kind != EventKind::BadTimeout),
+        "{silent:#?}"
+    );
+}
+
+#[test]
+fn probes_by_fentry() {
+    probes_on(Rung::Fentry);
+}
+
+#[test]
+fn probes_by_kprobe() {
+    probes_on(Rung::Kprobe);
+}
+
+#[test]
+fn probes_by_typed_tracepoints() {
+    probes_on(Rung::TpBtf);
+}
+
+#[test]
+fn probes_by_syscall_tracepoints() {
+    probes_on(Rung::Tracepoint);
+}
+
+#[test]
+fn every_rung_that_does_not_hold_says_why() {
+    let settings = ProbeSettings {
+        filter: Filter::Listed(Vec::new()),
+        ..ProbeSettings::default()
+    };
+    let plane = match ProbePlane::attach(&settings) {
+        Ok(plane) => plane,
+        Err(error) => return skipped(&error),
+    };
+    let status = plane.status();
+    for family in [
+        &status.poll,
+        &status.futex,
+        &status.connect,
+        &status.tcp_state,
+    ] {
+        assert!(
+            family.falls.iter().all(|fall| !fall.reason.is_empty()),
+            "{family:?}"
+        );
+        assert!(
+            family.rung.is_some() || !family.falls.is_empty(),
+            "{family:?}"
+        );
+    }
+}
