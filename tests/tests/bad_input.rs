@@ -65,10 +65,8 @@ fn a_kernel_thread() -> Result<()> {
 fn a_thread_id_instead_of_a_process_id() -> Result<()> {
     let victim = Victim::start("held", &["read"])?;
     let thread = victim.truth.threads.first().context("threads")?;
-    refused(thread.tid, &format!("thread of {}", thread.pid)).or_else(|_| {
-        // In whatever words: the process it belongs to must be in the line.
-        refused(thread.tid, &thread.pid.to_string())
-    })
+    // In whatever words: the process it belongs to is in the line.
+    refused(thread.tid, &thread.pid.to_string())
 }
 
 #[test]
