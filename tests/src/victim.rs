@@ -193,7 +193,7 @@ pub struct Victim {
     guard: Guard,
     /// Program and arguments, for messages.
     pub what: String,
-    /// What it said; see [`Victim::ready`].
+    /// What it said; see [`Unready::ready`].
     pub truth: Truth,
     reached: Instant,
 }

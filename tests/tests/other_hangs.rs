@@ -89,8 +89,12 @@ fn a_vfork_parent_is_uninterruptible() -> Result<()> {
     let vforker = victim.truth.threads.first().context("threads")?;
     let finding = report
         .only("uninterruptible", &victim.truth)?
-        .expect("confidence", "certain")?
-        .expect_threads([vforker.tid])?;
+        .expect("confidence", "certain")?;
+    ensure!(
+        finding.threads().contains(&vforker.tid.into()),
+        "{:#}",
+        finding.0
+    );
     let since = observer_tests::contract::time_ns("since", &finding.0["since"])?;
     ensure!(
         (since - vforker.since_ns).abs() < 600_000_000,
@@ -150,7 +154,15 @@ fn a_32_bit_process_is_said_to_be_one() -> Result<()> {
     report.expect_silence("a 32-bit program idle in poll(-1)")?;
     let process = report.process(victim.truth.pid)?;
     let text = process.to_string();
-    ensure!(text.contains("32-bit"), "says so: {process:#}");
+    let wait = &report.thread(victim.truth.pid, victim.truth.pid)?["wait"];
+    ensure!(
+        wait["abi"] == "i386" && wait["syscall"] == "poll",
+        "{wait:#}"
+    );
+    let shown = Observer::attach(&[victim.truth.pid], &["--once"])?
+        .run()?
+        .expect_code(0)?;
+    ensure!(shown.stdout.contains("32-bit"), "says so: {}", shown.stdout);
     ensure!(
         !text.contains("swapoff"),
         "168 is poll in the i386 table: {process:#}"
