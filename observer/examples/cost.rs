@@ -7,10 +7,7 @@ fn med(mut v: Vec<u64>) -> u64 {
 fn main() {
     let n: usize = std::env::args().nth(1).unwrap().parse().unwrap();
     for _ in 0..n {
-        std::thread::Builder::new()
-            .stack_size(16384)
-            .spawn(|| std::thread::park())
-            .unwrap();
+        std::thread::Builder::new().stack_size(16384).spawn(|| std::thread::park()).unwrap();
     }
     std::thread::sleep(Duration::from_millis(300));
     let t = Instant::now();
@@ -60,21 +57,9 @@ fn main() {
     for _ in 0..2 {
         bench("off");
         for (name, rungs, filter) in [
-            (
-                "tp_btf listed",
-                vec![Rung::TpBtf],
-                Filter::Listed(vec![std::process::id()]),
-            ),
-            (
-                "tp_btf filtered out",
-                vec![Rung::TpBtf],
-                Filter::Listed(vec![1]),
-            ),
-            (
-                "tracepoint listed",
-                vec![Rung::Tracepoint],
-                Filter::Listed(vec![std::process::id()]),
-            ),
+            ("tp_btf listed", vec![Rung::TpBtf], Filter::Listed(vec![std::process::id()])),
+            ("tp_btf filtered out", vec![Rung::TpBtf], Filter::Listed(vec![1])),
+            ("tracepoint listed", vec![Rung::Tracepoint], Filter::Listed(vec![std::process::id()])),
         ] {
             let p = ProbePlane::attach(&ProbeSettings {
                 rungs,

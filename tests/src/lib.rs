@@ -6,7 +6,7 @@
 //! - [`observer`]: the binary under test, run with a deadline.
 //! - [`report`]: what it said, and the assertions scenarios share.
 //! - [`contract`]: the keys every report and finding must have.
-//! - [`procfs`], [`deadline`], [`skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
+//! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
 //!
 //! The scenarios themselves are in `tests/tests`.
 

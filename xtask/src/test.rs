@@ -29,24 +29,16 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     if filters.is_empty() {
         checks(&mut tally)?;
     } else {
-        println!("== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked");
+        println!(
+            "== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked"
+        );
     }
 
-<<<<<<< HEAD
-    heading("tests that need no root");
-    let arguments = ["test", "--workspace", "--exclude", KERNEL_TESTS, "--no-fail-fast"];
-    cargo_test(&mut tally, &arguments, &[], filters)?;
-
-    heading("tests on real processes");
-    kernel_tests(&mut tally, filters)?;
-
-=======
     if invoke::is_root() {
         all_tests(&mut tally, filters)?;
     } else {
         tests_without_root(&mut tally, filters)?;
     }
->>>>>>> wt-xtask
     Ok(conclude(&mut tally, filters))
 }
 
@@ -56,19 +48,23 @@ fn checks(tally: &mut Tally) -> Result<()> {
         tally.check(passed);
     };
     heading("formatting");
-<<<<<<< HEAD
-    let formatted = workspace::cargo(&["fmt", "--all", "--check"]).status()?.success();
-=======
     let formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"])
         .status()?
         .success();
->>>>>>> wt-xtask
     step("fmt", formatted);
     if !formatted {
         eprintln!("  fix: cargo fmt --all");
     }
     heading("clippy");
-    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    let clippy = [
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ];
     step("clippy", workspace::cargo(&clippy).status()?.success());
     heading("tidy");
     step("tidy", tidy::run()?);
@@ -93,21 +89,12 @@ fn all_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
         Some(given) => given,
         None => workspace::target().join("debug/observer"),
     };
-<<<<<<< HEAD
-    // A few at a time: each holds a victim and an observer, and some are about time.
-    let mut arguments = vec!["--test-threads", "2"];
-    arguments.extend(filters);
-    let mut test = workspace::cargo(&["test", "--package", KERNEL_TESTS, "--no-fail-fast", "--"]);
-    test.env("OBSERVER_BIN", observer).args(["--show-output"]).args(arguments);
-    follow(tally, &mut test)
-=======
     heading("tests");
     // A few at a time: each end-to-end test holds a victim and an observer, and some are about time.
     let mut test = workspace::cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
     test.args(["--show-output", "--test-threads", "2"])
         .args(filters);
     follow(tally, test.env("OBSERVER_BIN", observer))
->>>>>>> wt-xtask
 }
 
 /// What can be tested without root; the end-to-end tests count as skipped, by the names cargo lists.
@@ -120,35 +107,41 @@ fn tests_without_root(tally: &mut Tally, filters: &[&str]) -> Result<()> {
 
     let mut list = workspace::cargo(&["test", "--quiet", "--package", KERNEL_TESTS, "--"]);
     let listed = invoke::capture(list.args(["--list", "--format", "terse"]).args(filters))?;
-    for test in listed.lines().filter_map(|line| line.strip_suffix(": test")) {
+    for test in listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+    {
         tally.skip(test, "needs root: sudo -E cargo xtask test");
     }
     Ok(())
 }
 
-<<<<<<< HEAD
-fn cargo_test(tally: &mut Tally, arguments: &[&str], own: &[&str], filters: &[&str]) -> Result<()> {
-    let mut test = workspace::cargo(arguments);
-    follow(tally, test.args(["--", "--show-output"]).args(own).args(filters))
-}
-
-=======
->>>>>>> wt-xtask
 /// Runs a cargo test, shows its output as it comes and counts what it says.
 fn follow(tally: &mut Tally, test: &mut Command) -> Result<()> {
     let failed_before = tally.failed();
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let copy = writer.try_clone().context("cannot copy a pipe")?;
     let name = invoke::shown(test);
-    let mut child = test.stdout(writer).stderr(copy).spawn().context("cannot start cargo")?;
+    let mut child = test
+        .stdout(writer)
+        .stderr(copy)
+        .spawn()
+        .context("cannot start cargo")?;
     // Closes our ends of the pipe, so that its end can be seen.
-    test.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    test.stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
 
     let (sender, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         use std::io::BufRead;
-        for line in std::io::BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+        for line in std::io::BufReader::new(reader)
+            .split(b'\n')
+            .map_while(Result::ok)
+        {
+            if sender
+                .send(String::from_utf8_lossy(&line).into_owned())
+                .is_err()
+            {
                 break;
             }
         }
@@ -193,9 +186,12 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
         }
     }
     if std::env::var("CI").is_ok_and(|ci| ci == "true") {
-        let allowed = std::fs::read_to_string(workspace::root().join(ALLOWED_SKIPS)).unwrap_or_default();
-        let refused: Vec<String> =
-            not_allowed(tally.skips(), &allowed).iter().map(|(test, why)| format!("{test}: {why}")).collect();
+        let allowed =
+            std::fs::read_to_string(workspace::root().join(ALLOWED_SKIPS)).unwrap_or_default();
+        let refused: Vec<String> = not_allowed(tally.skips(), &allowed)
+            .iter()
+            .map(|(test, why)| format!("{test}: {why}"))
+            .collect();
         for skip in &refused {
             println!("not allowed to skip in CI: {skip} (run it, or list it in {ALLOWED_SKIPS})");
             tally.check(false);
@@ -207,7 +203,11 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
     }
     let (passed, failed, skipped) = (tally.passed(), tally.failed(), tally.skips().len());
     println!("\nobserver: {passed} passed, {failed} failed, {skipped} skipped");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn heading(what: &str) {
