@@ -46,7 +46,22 @@ struct Victim(Child, BufReader<std::process::ChildStdout>);
 
 impl Victim {
     fn start() -> Option<Self> {
-        let mut child = Command::new("python3")
+        Self::spawn(&mut Command::new("python3"))
+    }
+
+    /// In a PID namespace of its own, as process 1 there; needs root.
+    fn start_contained() -> Option<Self> {
+        Self::spawn(Command::new("unshare").args([
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "python3",
+        ]))
+    }
+
+    fn spawn(command: &mut Command) -> Option<Self> {
+        let mut child = command
             .args(["-c", VICTIM])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -54,8 +69,9 @@ impl Victim {
             .ok()?;
         let out = BufReader::new(child.stdout.take().unwrap());
         let mut victim = Self(child, out);
-        victim.expect("up");
-        Some(victim)
+        let mut line = String::new();
+        victim.1.read_line(&mut line).ok()?;
+        (line == "up\n").then_some(victim)
     }
 
     fn pid(&self) -> Pid {
@@ -184,6 +200,119 @@ fn the_iterator_and_proc_agree_and_off_cpu_time_is_true() {
     let stacks = iterator.kernel_stacks(&[sleeper, sleeper]).unwrap();
     assert!(stacks[&sleeper].len() > 3, "{stacks:?}");
     assert!(iterator.kernel_stacks(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn ids_of_a_contained_process_are_told_apart() {
+    let mut iterator = match IterSource::load() {
+        Ok(iterator) => iterator,
+        Err(error) => return skipped(&error),
+    };
+    let Some(victim) = Victim::start_contained() else {
+        return skipped(&"no unshare, or no right to");
+    };
+    let census = iterator.take().unwrap();
+    // `unshare` forks the process that becomes 1.
+    let inner = census
+        .rows
+        .iter()
+        .find(|row| row.ppid == victim.pid())
+        .unwrap()
+        .process
+        .pid;
+    let by_kernel = settled(&mut iterator, inner);
+    let by_proc = settled(&mut ProcSource::new(), inner);
+    let (kernel_rows, proc_rows) = (of(&by_kernel, inner), of(&by_proc, inner));
+    for call in [POLL, CLOCK_NANOSLEEP, FUTEX] {
+        let kernel = in_call(&kernel_rows, call).unwrap();
+        let proc = in_call(&proc_rows, call).unwrap();
+        assert_eq!((kernel.tid, kernel.process.pid), (proc.tid, inner));
+        assert_eq!((kernel.own, kernel.own.1), (proc.own, 1));
+        assert_ne!(kernel.own.0, kernel.tid);
+        assert_eq!(kernel.pidns, proc.pidns);
+        let ours = by_kernel
+            .rows
+            .iter()
+            .find(|row| row.tid == std::process::id())
+            .unwrap();
+        assert_ne!(kernel.pidns, ours.pidns);
+    }
+}
+
+/// Runs tests of this file again inside a PID namespace, where the ids of the view are not the initial ones.
+#[test]
+fn inside_a_pid_namespace_the_view_is_that_namespace() {
+    const INSIDE: &str = "OBSERVER_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return namespace_filter();
+    }
+    let output = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--nocapture",
+            "--test-threads=1",
+            "inside_a_pid",
+            "the_iterator",
+            "ids_of",
+            "probes_by_typed",
+        ])
+        .env(INSIDE, "1")
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return skipped(&error),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !text.contains("running 4 tests") {
+        return skipped(&String::from_utf8_lossy(&output.stderr));
+    }
+    for line in text.lines().filter(|line| line.contains("SKIPPED")) {
+        println!("{line}");
+    }
+    assert!(
+        output.status.success(),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Without a list: everything in the namespace, under the names of the namespace, and nothing else.
+fn namespace_filter() {
+    let settings = ProbeSettings {
+        filter: Filter::Namespace,
+        rungs: vec![Rung::TpBtf],
+        ..ProbeSettings::default()
+    };
+    let mut plane = match ProbePlane::attach(&settings) {
+        Ok(plane) => plane,
+        Err(error) => return skipped(&error),
+    };
+    let Some(mut victim) = Victim::start() else {
+        return skipped(&"no python3");
+    };
+    victim.tell("probe", "done");
+    let census = ProcSource::new().take().unwrap();
+    let mut iterator = IterSource::load().unwrap();
+    plane.note_pids(&iterator.take().unwrap());
+    let reading = drain_until(&mut plane, |reading| {
+        reading
+            .stats
+            .iter()
+            .any(|stats| stats.pid == victim.pid() && stats.family == Family::Poll)
+    });
+    let bad: Vec<_> = reading
+        .events
+        .iter()
+        .filter(|event| event.kind == EventKind::BadTimeout)
+        .collect();
+    assert_eq!(bad.len(), 1, "{reading:#?}");
+    assert_eq!((bad[0].pid, bad[0].tid), (victim.pid(), victim.pid()));
+    let here: Vec<Pid> = census.rows.iter().map(|row| row.process.pid).collect();
+    assert!(
+        reading.stats.iter().all(|stats| here.contains(&stats.pid)),
+        "{reading:#?}"
+    );
 }
 
 /// Drains until the condition holds; events accumulate.
