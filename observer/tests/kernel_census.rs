@@ -492,3 +492,64 @@ fn every_rung_that_does_not_hold_says_why() {
         );
     }
 }
+
+/// Keeps what was logged.
+struct Journal(std::sync::Mutex<String>);
+
+static JOURNAL: Journal = Journal(std::sync::Mutex::new(String::new()));
+
+impl log::Log for Journal {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0
+            .lock()
+            .unwrap()
+            .push_str(&format!("{}\n", record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_full_map_is_counted_and_logged_by_the_probes() {
+    log::set_logger(&JOURNAL).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
+    let mut iterator = match IterSource::load() {
+        Ok(iterator) => iterator,
+        Err(error) => return skipped(&error),
+    };
+    let census = iterator.take().unwrap();
+    let settings = ProbeSettings {
+        filter: Filter::Listed(vec![of(&census, std::process::id())[0].initial.1]),
+        in_flight: 1,
+        log_level: log::LevelFilter::Debug,
+        ..ProbeSettings::default()
+    };
+    let mut plane = match ProbePlane::attach(&settings) {
+        Ok(plane) => plane,
+        Err(error) => return skipped(&error),
+    };
+    if plane.status().poll.rung.is_none() {
+        return skipped(&plane.status().poll);
+    }
+    let enough = std::sync::atomic::AtomicBool::new(false);
+    let wait = || {
+        while !enough.load(std::sync::atomic::Ordering::Relaxed) {
+            nix::poll::poll(&mut [], nix::poll::PollTimeout::from(20u8)).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(wait);
+        }
+        let reading = drain_until(&mut plane, |reading| {
+            let logged = JOURNAL.0.lock().unwrap().contains("in-flight map full");
+            logged && reading.account["in_flight_full"] > 0
+        });
+        enough.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(reading.account["measured"] <= reading.account["seen"]);
+    });
+}
