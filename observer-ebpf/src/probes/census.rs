@@ -15,6 +15,8 @@ use observer_ebpf::{
 
 /// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
 const NO_USER_REGISTERS: u32 = 0x20_0000 | 0x4000 | 0x10;
+/// `TASK_UNINTERRUPTIBLE`.
+const UNINTERRUPTIBLE: u32 = 2;
 /// `TS_COMPAT` of `thread_info.status`.
 const TS_COMPAT: u32 = 2;
 
@@ -235,6 +237,7 @@ fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
     let tgid = task.u32(off!(task_tgid));
     let flags = task.u32(off!(task_flags));
     let policy = task.u32(off!(task_policy));
+    let state = task.u32(off!(task_state));
     let leader = task.follow(off!(task_group_leader));
 
     let thread = ids(task.follow(off!(task_thread_pid)), tid, view_level, true);
@@ -289,7 +292,7 @@ fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
         pidns: thread.inum,
         view_ppid,
         view_tracer,
-        state: task.u32(off!(task_state)),
+        state,
         exit_state: task.u32(off!(task_exit_state)),
         flags,
         bits,
@@ -313,7 +316,12 @@ fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
         sp: 0,
         bp: 0,
         cgroup_id: cgroup_id(task),
-        blocker: task.u64(off!(task_blocker)),
+        // A cache line of its own, and only an uninterruptible sleeper has one.
+        blocker: if state & UNINTERRUPTIBLE != 0 {
+            task.u64(off!(task_blocker))
+        } else {
+            0
+        },
         // SAFETY: sixteen bytes either way.
         comm: unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(comm) },
     };
