@@ -87,7 +87,7 @@ impl IterSource {
     }
 
     /// Runs one iterator to its end.
-    fn pass(&mut self, program: &'static str, expected: usize) -> Result<Decoder, CensusError> {
+    fn pass(&mut self, program: &'static str, expected: usize) -> Result<Pass, CensusError> {
         let refused =
             |error: &(dyn std::error::Error + 'static)| CensusError::Refused { program, reason: reason(error) };
         let iter = iterator(&mut self.ebpf, program)?;
@@ -97,8 +97,13 @@ impl IterSource {
         let mut decoder = Decoder::default();
         decoder.rows.reserve(expected);
         std::thread::sleep(SETTLE);
+        let began = Instant::now();
+        let mut kernel = Duration::ZERO;
         loop {
-            match file.read(&mut self.buffer) {
+            let asked = Instant::now();
+            let answer = file.read(&mut self.buffer);
+            kernel += asked.elapsed();
+            match answer {
                 Ok(0) => break,
                 Ok(len) => decoder.push(&self.buffer[..len])?,
                 // EAGAIN: the kernel gives the CPU back after a million objects.
@@ -110,8 +115,16 @@ impl IterSource {
             }
         }
         decoder.finish()?;
-        Ok(decoder)
+        Ok(Pass { decoded: decoder, took: began.elapsed(), kernel })
     }
+}
+
+/// One pass over all threads.
+struct Pass {
+    decoded: Decoder,
+    took: Duration,
+    /// Time inside the kernel.
+    kernel: Duration,
 }
 
 fn iterator<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Iter, CensusError> {
@@ -142,7 +155,7 @@ impl Source for IterSource {
         }
         let wanted = &tids[..tids.len().min(MOST_WANTED)];
         self.want(|map| wanted.iter().try_for_each(|tid| map.insert(tid, 1, 0)))?;
-        let decoded = self.pass("stacks", 0);
+        let pass = self.pass("stacks", 0);
         self.want(|map| {
             for tid in wanted {
                 // Twice in the list: the second removal finds nothing.
@@ -150,7 +163,8 @@ impl Source for IterSource {
             }
             Ok(())
         })?;
-        Ok(decoded?
+        Ok(pass?
+            .decoded
             .stacks
             .iter()
             .map(|stack| {
@@ -161,8 +175,7 @@ impl Source for IterSource {
     }
 
     fn take(&mut self) -> Result<Census, CensusError> {
-        let began = Instant::now();
-        let decoded = self.pass(self.program, self.expected)?;
+        let Pass { decoded, took, kernel } = self.pass(self.program, self.expected)?;
         let head = decoded.head.ok_or(CensusError::Malformed { at: 0, what: "no head" })?;
         let tail = decoded.tail.ok_or(CensusError::Malformed { at: 0, what: "no tail" })?;
         let mut rows = decoded.rows;
@@ -184,7 +197,8 @@ impl Source for IterSource {
                 boot_ns: if head.boot_ns != 0 { head.boot_ns } else { now.boot_ns },
                 real_ns: (now.real_ns as i64 - (now.mono_ns as i64 - shift)).max(0) as u64,
             },
-            took_ns: began.elapsed().as_nanos() as u64,
+            took_ns: took.as_nanos() as u64,
+            kernel_ns: kernel.as_nanos() as u64,
             rows,
             lost,
         })

@@ -132,7 +132,8 @@ impl Source for ProcSource {
         if vanished > 0 {
             lost.insert("vanished".to_owned(), vanished);
         }
-        Ok(Census { clocks, took_ns: began.elapsed().as_nanos() as u64, rows, lost })
+        let took_ns = began.elapsed().as_nanos() as u64;
+        Ok(Census { clocks, took_ns, kernel_ns: took_ns, rows, lost })
     }
 
     fn name(&self) -> &'static str {

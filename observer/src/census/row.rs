@@ -194,8 +194,11 @@ pub struct Clocks {
 pub struct Census {
     /// When.
     pub clocks: Clocks,
-    /// How long the pass took, nanoseconds (kernel and decoding).
+    /// How long the pass took, nanoseconds: kernel and decoding.
     pub took_ns: u64,
+    /// The kernel's part of it; the whole where it cannot be told apart (`/proc`).
+    #[serde(default)]
+    pub kernel_ns: u64,
     /// One row per thread, sorted by `tid`.
     pub rows: Vec<ThreadRow>,
     /// Threads the source passed over or failed to read, by reason; `rows.len() + sum = threads seen`.

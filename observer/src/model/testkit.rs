@@ -63,7 +63,7 @@ pub(crate) fn mutex_bytes(word: u32, count: u32, owner: u32, users: u32, kind: u
 pub(crate) fn census(at_s: u64, mut rows: Vec<ThreadRow>) -> Census {
     rows.sort_by_key(|row| row.tid);
     let clocks = Clocks { mono_ns: at_s * S, boot_ns: at_s * S, real_ns: (1_790_000_000 + at_s) * S };
-    Census { clocks, took_ns: 1, rows, lost: Default::default() }
+    Census { clocks, took_ns: 1, kernel_ns: 1, rows, lost: Default::default() }
 }
 
 /// The bytes around a thread's futex word, read right after the census of its row.
