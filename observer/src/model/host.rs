@@ -262,7 +262,7 @@ impl Host {
         // In observer's own namespace ids need no translation.
         let direct = waiter.own.0 == waiter.tid;
         let exact = direct.then(|| self.row(own_tid)).flatten();
-        let scan = (!direct).then_some(self.rows.as_slice()).unwrap_or_default();
+        let scan: &[ThreadRow] = if direct { &[] } else { &self.rows };
         let pidns = waiter.pidns;
         exact.into_iter().chain(scan.iter().filter(move |row| row.own.0 == own_tid && row.pidns == pidns))
     }

@@ -154,7 +154,7 @@ fn pi_robust_join_rwlock() {
     assert_eq!(owner(&futex(0x109, 79, 0, &word(0), Libc::Glibc)), None, "it has exited");
 
     // pthread_rwlock_t at 0xff8: readers, writers, wrphase_futex (the word), writers_futex, …, cur_writer.
-    let mut lock = vec![0_u8; 56];
+    let mut lock = [0_u8; 56];
     lock[0] = 2 | 8;
     lock[8] = 3;
     lock[24] = 80;
