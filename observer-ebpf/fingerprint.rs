@@ -24,10 +24,7 @@ const LOCKED: [&str; 8] = [
 
 /// Hash of a file's bytes, in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The files the object is built from, relative to the workspace, sorted.
@@ -53,11 +50,7 @@ pub(crate) fn sources(workspace: &Path) -> io::Result<Vec<PathBuf>> {
 pub(crate) fn fingerprint(workspace: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     for path in sources(workspace)? {
-        let name = path
-            .strip_prefix(workspace)
-            .unwrap_or(&path)
-            .to_string_lossy()
-            .into_owned();
+        let name = path.strip_prefix(workspace).unwrap_or(&path).to_string_lossy().into_owned();
         let bytes = fs::read(&path)?;
         hash.update(format!("{name} {}\n", bytes.len()));
         hash.update(&bytes);
@@ -65,26 +58,16 @@ pub(crate) fn fingerprint(workspace: &Path) -> io::Result<String> {
     let lock = fs::read_to_string(workspace.join("Cargo.lock"))?;
     for package in lock.split("[[package]]") {
         let field = |key: &str| {
-            package
-                .lines()
-                .find_map(|line| line.strip_prefix(key))
-                .map(|value| value.trim_matches('"').to_owned())
+            package.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"').to_owned())
         };
         if let Some(name) = field("name = ")
             && LOCKED.contains(&name.as_str())
         {
             let version = field("version = ").unwrap_or_default();
-            hash.update(format!(
-                "{name} {version} {}\n",
-                field("checksum = ").unwrap_or_default()
-            ));
+            hash.update(format!("{name} {version} {}\n", field("checksum = ").unwrap_or_default()));
         }
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// One `key = "value"` of the manifest.

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use observer::census::{
-    Census, EventKind, Family, Filter, IterSource, Pid, ProbePlane, ProbeReading, ProbeSettings,
-    ProcSource, Rung, Source, ThreadRow, TimeoutKind,
+    Census, EventKind, Family, Filter, IterSource, Pid, ProbePlane, ProbeReading, ProbeSettings, ProcSource, Rung,
+    Source, ThreadRow, TimeoutKind,
 };
 use observer::host::clock::monotonic_ns;
 use std::io::{BufRead, BufReader, Write};
@@ -51,22 +51,11 @@ impl Victim {
 
     /// In a PID namespace of its own, as process 1 there; needs root.
     fn start_contained() -> Option<Self> {
-        Self::spawn(Command::new("unshare").args([
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "python3",
-        ]))
+        Self::spawn(Command::new("unshare").args(["--pid", "--fork", "--kill-child", "--mount-proc", "python3"]))
     }
 
     fn spawn(command: &mut Command) -> Option<Self> {
-        let mut child = command
-            .args(["-c", VICTIM])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .ok()?;
+        let mut child = command.args(["-c", VICTIM]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
         let out = BufReader::new(child.stdout.take().unwrap());
         let mut victim = Self(child, out);
         let mut line = String::new();
@@ -103,17 +92,11 @@ fn skipped(why: &dyn std::fmt::Display) {
 }
 
 fn of(census: &Census, pid: Pid) -> Vec<&ThreadRow> {
-    census
-        .rows
-        .iter()
-        .filter(|row| row.process.pid == pid)
-        .collect()
+    census.rows.iter().filter(|row| row.process.pid == pid).collect()
 }
 
 fn in_call<'a>(rows: &[&'a ThreadRow], number: u32) -> Option<&'a ThreadRow> {
-    rows.iter()
-        .find(|row| row.syscall.is_some_and(|call| call.number == number))
-        .copied()
+    rows.iter().find(|row| row.syscall.is_some_and(|call| call.number == number)).copied()
 }
 
 /// Takes censuses until all three threads are blocked where they belong.
@@ -122,16 +105,10 @@ fn settled(source: &mut dyn Source, pid: Pid) -> Census {
     loop {
         let census = source.take().unwrap();
         let rows = of(&census, pid);
-        if [POLL, CLOCK_NANOSLEEP, FUTEX]
-            .iter()
-            .all(|&call| in_call(&rows, call).is_some())
-        {
+        if [POLL, CLOCK_NANOSLEEP, FUTEX].iter().all(|&call| in_call(&rows, call).is_some()) {
             return census;
         }
-        assert!(
-            Instant::now() < until,
-            "the victim's threads never blocked: {rows:#?}"
-        );
+        assert!(Instant::now() < until, "the victim's threads never blocked: {rows:#?}");
         std::thread::yield_now();
     }
 }
@@ -169,32 +146,20 @@ fn the_iterator_and_proc_agree_and_off_cpu_time_is_true() {
         assert_eq!(kernel.state_letter(), 'S');
         assert_eq!(kernel.state_letter(), proc.state_letter());
         assert_eq!(kernel.nvcsw, proc.nvcsw);
-        assert!(
-            kernel.start_ns.abs_diff(proc.start_ns) <= 10_000_000,
-            "{kernel:?} {proc:?}"
-        );
+        assert!(kernel.start_ns.abs_diff(proc.start_ns) <= 10_000_000, "{kernel:?} {proc:?}");
         let (by_kernel, by_proc) = (kernel.registers.unwrap(), proc.registers.unwrap());
         assert_eq!((by_kernel.ip, by_kernel.sp), (by_proc.ip, by_proc.sp));
         assert!(kernel.cgroup_id != 0 && kernel.is_blocked() && !kernel.on_cpu && !kernel.compat);
         let since = kernel.off_cpu_since_ns.unwrap();
         let slack = 100_000_000;
-        assert!(
-            since + slack >= before && since <= after + slack,
-            "{call}: {since} is not within {before}..{after}"
-        );
+        assert!(since + slack >= before && since <= after + slack, "{call}: {since} is not within {before}..{after}");
         assert_eq!(proc.off_cpu_since_ns, None);
     }
-    assert_eq!(
-        in_call(&kernel_rows, POLL).unwrap().syscall.unwrap().args[2] as i32,
-        3_600_000
-    );
+    assert_eq!(in_call(&kernel_rows, POLL).unwrap().syscall.unwrap().args[2] as i32, 3_600_000);
     // The kernel cuts names at 15 bytes; the bytes that are not UTF-8 are replaced, the rest kept.
     let main = kernel_rows.iter().find(|row| row.tid == pid).unwrap();
     assert_eq!(main.comm, "a) b\n(\u{fffd}");
-    assert_eq!(
-        main.comm,
-        proc_rows.iter().find(|row| row.tid == pid).unwrap().comm
-    );
+    assert_eq!(main.comm, proc_rows.iter().find(|row| row.tid == pid).unwrap().comm);
 
     let sleeper = in_call(&kernel_rows, CLOCK_NANOSLEEP).unwrap().tid;
     let stacks = iterator.kernel_stacks(&[sleeper, sleeper]).unwrap();
@@ -213,13 +178,7 @@ fn ids_of_a_contained_process_are_told_apart() {
     };
     let census = iterator.take().unwrap();
     // `unshare` forks the process that becomes 1.
-    let inner = census
-        .rows
-        .iter()
-        .find(|row| row.ppid == victim.pid())
-        .unwrap()
-        .process
-        .pid;
+    let inner = census.rows.iter().find(|row| row.ppid == victim.pid()).unwrap().process.pid;
     let by_kernel = settled(&mut iterator, inner);
     let by_proc = settled(&mut ProcSource::new(), inner);
     let (kernel_rows, proc_rows) = (of(&by_kernel, inner), of(&by_proc, inner));
@@ -230,11 +189,7 @@ fn ids_of_a_contained_process_are_told_apart() {
         assert_eq!((kernel.own, kernel.own.1), (proc.own, 1));
         assert_ne!(kernel.own.0, kernel.tid);
         assert_eq!(kernel.pidns, proc.pidns);
-        let ours = by_kernel
-            .rows
-            .iter()
-            .find(|row| row.tid == std::process::id())
-            .unwrap();
+        let ours = by_kernel.rows.iter().find(|row| row.tid == std::process::id()).unwrap();
         assert_ne!(kernel.pidns, ours.pidns);
     }
 }
@@ -249,14 +204,7 @@ fn inside_a_pid_namespace_the_view_is_that_namespace() {
     let output = Command::new("unshare")
         .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--nocapture",
-            "--test-threads=1",
-            "inside_a_pid",
-            "the_iterator",
-            "ids_of",
-            "probes_by_typed",
-        ])
+        .args(["--nocapture", "--test-threads=1", "inside_a_pid", "the_iterator", "ids_of", "probes_by_typed"])
         .env(INSIDE, "1")
         .output();
     let output = match output {
@@ -270,20 +218,12 @@ fn inside_a_pid_namespace_the_view_is_that_namespace() {
     for line in text.lines().filter(|line| line.contains("SKIPPED")) {
         println!("{line}");
     }
-    assert!(
-        output.status.success(),
-        "{text}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Without a list: everything in the namespace, under the names of the namespace, and nothing else.
 fn namespace_filter() {
-    let settings = ProbeSettings {
-        filter: Filter::Namespace,
-        rungs: vec![Rung::TpBtf],
-        ..ProbeSettings::default()
-    };
+    let settings = ProbeSettings { filter: Filter::Namespace, rungs: vec![Rung::TpBtf], ..ProbeSettings::default() };
     let mut plane = match ProbePlane::attach(&settings) {
         Ok(plane) => plane,
         Err(error) => return skipped(&error),
@@ -296,30 +236,17 @@ fn namespace_filter() {
     let mut iterator = IterSource::load().unwrap();
     plane.note_pids(&iterator.take().unwrap());
     let reading = drain_until(&mut plane, |reading| {
-        reading
-            .stats
-            .iter()
-            .any(|stats| stats.pid == victim.pid() && stats.family == Family::Poll)
+        reading.stats.iter().any(|stats| stats.pid == victim.pid() && stats.family == Family::Poll)
     });
-    let bad: Vec<_> = reading
-        .events
-        .iter()
-        .filter(|event| event.kind == EventKind::BadTimeout)
-        .collect();
+    let bad: Vec<_> = reading.events.iter().filter(|event| event.kind == EventKind::BadTimeout).collect();
     assert_eq!(bad.len(), 1, "{reading:#?}");
     assert_eq!((bad[0].pid, bad[0].tid), (victim.pid(), victim.pid()));
     let here: Vec<Pid> = census.rows.iter().map(|row| row.process.pid).collect();
-    assert!(
-        reading.stats.iter().all(|stats| here.contains(&stats.pid)),
-        "{reading:#?}"
-    );
+    assert!(reading.stats.iter().all(|stats| here.contains(&stats.pid)), "{reading:#?}");
 }
 
 /// Drains until the condition holds; events accumulate.
-fn drain_until(
-    plane: &mut ProbePlane,
-    mut enough: impl FnMut(&ProbeReading) -> bool,
-) -> ProbeReading {
+fn drain_until(plane: &mut ProbePlane, mut enough: impl FnMut(&ProbeReading) -> bool) -> ProbeReading {
     let until = Instant::now() + DEADLINE;
     let mut all = ProbeReading::default();
     loop {
@@ -363,71 +290,28 @@ fn probes_on(rung: Rung) {
     victim.tell("probe", "done");
 
     let reading = drain_until(&mut plane, |reading| {
-        reading
-            .stats
-            .iter()
-            .any(|stats| stats.family == Family::Poll && stats.waits.iter().sum::<u64>() >= 3)
+        reading.stats.iter().any(|stats| stats.family == Family::Poll && stats.waits.iter().sum::<u64>() >= 3)
     });
-    assert!(
-        reading.events.iter().all(|event| event.pid == pid),
-        "{reading:#?}"
-    );
-    let bad: Vec<_> = reading
-        .events
-        .iter()
-        .filter(|event| event.kind == EventKind::BadTimeout)
-        .collect();
+    assert!(reading.events.iter().all(|event| event.pid == pid), "{reading:#?}");
+    let bad: Vec<_> = reading.events.iter().filter(|event| event.kind == EventKind::BadTimeout).collect();
     assert_eq!(bad.len(), 1, "{reading:#?}");
-    assert_eq!(
-        (bad[0].timeout, bad[0].timeout_raw, bad[0].syscall),
-        (TimeoutKind::Negative, -5, Some(POLL))
-    );
+    assert_eq!((bad[0].timeout, bad[0].timeout_raw, bad[0].syscall), (TimeoutKind::Negative, -5, Some(POLL)));
     assert_eq!(bad[0].tid, pid);
-    let long = reading
-        .events
-        .iter()
-        .find(|event| event.kind == EventKind::LongWait && event.family == Family::Poll)
-        .unwrap();
-    assert!(
-        long.wait_ns >= 50_000_000 && long.timeout_ns == 50_000_000 && long.ret == 0,
-        "{long:?}"
-    );
-    let stats = reading
-        .stats
-        .iter()
-        .find(|stats| stats.family == Family::Poll)
-        .unwrap();
-    let [_, _, zero, finite, infinite, negative, ..] = stats.calls[..] else {
-        panic!("{stats:?}")
-    };
-    assert_eq!(
-        (zero, finite, infinite, negative),
-        (1, 1, 0, 1),
-        "{stats:?}"
-    );
+    let long =
+        reading.events.iter().find(|event| event.kind == EventKind::LongWait && event.family == Family::Poll).unwrap();
+    assert!(long.wait_ns >= 50_000_000 && long.timeout_ns == 50_000_000 && long.ret == 0, "{long:?}");
+    let stats = reading.stats.iter().find(|stats| stats.family == Family::Poll).unwrap();
+    let [_, _, zero, finite, infinite, negative, ..] = stats.calls[..] else { panic!("{stats:?}") };
+    assert_eq!((zero, finite, infinite, negative), (1, 1, 0, 1), "{stats:?}");
     assert!(stats.longest_ns >= 50_000_000, "{stats:?}");
     // A non-blocking connect to a port nobody listens on: seen by its socket.
     if plane.status().tcp_state.rung.is_some() {
-        let refused = reading
-            .events
-            .iter()
-            .find(|event| event.kind == EventKind::Connect && event.syscall.is_none())
-            .unwrap();
+        let refused =
+            reading.events.iter().find(|event| event.kind == EventKind::Connect && event.syscall.is_none()).unwrap();
         assert_eq!(refused.ret, -i64::from(libc::ECONNREFUSED));
-        assert!(
-            refused
-                .remote
-                .is_some_and(|remote| remote.ip().is_loopback()),
-            "{refused:?}"
-        );
+        assert!(refused.remote.is_some_and(|remote| remote.ip().is_loopback()), "{refused:?}");
     }
-    for loss in [
-        "ring_full",
-        "in_flight_full",
-        "processes_full",
-        "sockets_full",
-        "timeout_unreadable",
-    ] {
+    for loss in ["ring_full", "in_flight_full", "processes_full", "sockets_full", "timeout_unreadable"] {
         assert_eq!(reading.account[loss], 0, "{loss}");
     }
     assert!(reading.account["filtered"] > 0 || reading.account["seen"] > 0);
@@ -436,13 +320,7 @@ fn probes_on(rung: Rung) {
     plane.set_filter(&[]).unwrap();
     victim.tell("probe", "done");
     let silent = drain_until(&mut plane, |_| true);
-    assert!(
-        silent
-            .events
-            .iter()
-            .all(|event| event.kind != EventKind::BadTimeout),
-        "{silent:#?}"
-    );
+    assert!(silent.events.iter().all(|event| event.kind != EventKind::BadTimeout), "{silent:#?}");
 }
 
 #[test]
@@ -467,29 +345,15 @@ fn probes_by_syscall_tracepoints() {
 
 #[test]
 fn every_rung_that_does_not_hold_says_why() {
-    let settings = ProbeSettings {
-        filter: Filter::Listed(Vec::new()),
-        ..ProbeSettings::default()
-    };
+    let settings = ProbeSettings { filter: Filter::Listed(Vec::new()), ..ProbeSettings::default() };
     let plane = match ProbePlane::attach(&settings) {
         Ok(plane) => plane,
         Err(error) => return skipped(&error),
     };
     let status = plane.status();
-    for family in [
-        &status.poll,
-        &status.futex,
-        &status.connect,
-        &status.tcp_state,
-    ] {
-        assert!(
-            family.falls.iter().all(|fall| !fall.reason.is_empty()),
-            "{family:?}"
-        );
-        assert!(
-            family.rung.is_some() || !family.falls.is_empty(),
-            "{family:?}"
-        );
+    for family in [&status.poll, &status.futex, &status.connect, &status.tcp_state] {
+        assert!(family.falls.iter().all(|fall| !fall.reason.is_empty()), "{family:?}");
+        assert!(family.rung.is_some() || !family.falls.is_empty(), "{family:?}");
     }
 }
 
@@ -504,10 +368,7 @@ impl log::Log for Journal {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        self.0
-            .lock()
-            .unwrap()
-            .push_str(&format!("{}\n", record.args()));
+        self.0.lock().unwrap().push_str(&format!("{}\n", record.args()));
     }
 
     fn flush(&self) {}

@@ -4,8 +4,8 @@ use super::object::read;
 use super::row::{ProcessId, Registers, SyscallInProgress, ThreadRow};
 use super::source::CensusError;
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
-    StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix, StackRecord,
+    TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// Takes the stream in pieces of any size.
@@ -51,11 +51,7 @@ impl Decoder {
 
     /// The stream has ended.
     pub(super) fn finish(&self) -> Result<(), CensusError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(self.malformed("it ends inside a record"))
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(self.malformed("it ends inside a record")) }
     }
 
     fn malformed(&self, what: &'static str) -> CensusError {
@@ -69,9 +65,7 @@ impl Decoder {
             }
             RECORD_TASK => {
                 let task = read(bytes).ok_or_else(|| self.malformed("a short task record"))?;
-                let head = self
-                    .head
-                    .ok_or_else(|| self.malformed("a task before the head"))?;
+                let head = self.head.ok_or_else(|| self.malformed("a task before the head"))?;
                 match row(&head, &task) {
                     Some(row) => self.rows.push(row),
                     None => self.outside_view += 1,
@@ -92,10 +86,7 @@ impl Decoder {
 
 /// A thread name as the kernel keeps it: bytes up to NUL, not necessarily UTF-8.
 pub(super) fn comm(bytes: &[u8]) -> String {
-    let len = bytes
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(bytes.len());
+    let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..len]).into_owned()
 }
 
@@ -113,32 +104,17 @@ fn row(head: &CensusHead, task: &TaskRecord) -> Option<ThreadRow> {
             return None;
         }
         let shift = head.mono_ns as i64 - head.reader_last_arrival as i64;
-        Some(
-            (runqueue_ns as i64)
-                .saturating_add(shift)
-                .clamp(0, head.mono_ns as i64) as u64,
-        )
+        Some((runqueue_ns as i64).saturating_add(shift).clamp(0, head.mono_ns as i64) as u64)
     };
-    let stint = if task.bits & TASK_STINT != 0 {
-        task.stint_ns
-    } else {
-        0
-    };
+    let stint = if task.bits & TASK_STINT != 0 { task.stint_ns } else { 0 };
     let left_cpu = match task.last_arrival {
         0 => 0,
         arrival => arrival.saturating_add(stint),
     };
-    let syscall = if has_registers {
-        u32::try_from(task.syscall).ok()
-    } else {
-        None
-    };
+    let syscall = if has_registers { u32::try_from(task.syscall).ok() } else { None };
     Some(ThreadRow {
         tid: task.view_tid,
-        process: ProcessId {
-            pid: task.view_tgid,
-            start_ns: task.process_start_boot_ns,
-        },
+        process: ProcessId { pid: task.view_tgid, start_ns: task.process_start_boot_ns },
         initial: (task.tid, task.tgid),
         own: (task.own_tid, task.own_tgid),
         pidns: task.pidns,
@@ -156,20 +132,9 @@ fn row(head: &CensusHead, task: &TaskRecord) -> Option<ThreadRow> {
         nivcsw: task.nivcsw,
         cpu_ns: task.cpu_ns,
         off_cpu_since_ns: if on_cpu { None } else { to_mono(left_cpu) },
-        queued_since_ns: if on_cpu {
-            None
-        } else {
-            to_mono(task.last_queued)
-        },
-        syscall: syscall.map(|number| SyscallInProgress {
-            number,
-            args: task.args,
-        }),
-        registers: has_registers.then_some(Registers {
-            ip: task.ip,
-            sp: task.sp,
-            bp: Some(task.bp),
-        }),
+        queued_since_ns: if on_cpu { None } else { to_mono(task.last_queued) },
+        syscall: syscall.map(|number| SyscallInProgress { number, args: task.args }),
+        registers: has_registers.then_some(Registers { ip: task.ip, sp: task.sp, bp: Some(task.bp) }),
         cgroup_id: task.cgroup_id,
         blocker: task.blocker,
     })
@@ -191,46 +156,16 @@ mod tests {
 
     fn task_bytes() -> Vec<u8> {
         let mut bytes = vec![0; size_of::<TaskRecord>()];
-        let put = |bytes: &mut Vec<u8>, at: usize, word: &[u8]| {
-            bytes[at..at + word.len()].copy_from_slice(word)
-        };
+        let put = |bytes: &mut Vec<u8>, at: usize, word: &[u8]| bytes[at..at + word.len()].copy_from_slice(word);
         put(&mut bytes, 0, &RECORD_TASK.to_ne_bytes());
         put(&mut bytes, 4, &248u32.to_ne_bytes());
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, view_tid),
-            &12u32.to_ne_bytes(),
-        );
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, view_tgid),
-            &11u32.to_ne_bytes(),
-        );
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, last_arrival),
-            &4_000u64.to_ne_bytes(),
-        );
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, stint_ns),
-            &500u64.to_ne_bytes(),
-        );
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, bits),
-            &(TASK_STINT | TASK_REGS).to_ne_bytes(),
-        );
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, syscall),
-            &(-1i64).to_ne_bytes(),
-        );
-        put(
-            &mut bytes,
-            std::mem::offset_of!(TaskRecord, comm),
-            b"a) (b\n\xff",
-        );
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, view_tid), &12u32.to_ne_bytes());
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, view_tgid), &11u32.to_ne_bytes());
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, last_arrival), &4_000u64.to_ne_bytes());
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, stint_ns), &500u64.to_ne_bytes());
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, bits), &(TASK_STINT | TASK_REGS).to_ne_bytes());
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, syscall), &(-1i64).to_ne_bytes());
+        put(&mut bytes, std::mem::offset_of!(TaskRecord, comm), b"a) (b\n\xff");
         bytes
     }
 
@@ -260,15 +195,8 @@ mod tests {
     fn nonsense_is_refused() -> Result<(), CensusError> {
         assert!(Decoder::default().push(&[9, 0, 0, 0, 8, 0, 0, 0]).is_err());
         assert!(Decoder::default().push(&[1, 0, 0, 0, 0, 0, 0, 0]).is_err());
-        assert!(
-            Decoder::default()
-                .push(&[1, 0, 0, 0, 9, 0, 0, 0, 0])
-                .is_err()
-        );
-        assert!(
-            Decoder::default().push(&task_bytes()).is_err(),
-            "a task before the head"
-        );
+        assert!(Decoder::default().push(&[1, 0, 0, 0, 9, 0, 0, 0, 0]).is_err());
+        assert!(Decoder::default().push(&task_bytes()).is_err(), "a task before the head");
         let mut cut = Decoder::default();
         cut.push(&head_bytes(1, 1)[..39])?;
         assert!(cut.finish().is_err());

@@ -51,19 +51,10 @@ impl IterSource {
             realtime_offset_ns: 0,
         };
         // The probes' maps are not used here.
-        let sizes = [
-            ("IN_FLIGHT", 1),
-            ("PROCESSES", 1),
-            ("SOCKETS", 1),
-            ("FILTER", 1),
-            ("EVENTS", 4096),
-            ("AYA_LOGS", 4096),
-        ];
-        let mut ebpf = object::load(&types.offsets, &globals, 0, &sizes).map_err(|error| {
-            CensusError::Load {
-                reason: reason(&error),
-            }
-        })?;
+        let sizes =
+            [("IN_FLIGHT", 1), ("PROCESSES", 1), ("SOCKETS", 1), ("FILTER", 1), ("EVENTS", 4096), ("AYA_LOGS", 4096)];
+        let mut ebpf = object::load(&types.offsets, &globals, 0, &sizes)
+            .map_err(|error| CensusError::Load { reason: reason(&error) })?;
         let (program, refused) = match load(&mut ebpf, "census", types) {
             Ok(()) => ("census", None),
             Err(first) => {
@@ -98,10 +89,7 @@ impl IterSource {
             };
         }
         if let Stacks::Refused(reason) = &self.stacks {
-            return Err(CensusError::Refused {
-                program: "stacks",
-                reason: reason.clone(),
-            });
+            return Err(CensusError::Refused { program: "stacks", reason: reason.clone() });
         }
         let wanted = &tids[..tids.len().min(MOST_WANTED)];
         self.want(|map| wanted.iter().try_for_each(|tid| map.insert(tid, 1, 0)))?;
@@ -117,9 +105,7 @@ impl IterSource {
             .stacks
             .iter()
             .map(|stack| {
-                let frames = usize::try_from(stack.frames)
-                    .unwrap_or(0)
-                    .min(stack.ips.len());
+                let frames = usize::try_from(stack.frames).unwrap_or(0).min(stack.ips.len());
                 (stack.view_tid, stack.ips[..frames].to_vec())
             })
             .collect())
@@ -129,25 +115,15 @@ impl IterSource {
         &mut self,
         change: impl FnOnce(&mut BpfHashMap<&mut MapData, u32, u8>) -> Result<(), aya::maps::MapError>,
     ) -> Result<(), CensusError> {
-        let failed = |reason: String| CensusError::Refused {
-            program: "stacks",
-            reason,
-        };
-        let map = self
-            .ebpf
-            .map_mut("WANTED")
-            .ok_or_else(|| failed("no map WANTED".to_owned()))?;
-        BpfHashMap::try_from(map)
-            .and_then(|mut map| change(&mut map))
-            .map_err(|error| failed(reason(&error)))
+        let failed = |reason: String| CensusError::Refused { program: "stacks", reason };
+        let map = self.ebpf.map_mut("WANTED").ok_or_else(|| failed("no map WANTED".to_owned()))?;
+        BpfHashMap::try_from(map).and_then(|mut map| change(&mut map)).map_err(|error| failed(reason(&error)))
     }
 
     /// Runs one iterator to its end.
     fn pass(&mut self, program: &'static str, expected: usize) -> Result<Decoder, CensusError> {
-        let refused = |error: &(dyn std::error::Error + 'static)| CensusError::Refused {
-            program,
-            reason: reason(error),
-        };
+        let refused =
+            |error: &(dyn std::error::Error + 'static)| CensusError::Refused { program, reason: reason(error) };
         let iter = iterator(&mut self.ebpf, program)?;
         let link = iter.attach().map_err(|error| refused(&error))?;
         let link = iter.take_link(link).map_err(|error| refused(&error))?;
@@ -161,15 +137,9 @@ impl IterSource {
                 Ok(len) => decoder.push(&self.buffer[..len])?,
                 // EAGAIN: the kernel gives the CPU back after a million objects.
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock
-                    ) => {}
+                    if matches!(error.kind(), std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock) => {}
                 Err(error) => {
-                    return Err(CensusError::Read {
-                        what: "the task iterator".to_owned(),
-                        error,
-                    });
+                    return Err(CensusError::Read { what: "the task iterator".to_owned(), error });
                 }
             }
         }
@@ -179,45 +149,29 @@ impl IterSource {
 }
 
 fn iterator<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Iter, CensusError> {
-    let missing = || CensusError::Refused {
-        program,
-        reason: "not in the object".to_owned(),
-    };
-    ebpf.program_mut(program)
-        .ok_or_else(missing)?
-        .try_into()
-        .map_err(|_| missing())
+    let missing = || CensusError::Refused { program, reason: "not in the object".to_owned() };
+    ebpf.program_mut(program).ok_or_else(missing)?.try_into().map_err(|_| missing())
 }
 
 fn load(ebpf: &mut Ebpf, program: &'static str, types: &KernelTypes) -> Result<(), CensusError> {
     iterator(ebpf, program)?
         .load("task", &types.btf)
-        .map_err(|error| CensusError::Refused {
-            program,
-            reason: reason(&error),
-        })
+        .map_err(|error| CensusError::Refused { program, reason: reason(&error) })
 }
 
 impl Source for IterSource {
     fn take(&mut self) -> Result<Census, CensusError> {
         let began = Instant::now();
         let decoded = self.pass(self.program, self.expected)?;
-        let head = decoded.head.ok_or(CensusError::Malformed {
-            at: 0,
-            what: "no head",
-        })?;
-        let tail = decoded.tail.ok_or(CensusError::Malformed {
-            at: 0,
-            what: "no tail",
-        })?;
+        let head = decoded.head.ok_or(CensusError::Malformed { at: 0, what: "no head" })?;
+        let tail = decoded.tail.ok_or(CensusError::Malformed { at: 0, what: "no tail" })?;
         let mut rows = decoded.rows;
         rows.sort_unstable_by_key(|row| row.tid);
         self.expected = rows.len() + rows.len() / 8;
         let mut lost = BTreeMap::new();
-        for (reason, count) in [
-            ("outside_view", decoded.outside_view),
-            ("not_written", tail.visited.saturating_sub(tail.written)),
-        ] {
+        for (reason, count) in
+            [("outside_view", decoded.outside_view), ("not_written", tail.visited.saturating_sub(tail.written))]
+        {
             if count > 0 {
                 lost.insert(reason.to_owned(), count);
             }
@@ -227,11 +181,7 @@ impl Source for IterSource {
         Ok(Census {
             clocks: Clocks {
                 mono_ns: head.mono_ns,
-                boot_ns: if head.boot_ns != 0 {
-                    head.boot_ns
-                } else {
-                    now.boot_ns
-                },
+                boot_ns: if head.boot_ns != 0 { head.boot_ns } else { now.boot_ns },
                 real_ns: (now.real_ns as i64 - (now.mono_ns as i64 - shift)).max(0) as u64,
             },
             took_ns: began.elapsed().as_nanos() as u64,
@@ -241,10 +191,6 @@ impl Source for IterSource {
     }
 
     fn name(&self) -> &'static str {
-        if self.program == "census" {
-            "iter_task"
-        } else {
-            "iter_task without registers"
-        }
+        if self.program == "census" { "iter_task" } else { "iter_task without registers" }
     }
 }

@@ -91,19 +91,11 @@ struct Syscall {
 }
 
 const fn call(name: &'static str, args: u8) -> Syscall {
-    Syscall {
-        name,
-        args,
-        optional: false,
-    }
+    Syscall { name, args, optional: false }
 }
 
 const fn newer(name: &'static str, args: u8) -> Syscall {
-    Syscall {
-        name,
-        args,
-        optional: true,
-    }
+    Syscall { name, args, optional: true }
 }
 
 const POLL: &[Syscall] = &[
@@ -173,11 +165,7 @@ impl From<ProgramError> for Failure {
             ProgramError::KProbeError(KProbeError::FileError { .. }) => false,
             _ => false,
         };
-        if absent {
-            Self::Absent(text)
-        } else {
-            Self::Refused(text)
-        }
+        if absent { Self::Absent(text) } else { Self::Refused(text) }
     }
 }
 
@@ -186,9 +174,7 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Failure>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| Failure::Refused(format!("no program {name} in the object")))?;
+    let program = ebpf.program_mut(name).ok_or_else(|| Failure::Refused(format!("no program {name} in the object")))?;
     Ok(program.try_into()?)
 }
 
@@ -204,9 +190,7 @@ pub(super) fn attach(
     for &rung in rungs {
         let mut held = Vec::new();
         let outcome = match (rung, types) {
-            (Rung::Fentry | Rung::TpBtf, None) => {
-                Err(Failure::Refused("the kernel's BTF is not known".to_owned()))
-            }
+            (Rung::Fentry | Rung::TpBtf, None) => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
             (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, &mut held),
             (Rung::Kprobe, _) => each(family, |call| kprobe(ebpf, call, &mut held)),
             (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
@@ -219,20 +203,14 @@ pub(super) fn attach(
                 break;
             }
             // Dropping what was attached takes it off again.
-            Err(failure) => status.falls.push(Fall {
-                rung,
-                reason: failure.into_reason(),
-            }),
+            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
         }
     }
     status
 }
 
 /// Runs a step for every call of the family; those the kernel may lack may be absent.
-fn each(
-    family: Family,
-    mut step: impl FnMut(&Syscall) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+fn each(family: Family, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -> Result<(), Failure> {
     for call in syscalls(family) {
         match step(call) {
             Err(Failure::Absent(_)) if call.optional => {}
@@ -248,12 +226,7 @@ fn each(
     Ok(())
 }
 
-fn fentry(
-    ebpf: &mut Ebpf,
-    types: &KernelTypes,
-    family: Family,
-    held: &mut Vec<Link>,
-) -> Result<(), Failure> {
+fn fentry(ebpf: &mut Ebpf, types: &KernelTypes, family: Family, held: &mut Vec<Link>) -> Result<(), Failure> {
     let outcome = each(family, |call| {
         let function = format!("__x64_sys_{}", call.name);
         // Return before entry: an entry without its return would stay in flight.
@@ -282,10 +255,7 @@ fn fentry(
 }
 
 /// Loads a program that several attachments share, once.
-fn load_once(
-    loaded: bool,
-    load: impl FnOnce() -> Result<(), ProgramError>,
-) -> Result<(), ProgramError> {
+fn load_once(loaded: bool, load: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     if loaded { Ok(()) } else { load() }
 }
 
@@ -301,10 +271,7 @@ fn kprobe(ebpf: &mut Ebpf, call: &Syscall, held: &mut Vec<Link>) -> Result<(), F
 
 fn tracepoint(ebpf: &mut Ebpf, call: &Syscall, held: &mut Vec<Link>) -> Result<(), Failure> {
     let enter = format!("tracepoint_enter_{}", call.args);
-    for (name, event) in [
-        ("tracepoint_exit", "sys_exit"),
-        (enter.as_str(), "sys_enter"),
-    ] {
+    for (name, event) in [("tracepoint_exit", "sys_exit"), (enter.as_str(), "sys_enter")] {
         let probe: &mut TracePoint = program(ebpf, name)?;
         load_once(probe.fd().is_ok(), || probe.load())?;
         let link = probe.attach("syscalls", &format!("{event}_{}", call.name))?;
@@ -353,24 +320,13 @@ pub(super) fn attach_tcp_state(
     rungs: &[Rung],
 ) -> FamilyStatus {
     let mut status = FamilyStatus::default();
-    for &rung in rungs
-        .iter()
-        .filter(|rung| matches!(rung, Rung::TpBtf | Rung::Tracepoint))
-    {
+    for &rung in rungs.iter().filter(|rung| matches!(rung, Rung::TpBtf | Rung::Tracepoint)) {
         let mut held = Vec::new();
         let outcome = match (rung, types) {
             (Rung::TpBtf, Some(types)) if types.offsets.sock_protocol != observer_ebpf::ABSENT => {
-                btf_tracepoint(
-                    ebpf,
-                    types,
-                    "tcp_state_btf",
-                    "inet_sock_set_state",
-                    &mut held,
-                )
+                btf_tracepoint(ebpf, types, "tcp_state_btf", "inet_sock_set_state", &mut held)
             }
-            (Rung::TpBtf, _) => Err(Failure::Refused(
-                "the kernel's BTF lacks sk_protocol".to_owned(),
-            )),
+            (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
             _ => tcp_tracepoint(ebpf, &mut held),
         };
         match outcome {
@@ -379,10 +335,7 @@ pub(super) fn attach_tcp_state(
                 status.rung = Some(rung);
                 break;
             }
-            Err(failure) => status.falls.push(Fall {
-                rung,
-                reason: failure.into_reason(),
-            }),
+            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
         }
     }
     status

@@ -59,10 +59,11 @@ pub(super) fn load(
     let offsets = Plain(*offsets);
     let globals = Plain(*globals);
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global("OFFSETS", &offsets, true)
-        .override_global("GLOBALS", &globals, true)
-        .override_global(aya_log::LEVEL, &log_level, true);
+    loader.override_global("OFFSETS", &offsets, true).override_global("GLOBALS", &globals, true).override_global(
+        aya_log::LEVEL,
+        &log_level,
+        true,
+    );
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
@@ -72,18 +73,10 @@ pub(super) fn load(
 /// The whole chain of an error in one line, with the end of the verifier's log where there is one.
 pub(super) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     use aya::programs::ProgramError;
-    if let Some(ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    }) = error.downcast_ref()
-    {
+    if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
         let log = verifier_log.to_string();
-        let mut last: Vec<&str> = log
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with("processed "))
-            .rev()
-            .take(6)
-            .collect();
+        let mut last: Vec<&str> =
+            log.lines().filter(|line| !line.is_empty() && !line.starts_with("processed ")).rev().take(6).collect();
         last.reverse();
         return if last.is_empty() {
             format!("load: {io_error}")

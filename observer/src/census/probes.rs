@@ -11,8 +11,8 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, Ri
 use aya_log::EbpfLogger;
 use log::LevelFilter;
 use observer_ebpf::{
-    ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals,
-    Offsets, ProcessKey, ProcessWaits,
+    ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals, Offsets, ProcessKey,
+    ProcessWaits,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -143,19 +143,14 @@ impl ProbePlane {
         };
         let offsets = types.map_or(Offsets::NONE, |types| types.offsets);
         let sizes = [("IN_FLIGHT", settings.in_flight.max(1)), ("WANTED", 1)];
-        let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes).map_err(
-            |error| ProbeError::Load {
-                reason: reason(&error),
-            },
-        )?;
+        let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes)
+            .map_err(|error| ProbeError::Load { reason: reason(&error) })?;
 
         let ring = take_ring(&mut ebpf)?;
         let logger = if settings.log_level == LevelFilter::Off {
             None
         } else {
-            EbpfLogger::init(&mut ebpf)
-                .inspect_err(|error| log::warn!("the probes' own log is lost: {error}"))
-                .ok()
+            EbpfLogger::init(&mut ebpf).inspect_err(|error| log::warn!("the probes' own log is lost: {error}")).ok()
         };
         if let Filter::Listed(pids) = &settings.filter {
             replace_filter(&mut ebpf, pids)?;
@@ -180,8 +175,7 @@ impl ProbePlane {
         if enabled != 0 {
             let map: Array<_, u32> = typed(ebpf.map_mut("ENABLED"), "ENABLED")?;
             let mut map = map;
-            map.set(0, enabled, 0)
-                .map_err(|error| map_error("ENABLED", &error))?;
+            map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
         }
         for (name, family) in [
             ("poll", &status.poll),
@@ -223,12 +217,7 @@ impl ProbePlane {
     /// processes still live.
     pub fn note_pids(&mut self, census: &Census) {
         self.view.clear();
-        self.view.extend(
-            census
-                .rows
-                .iter()
-                .map(|row| (row.initial.1, row.process.pid)),
-        );
+        self.view.extend(census.rows.iter().map(|row| (row.initial.1, row.process.pid)));
     }
 
     /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and
@@ -253,11 +242,7 @@ impl ProbePlane {
         if outside > 0 {
             account.insert("outside_view".to_owned(), outside);
         }
-        Ok(ProbeReading {
-            events,
-            stats,
-            account,
-        })
+        Ok(ProbeReading { events, stats, account })
     }
 
     fn stats(&mut self, outside: &mut u64) -> Result<Vec<WaitStats>, ProbeError> {
@@ -276,12 +261,7 @@ impl ProbePlane {
                 let times = self.missing.entry(key.tgid).or_insert(0);
                 *times += 1;
             }
-            if self
-                .missing
-                .get(&key.tgid)
-                .is_some_and(|times| *times >= FORGET_AFTER)
-                && listed.is_none()
-            {
+            if self.missing.get(&key.tgid).is_some_and(|times| *times >= FORGET_AFTER) && listed.is_none() {
                 gone.push(key);
             }
             let pid = listed.or(self.in_initial_namespace.then_some(key.tgid));
@@ -302,8 +282,7 @@ impl ProbePlane {
             // Gone already: nothing to drop.
             let _ = map.remove(&Plain(key));
         }
-        self.missing
-            .retain(|tgid, times| seen.contains(tgid) && *times < FORGET_AFTER);
+        self.missing.retain(|tgid, times| seen.contains(tgid) && *times < FORGET_AFTER);
         stats.sort_by_key(|stats| (stats.pid, stats.family));
         Ok(stats)
     }
@@ -312,9 +291,7 @@ impl ProbePlane {
         let map: PerCpuArray<_, u64> = typed(self.ebpf.map("ACCOUNT"), "ACCOUNT")?;
         let mut account = BTreeMap::new();
         for (index, name) in ACCOUNT_NAMES.iter().enumerate() {
-            let values = map
-                .get(&(index as u32), 0)
-                .map_err(|error| map_error("ACCOUNT", &error))?;
+            let values = map.get(&(index as u32), 0).map_err(|error| map_error("ACCOUNT", &error))?;
             account.insert((*name).to_owned(), values.iter().sum());
         }
         Ok(account)
@@ -322,10 +299,7 @@ impl ProbePlane {
 }
 
 fn map_error(map: &'static str, error: &MapError) -> ProbeError {
-    ProbeError::Map {
-        map,
-        reason: reason(error),
-    }
+    ProbeError::Map { map, reason: reason(error) }
 }
 
 /// A map of the object, by name, as its type.
@@ -333,10 +307,7 @@ fn typed<M, T>(map: Option<M>, name: &'static str) -> Result<T, ProbeError>
 where
     T: TryFrom<M, Error = MapError>,
 {
-    let map = map.ok_or_else(|| ProbeError::Map {
-        map: name,
-        reason: "not in the object".to_owned(),
-    })?;
+    let map = map.ok_or_else(|| ProbeError::Map { map: name, reason: "not in the object".to_owned() })?;
     T::try_from(map).map_err(|error| map_error(name, &error))
 }
 
@@ -352,8 +323,7 @@ fn replace_filter(ebpf: &mut Ebpf, pids: &[Pid]) -> Result<(), ProbeError> {
         let _ = map.remove(pid);
     }
     for pid in pids {
-        map.insert(pid, 1, 0)
-            .map_err(|error| map_error("FILTER", &error))?;
+        map.insert(pid, 1, 0).map_err(|error| map_error("FILTER", &error))?;
     }
     Ok(())
 }

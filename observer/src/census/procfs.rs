@@ -33,25 +33,12 @@ impl ProcSource {
             Ok(Some(ticks)) if ticks > 0 => ticks as u64,
             _ => 100,
         };
-        Self {
-            root: root.to_owned(),
-            tick_ns: 1_000_000_000 / ticks,
-        }
+        Self { root: root.to_owned(), tick_ns: 1_000_000_000 / ticks }
     }
 
     /// One thread; `Err` if it vanished or shows nonsense.
-    fn thread(
-        &self,
-        pid: Pid,
-        tid: Pid,
-        process: Option<ProcessId>,
-        pidns: u32,
-    ) -> io::Result<ThreadRow> {
-        let dir = self
-            .root
-            .join(pid.to_string())
-            .join("task")
-            .join(tid.to_string());
+    fn thread(&self, pid: Pid, tid: Pid, process: Option<ProcessId>, pidns: u32) -> io::Result<ThreadRow> {
+        let dir = self.root.join(pid.to_string()).join("task").join(tid.to_string());
         let stat_bytes = fs::read(dir.join("stat"))?;
         let stat = Stat::parse(&stat_bytes).ok_or(io::ErrorKind::InvalidData)?;
         let status = fs::read(dir.join("status")).unwrap_or_default();
@@ -65,10 +52,7 @@ impl ProcSource {
             tid,
             process: process.unwrap_or(ProcessId { pid, start_ns }),
             initial: (tid, pid),
-            own: (
-                status.own_tid.unwrap_or(tid),
-                status.own_tgid.unwrap_or(pid),
-            ),
+            own: (status.own_tid.unwrap_or(tid), status.own_tgid.unwrap_or(pid)),
             pidns,
             ppid: stat.ppid,
             tracer: status.tracer,
@@ -90,9 +74,7 @@ impl ProcSource {
                 _ => None,
             },
             registers: match call {
-                Call::In { sp, ip, .. } | Call::Outside { sp, ip } => {
-                    Some(Registers { ip, sp, bp: None })
-                }
+                Call::In { sp, ip, .. } | Call::Outside { sp, ip } => Some(Registers { ip, sp, bp: None }),
                 _ => None,
             },
             cgroup_id: 0,
@@ -109,9 +91,8 @@ impl Default for ProcSource {
 
 /// Numeric entries of a directory, ascending.
 fn ids(dir: &Path) -> io::Result<Vec<Pid>> {
-    let mut found: Vec<Pid> = fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut found: Vec<Pid> =
+        fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     found.sort_unstable();
     Ok(found)
 }
@@ -122,10 +103,8 @@ impl Source for ProcSource {
         let clocks = clock::now();
         let mut rows = Vec::new();
         let mut vanished = 0u64;
-        let pids = ids(&self.root).map_err(|error| CensusError::Read {
-            what: self.root.display().to_string(),
-            error,
-        })?;
+        let pids =
+            ids(&self.root).map_err(|error| CensusError::Read { what: self.root.display().to_string(), error })?;
         for pid in pids {
             let dir = self.root.join(pid.to_string());
             let Ok(tids) = ids(&dir.join("task")) else {
@@ -136,10 +115,7 @@ impl Source for ProcSource {
             let pidns = fs::metadata(dir.join("ns/pid")).map_or(0, |meta| meta.ino() as u32);
             let mut process = fs::read(dir.join("stat")).ok().and_then(|bytes| {
                 let stat = Stat::parse(&bytes)?;
-                Some(ProcessId {
-                    pid,
-                    start_ns: stat.start_ticks.saturating_mul(self.tick_ns),
-                })
+                Some(ProcessId { pid, start_ns: stat.start_ticks.saturating_mul(self.tick_ns) })
             });
             for tid in tids {
                 match self.thread(pid, tid, process, pidns) {
@@ -156,12 +132,7 @@ impl Source for ProcSource {
         if vanished > 0 {
             lost.insert("vanished".to_owned(), vanished);
         }
-        Ok(Census {
-            clocks,
-            took_ns: began.elapsed().as_nanos() as u64,
-            rows,
-            lost,
-        })
+        Ok(Census { clocks, took_ns: began.elapsed().as_nanos() as u64, rows, lost })
     }
 
     fn name(&self) -> &'static str {
@@ -261,16 +232,8 @@ impl Status {
 enum Call {
     Unknown,
     Running,
-    Outside {
-        sp: u64,
-        ip: u64,
-    },
-    In {
-        number: u32,
-        args: [u64; 6],
-        sp: u64,
-        ip: u64,
-    },
+    Outside { sp: u64, ip: u64 },
+    In { number: u32, args: [u64; 6], sp: u64, ip: u64 },
 }
 
 impl Call {
@@ -287,21 +250,13 @@ impl Call {
         let number: i64 = first.parse().ok()?;
         let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
         if number < 0 {
-            return Some(Self::Outside {
-                sp: hex()?,
-                ip: hex()?,
-            });
+            return Some(Self::Outside { sp: hex()?, ip: hex()? });
         }
         let mut args = [0; 6];
         for arg in &mut args {
             *arg = hex()?;
         }
-        Some(Self::In {
-            number: u32::try_from(number).ok()?,
-            args,
-            sp: hex()?,
-            ip: hex()?,
-        })
+        Some(Self::In { number: u32::try_from(number).ok()?, args, sp: hex()?, ip: hex()? })
     }
 }
 
@@ -332,18 +287,10 @@ mod tests {
     #[test]
     fn a_system_call_is_read_in_its_three_forms() {
         assert_eq!(Call::parse(b"running\n"), Call::Running);
-        assert_eq!(
-            Call::parse(b"-1 0x10 0x20\n"),
-            Call::Outside { sp: 16, ip: 32 }
-        );
+        assert_eq!(Call::parse(b"-1 0x10 0x20\n"), Call::Outside { sp: 16, ip: 32 });
         assert_eq!(
             Call::parse(b"202 0x1 0x2 0x3 0x4 0x5 0x6 0x10 0x20\n"),
-            Call::In {
-                number: 202,
-                args: [1, 2, 3, 4, 5, 6],
-                sp: 16,
-                ip: 32
-            }
+            Call::In { number: 202, args: [1, 2, 3, 4, 5, 6], sp: 16, ip: 32 }
         );
         assert_eq!(Call::parse(b"202 0x1 0x2"), Call::Unknown);
         assert_eq!(Call::parse(b""), Call::Unknown);
@@ -354,15 +301,6 @@ mod tests {
         let status = Status::parse(
             b"Name:\tx\\nNSpid: 9\nTracerPid:\t5\nNStgid:\t100\t7\nNSpid:\t101\t8\nvoluntary_ctxt_switches:\t3\n",
         );
-        assert_eq!(
-            status,
-            Status {
-                own_tid: Some(8),
-                own_tgid: Some(7),
-                tracer: 5,
-                nvcsw: 3,
-                nivcsw: 0
-            }
-        );
+        assert_eq!(status, Status { own_tid: Some(8), own_tgid: Some(7), tracer: 5, nvcsw: 3, nivcsw: 0 });
     }
 }

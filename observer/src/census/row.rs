@@ -140,9 +140,7 @@ impl ThreadRow {
 
     /// Frozen by either cgroup freezer or by suspend.
     pub fn is_frozen(&self) -> bool {
-        self.state & state::FROZEN != 0
-            || self.flags & task_flags::FROZEN != 0
-            || self.jobctl & JOBCTL_TRAP_FREEZE != 0
+        self.state & state::FROZEN != 0 || self.flags & task_flags::FROZEN != 0 || self.jobctl & JOBCTL_TRAP_FREEZE != 0
     }
 
     /// The letter `ps` shows: R S D T t Z X I.

@@ -20,17 +20,13 @@ pub enum CensusError {
     #[error("{0}; `--census proc` works without it, with less to say")]
     Types(&'static TypesError),
     /// The object cannot be loaded at all (maps, BTF).
-    #[error(
-        "cannot load the kernel programs: {reason}; run as root, or with CAP_BPF and CAP_PERFMON"
-    )]
+    #[error("cannot load the kernel programs: {reason}; run as root, or with CAP_BPF and CAP_PERFMON")]
     Load {
         /// What the loader says.
         reason: String,
     },
     /// The kernel refuses a program.
-    #[error(
-        "the kernel refuses the program `{program}`: {reason}; `--census proc` works without it"
-    )]
+    #[error("the kernel refuses the program `{program}`: {reason}; `--census proc` works without it")]
     Refused {
         /// Which program.
         program: &'static str,

@@ -39,11 +39,7 @@ fn timeout(kind: u32) -> TimeoutKind {
 }
 
 /// An event in user-space terms; `None` for a process without an id in observer's namespace.
-pub(super) fn translate(
-    event: &Event,
-    in_initial_namespace: bool,
-    view: &HashMap<Pid, Pid>,
-) -> Option<ProbeEvent> {
+pub(super) fn translate(event: &Event, in_initial_namespace: bool, view: &HashMap<Pid, Pid>) -> Option<ProbeEvent> {
     let (tid, pid) = if event.view_tid != 0 && event.view_tgid != 0 {
         (event.view_tid, event.view_tgid)
     } else if in_initial_namespace {
@@ -122,20 +118,10 @@ mod tests {
     fn a_socket_event_has_addresses_and_no_call() {
         let event = translate(&event(), true, &HashMap::new());
         let event = event.as_ref();
-        assert_eq!(
-            event.map(|event| (event.tid, event.pid)),
-            Some((1001, 1000))
-        );
+        assert_eq!(event.map(|event| (event.tid, event.pid)), Some((1001, 1000)));
         assert_eq!(event.and_then(|event| event.syscall), None);
-        assert_eq!(
-            event.and_then(|event| event.local),
-            None,
-            "half an address is none"
-        );
-        assert_eq!(
-            event.and_then(|event| event.remote),
-            "192.0.2.1:443".parse().ok()
-        );
+        assert_eq!(event.and_then(|event| event.local), None, "half an address is none");
+        assert_eq!(event.and_then(|event| event.remote), "192.0.2.1:443".parse().ok());
         assert_eq!(event.map(|event| event.comm.as_str()), Some("a\u{fffd}b"));
         assert_eq!(event.map(|event| event.timeout), Some(TimeoutKind::Unknown));
     }
@@ -145,17 +131,10 @@ mod tests {
         assert!(translate(&event(), false, &HashMap::new()).is_none());
         // The process is known, the thread is not: its id would be a guess.
         assert!(translate(&event(), false, &HashMap::from([(1000, 7)])).is_none());
-        let leader = Event {
-            tid: 1000,
-            ..event()
-        };
+        let leader = Event { tid: 1000, ..event() };
         let leader = translate(&leader, false, &HashMap::from([(1000, 7)]));
         assert_eq!(leader.map(|event| (event.tid, event.pid)), Some((7, 7)));
-        let inside = Event {
-            view_tid: 8,
-            view_tgid: 7,
-            ..event()
-        };
+        let inside = Event { view_tid: 8, view_tgid: 7, ..event() };
         let inside = translate(&inside, false, &HashMap::new());
         assert_eq!(inside.map(|event| (event.tid, event.pid)), Some((8, 7)));
     }

@@ -39,9 +39,7 @@ pub enum BtfError {
         member: String,
     },
     /// The member is there with another size.
-    #[error(
-        "`{structure}.{member}` has {found} bytes, expected {expected}; please report this kernel"
-    )]
+    #[error("`{structure}.{member}` has {found} bytes, expected {expected}; please report this kernel")]
     Size {
         /// The structure.
         structure: String,
@@ -119,10 +117,7 @@ struct Record {
 }
 
 fn u32_at(data: &[u8], at: usize) -> Result<u32, BtfError> {
-    let bytes = at
-        .checked_add(4)
-        .and_then(|end| data.get(at..end))
-        .ok_or(BtfError::Corrupt { at })?;
+    let bytes = at.checked_add(4).and_then(|end| data.get(at..end)).ok_or(BtfError::Corrupt { at })?;
     let mut word = [0; 4];
     word.copy_from_slice(bytes);
     Ok(u32::from_ne_bytes(word))
@@ -146,12 +141,7 @@ impl<'a> Btf<'a> {
         };
         let types = section(8)?;
         let strings = section(16)?;
-        let mut btf = Self {
-            data: types,
-            strings,
-            records: vec![usize::MAX],
-            structures: HashMap::new(),
-        };
+        let mut btf = Self { data: types, strings, records: vec![usize::MAX], structures: HashMap::new() };
         let mut at = 0;
         while at < types.len() {
             let record = btf.record_at(at)?;
@@ -163,10 +153,7 @@ impl<'a> Btf<'a> {
                     btf.structures.entry(name).or_insert(id);
                 }
             }
-            at = record
-                .body
-                .checked_add(Self::body_len(&record)?)
-                .ok_or(BtfError::Corrupt { at })?;
+            at = record.body.checked_add(Self::body_len(&record)?).ok_or(BtfError::Corrupt { at })?;
         }
         Ok(btf)
     }
@@ -215,10 +202,7 @@ impl<'a> Btf<'a> {
     fn string(&self, offset: u32) -> Result<&'a [u8], BtfError> {
         let at = offset as usize;
         let tail = self.strings.get(at..).ok_or(BtfError::Corrupt { at })?;
-        let len = tail
-            .iter()
-            .position(|&b| b == 0)
-            .ok_or(BtfError::Corrupt { at })?;
+        let len = tail.iter().position(|&b| b == 0).ok_or(BtfError::Corrupt { at })?;
         Ok(&tail[..len])
     }
 
@@ -244,13 +228,9 @@ impl<'a> Btf<'a> {
             kind::ARRAY if depth < MAX_DEPTH => {
                 let element = self.size_of(u32_at(self.data, record.body)?, depth + 1)?;
                 let count = u32_at(self.data, record.body + 8)?;
-                element
-                    .checked_mul(count)
-                    .ok_or(BtfError::Corrupt { at: record.body })
+                element.checked_mul(count).ok_or(BtfError::Corrupt { at: record.body })
             }
-            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FLOAT => {
-                Ok(record.size_or_type)
-            }
+            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FLOAT => Ok(record.size_or_type),
             _ => Err(BtfError::Corrupt { at: record.body }),
         }
     }
@@ -262,10 +242,7 @@ impl<'a> Btf<'a> {
     }
 
     fn structure(&self, name: &str) -> Result<u32, BtfError> {
-        self.structures
-            .get(name.as_bytes())
-            .copied()
-            .ok_or_else(|| BtfError::NoStruct(name.to_owned()))
+        self.structures.get(name.as_bytes()).copied().ok_or_else(|| BtfError::NoStruct(name.to_owned()))
     }
 
     /// Finds a member by its path (`se.sum_exec_runtime`), looking through anonymous members and into
@@ -275,32 +252,17 @@ impl<'a> Btf<'a> {
         let mut offset: u32 = 0;
         let mut found = None;
         for part in path.split('.') {
-            let (bits, type_id) =
-                self.find(id, part.as_bytes(), 0)?
-                    .ok_or_else(|| BtfError::NoMember {
-                        structure: structure.to_owned(),
-                        member: path.to_owned(),
-                    })?;
+            let (bits, type_id) = self
+                .find(id, part.as_bytes(), 0)?
+                .ok_or_else(|| BtfError::NoMember { structure: structure.to_owned(), member: path.to_owned() })?;
             if bits % 8 != 0 {
-                return Err(BtfError::BitField {
-                    structure: structure.to_owned(),
-                    member: path.to_owned(),
-                });
+                return Err(BtfError::BitField { structure: structure.to_owned(), member: path.to_owned() });
             }
-            offset = offset
-                .checked_add(bits / 8)
-                .ok_or(BtfError::Corrupt { at: 0 })?;
+            offset = offset.checked_add(bits / 8).ok_or(BtfError::Corrupt { at: 0 })?;
             id = self.resolve(type_id)?;
-            found = Some(Member {
-                offset,
-                size: self.size_of(type_id, 0).unwrap_or(0),
-                type_id: id,
-            });
+            found = Some(Member { offset, size: self.size_of(type_id, 0).unwrap_or(0), type_id: id });
         }
-        found.ok_or_else(|| BtfError::NoMember {
-            structure: structure.to_owned(),
-            member: path.to_owned(),
-        })
+        found.ok_or_else(|| BtfError::NoMember { structure: structure.to_owned(), member: path.to_owned() })
     }
 
     /// Like [`Btf::member`], and insists on a size.
@@ -329,11 +291,7 @@ impl<'a> Btf<'a> {
             let type_id = u32_at(self.data, at + 4)?;
             let raw = u32_at(self.data, at + 8)?;
             // With the flag set, the upper byte is the width of a bit field.
-            let (bits, width) = if record.bit_field {
-                (raw & 0x00ff_ffff, raw >> 24)
-            } else {
-                (raw, 0)
-            };
+            let (bits, width) = if record.bit_field { (raw & 0x00ff_ffff, raw >> 24) } else { (raw, 0) };
             if member_name == name {
                 // A bit field is reported as one: an odd bit offset is refused by the caller.
                 return Ok(Some((if width == 0 { bits } else { bits | 1 }, type_id)));

@@ -10,21 +10,8 @@ fn sample() -> Vec<u8> {
         strings.push(0);
         at
     };
-    let (int, long, alias, inner, outer) = (
-        name("int"),
-        name("long"),
-        name("alias"),
-        name("inner"),
-        name("outer"),
-    );
-    let (a, x, in_, u, y, f) = (
-        name("a"),
-        name("x"),
-        name("in"),
-        name("u"),
-        name("y"),
-        name("f"),
-    );
+    let (int, long, alias, inner, outer) = (name("int"), name("long"), name("alias"), name("inner"), name("outer"));
+    let (a, x, in_, u, y, f) = (name("a"), name("x"), name("in"), name("u"), name("y"), name("f"));
     let info = |kind: u32, vlen: u32, flag: u32| flag << 31 | kind << 24 | vlen;
     let words: Vec<u32> = vec![
         int,
@@ -73,13 +60,7 @@ fn sample() -> Vec<u8> {
     let mut data = Vec::new();
     data.extend_from_slice(&0xeb9f_u16.to_ne_bytes());
     data.extend_from_slice(&[1, 0]);
-    for word in [
-        24,
-        0,
-        types.len() as u32,
-        types.len() as u32,
-        strings.len() as u32,
-    ] {
+    for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
         data.extend_from_slice(&word.to_ne_bytes());
     }
     data.extend_from_slice(&types);
@@ -103,30 +84,11 @@ fn members_are_found_through_typedefs_and_anonymous_members() -> Result<(), BtfE
 fn a_wrong_question_has_a_clear_answer() -> Result<(), BtfError> {
     let data = sample();
     let btf = Btf::parse(&data)?;
-    assert!(matches!(
-        btf.offset("outer", "y", 4),
-        Err(BtfError::Size {
-            found: 8,
-            expected: 4,
-            ..
-        })
-    ));
-    assert!(matches!(
-        btf.offset("outer", "z", 4),
-        Err(BtfError::NoMember { .. })
-    ));
-    assert!(matches!(
-        btf.offset("outer", "x.a", 4),
-        Err(BtfError::NoMember { .. })
-    ));
-    assert!(matches!(
-        btf.offset("nothing", "x", 4),
-        Err(BtfError::NoStruct(_))
-    ));
-    assert!(matches!(
-        btf.offset("outer", "f", 4),
-        Err(BtfError::BitField { .. })
-    ));
+    assert!(matches!(btf.offset("outer", "y", 4), Err(BtfError::Size { found: 8, expected: 4, .. })));
+    assert!(matches!(btf.offset("outer", "z", 4), Err(BtfError::NoMember { .. })));
+    assert!(matches!(btf.offset("outer", "x.a", 4), Err(BtfError::NoMember { .. })));
+    assert!(matches!(btf.offset("nothing", "x", 4), Err(BtfError::NoStruct(_))));
+    assert!(matches!(btf.offset("outer", "f", 4), Err(BtfError::BitField { .. })));
     Ok(())
 }
 
@@ -141,11 +103,7 @@ fn truncated_and_corrupted_input_never_panics() {
         }
     };
     for len in 0..data.len() {
-        assert!(
-            Btf::parse(&data[..len]).is_err(),
-            "{len} of {} bytes were taken as whole",
-            data.len()
-        );
+        assert!(Btf::parse(&data[..len]).is_err(), "{len} of {} bytes were taken as whole", data.len());
     }
     for at in 0..data.len() {
         for value in [0x00, 0x01, 0x04, 0x7f, 0x80, 0xff] {

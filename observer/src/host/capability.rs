@@ -42,21 +42,9 @@ pub struct Capability {
 
 /// Capabilities observer uses: bit, name, what is lost without it.
 const CAPABILITIES: [(u32, &str, &str); 6] = [
-    (
-        39,
-        "CAP_BPF",
-        "kernel census and probes (needs CAP_SYS_ADMIN before 5.8)",
-    ),
-    (
-        38,
-        "CAP_PERFMON",
-        "kernel census and probes (needs CAP_SYS_ADMIN before 5.8)",
-    ),
-    (
-        19,
-        "CAP_SYS_PTRACE",
-        "memory of other users' processes: futex owners, timeouts, stacks",
-    ),
+    (39, "CAP_BPF", "kernel census and probes (needs CAP_SYS_ADMIN before 5.8)"),
+    (38, "CAP_PERFMON", "kernel census and probes (needs CAP_SYS_ADMIN before 5.8)"),
+    (19, "CAP_SYS_PTRACE", "memory of other users' processes: futex owners, timeouts, stacks"),
     (2, "CAP_DAC_READ_SEARCH", "files of other users' processes"),
     (34, "CAP_SYSLOG", "names in kernel stacks"),
     (21, "CAP_SYS_ADMIN", "sockets of other network namespaces"),
@@ -67,10 +55,7 @@ impl Capability {
     /// Looks at this machine. Reads a dozen small files and the kernel's BTF; changes nothing.
     pub fn probe() -> Self {
         let (kernel, machine) = match nix::sys::utsname::uname() {
-            Ok(name) => (
-                name.release().to_string_lossy().into_owned(),
-                name.machine().to_string_lossy().into_owned(),
-            ),
+            Ok(name) => (name.release().to_string_lossy().into_owned(), name.machine().to_string_lossy().into_owned()),
             Err(error) => (format!("unknown: {error}"), String::new()),
         };
         let lockdown = fs::read_to_string("/sys/kernel/security/lockdown")
@@ -79,12 +64,7 @@ impl Capability {
             .unwrap_or_else(|| "unknown".to_owned());
         let effective = fs::read_to_string("/proc/self/status").map_or(0, |text| effective(&text));
         let tracefs = tracefs();
-        let mut facts = vec![
-            architecture(&machine),
-            types(),
-            lockdown_fact(&lockdown),
-            trace_fact(&tracefs),
-        ];
+        let mut facts = vec![architecture(&machine), types(), lockdown_fact(&lockdown), trace_fact(&tracefs)];
         facts.push(pid_namespace());
         for (bit, name, lost) in CAPABILITIES {
             let covered = bit >= 38 && effective >> CAP_SYS_ADMIN & 1 == 1;
@@ -99,23 +79,10 @@ impl Capability {
         }
         if let Ok(types) = KernelTypes::get() {
             for (field, lost) in offsets::missing(&types.offsets) {
-                facts.push(fact(
-                    field,
-                    false,
-                    "not in this kernel's BTF",
-                    lost,
-                    "a kernel that has the field",
-                ));
+                facts.push(fact(field, false, "not in this kernel's BTF", lost, "a kernel that has the field"));
             }
         }
-        Self {
-            kernel,
-            machine,
-            lockdown,
-            effective,
-            tracefs,
-            facts,
-        }
+        Self { kernel, machine, lockdown, effective, tracefs, facts }
     }
 
     /// Whether a capability (its bit number) is effective.
@@ -126,43 +93,21 @@ impl Capability {
 
 fn fact(name: &str, present: bool, detail: &str, lost: &str, remedy: &str) -> Fact {
     let unless = |text: &str| {
-        if present {
-            String::new()
-        } else {
-            text.to_owned()
-        }
+        if present { String::new() } else { text.to_owned() }
     };
-    Fact {
-        name: name.to_owned(),
-        present,
-        detail: detail.to_owned(),
-        lost: unless(lost),
-        remedy: unless(remedy),
-    }
+    Fact { name: name.to_owned(), present, detail: detail.to_owned(), lost: unless(lost), remedy: unless(remedy) }
 }
 
 fn architecture(machine: &str) -> Fact {
     let lost = "system call numbers and registers are not decoded";
-    fact(
-        "architecture",
-        machine == "x86_64",
-        machine,
-        lost,
-        "an x86-64 machine",
-    )
+    fact("architecture", machine == "x86_64", machine, lost, "an x86-64 machine")
 }
 
 fn types() -> Fact {
     let lost = "the task iterator, fentry and tp_btf; the census falls back to /proc";
     match KernelTypes::get() {
         Ok(_) => fact("BTF", true, "every required field found", "", ""),
-        Err(error) => fact(
-            "BTF",
-            false,
-            &error.to_string(),
-            lost,
-            "a kernel with CONFIG_DEBUG_INFO_BTF=y",
-        ),
+        Err(error) => fact("BTF", false, &error.to_string(), lost, "a kernel with CONFIG_DEBUG_INFO_BTF=y"),
     }
 }
 
@@ -228,9 +173,7 @@ fn tracefs() -> Option<PathBuf> {
     ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
         .into_iter()
         .map(Path::new)
-        .find(|path| {
-            path.join("events/syscalls").exists() || path.join("events/header_page").exists()
-        })
+        .find(|path| path.join("events/syscalls").exists() || path.join("events/header_page").exists())
         .map(Path::to_owned)
 }
 
@@ -240,15 +183,9 @@ mod tests {
 
     #[test]
     fn lockdown_and_capabilities_are_read_as_the_kernel_writes_them() {
-        assert_eq!(
-            selected("none [integrity] confidentiality\n"),
-            Some("integrity")
-        );
+        assert_eq!(selected("none [integrity] confidentiality\n"), Some("integrity"));
         assert_eq!(selected("nothing"), None);
-        assert_eq!(
-            effective("Name:\tx\nCapEff:\t000001ffffffffff\n"),
-            0x1ff_ffff_ffff
-        );
+        assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), 0x1ff_ffff_ffff);
         assert_eq!(effective("CapEff:\tzz\n"), 0);
     }
 

@@ -5,9 +5,7 @@ use nix::time::{ClockId, clock_gettime};
 
 fn nanoseconds(clock: ClockId) -> u64 {
     match clock_gettime(clock) {
-        Ok(time) => (time.tv_sec().max(0) as u64)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(time.tv_nsec() as u64),
+        Ok(time) => (time.tv_sec().max(0) as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64),
         // Only an unknown clock fails, and these three exist since Linux 2.6.39.
         Err(_) => 0,
     }
@@ -30,11 +28,7 @@ pub fn real_ns() -> u64 {
 
 /// All three, read one after the other.
 pub fn now() -> Clocks {
-    Clocks {
-        mono_ns: monotonic_ns(),
-        boot_ns: boot_ns(),
-        real_ns: real_ns(),
-    }
+    Clocks { mono_ns: monotonic_ns(), boot_ns: boot_ns(), real_ns: real_ns() }
 }
 
 /// `CLOCK_REALTIME - CLOCK_MONOTONIC`, nanoseconds; right until somebody sets the clock.

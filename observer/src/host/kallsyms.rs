@@ -33,9 +33,7 @@ impl Kallsyms {
         let table = Self::parse(&fs::read("/proc/kallsyms")?);
         if table.symbols.is_empty() {
             let restrict = fs::read_to_string("/proc/sys/kernel/kptr_restrict").unwrap_or_default();
-            return Err(KallsymsError::Hidden {
-                restrict: restrict.trim().to_owned(),
-            });
+            return Err(KallsymsError::Hidden { restrict: restrict.trim().to_owned() });
         }
         Ok(table)
     }
@@ -51,10 +49,8 @@ impl Kallsyms {
                 let kind = words.next()?;
                 let name = words.next()?;
                 // Code only: the stack has nothing else.
-                (address != 0
-                    && matches!(kind, "t" | "T" | "w" | "W")
-                    && !name.starts_with("__pfx_"))
-                .then(|| (address, name.into()))
+                (address != 0 && matches!(kind, "t" | "T" | "w" | "W") && !name.starts_with("__pfx_"))
+                    .then(|| (address, name.into()))
             })
             .collect();
         symbols.sort_by_key(|(address, _)| *address);
@@ -74,10 +70,7 @@ impl Kallsyms {
 
     /// The address of a symbol.
     pub fn address(&self, name: &str) -> Option<u64> {
-        self.symbols
-            .iter()
-            .find(|(_, symbol)| &**symbol == name)
-            .map(|(address, _)| *address)
+        self.symbols.iter().find(|(_, symbol)| &**symbol == name).map(|(address, _)| *address)
     }
 }
 
@@ -98,10 +91,6 @@ mod tests {
 
     #[test]
     fn hidden_addresses_make_an_empty_table() {
-        assert!(
-            Kallsyms::parse(b"0000000000000000 T first\n")
-                .symbols
-                .is_empty()
-        );
+        assert!(Kallsyms::parse(b"0000000000000000 T first\n").symbols.is_empty());
     }
 }

@@ -7,15 +7,9 @@ use observer_ebpf::{ABSENT, Offsets};
 /// optional one becomes [`ABSENT`].
 pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     let task = |path, size| btf.offset("task_struct", path, size);
-    let regs = |new, old| {
-        btf.offset("pt_regs", new, 8)
-            .or_else(|_| btf.offset("pt_regs", old, 8))
-    };
+    let regs = |new, old| btf.offset("pt_regs", new, 8).or_else(|_| btf.offset("pt_regs", old, 8));
     let sock = |path, size| optional(btf.offset("sock", path, size));
-    if btf.structure_size("upid")? != 16
-        || btf.offset("upid", "nr", 4)? != 0
-        || btf.offset("upid", "ns", 8)? != 8
-    {
+    if btf.structure_size("upid")? != 16 || btf.offset("upid", "nr", 4)? != 0 || btf.offset("upid", "ns", 8)? != 8 {
         // The programs copy `struct upid` whole.
         return Err(BtfError::Size {
             structure: "upid".to_owned(),
@@ -64,9 +58,7 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         upid_ns: btf.offset("upid", "ns", 8)?,
         upid_size: btf.structure_size("upid")?,
         pidns_inum: btf.offset("pid_namespace", "ns.inum", 4)?,
-        regs_orig_ax: btf
-            .offset("pt_regs", "orig_ax", 8)
-            .or_else(|_| btf.offset("pt_regs", "orig_rax", 8))?,
+        regs_orig_ax: btf.offset("pt_regs", "orig_ax", 8).or_else(|_| btf.offset("pt_regs", "orig_rax", 8))?,
         regs_ip: regs("ip", "rip")?,
         regs_sp: regs("sp", "rsp")?,
         regs_bp: regs("bp", "rbp")?,
@@ -98,37 +90,13 @@ fn optional(found: Result<u32, BtfError>) -> u32 {
 /// Names of the optional fields this kernel lacks, with what is lost without each.
 pub fn missing(offsets: &Offsets) -> Vec<(&'static str, &'static str)> {
     [
-        (
-            offsets.task_last_arrival,
-            "sched_info",
-            "since when threads are off the CPU (CONFIG_SCHED_INFO)",
-        ),
-        (
-            offsets.task_prev_sum_exec_runtime,
-            "se.prev_sum_exec_runtime",
-            "some precision of off-CPU times",
-        ),
-        (
-            offsets.task_thread_info_status,
-            "thread_info.status",
-            "telling 32-bit system calls apart",
-        ),
-        (
-            offsets.task_cgroups,
-            "cgroups",
-            "container attribution by cgroup id",
-        ),
-        (
-            offsets.task_blocker,
-            "blocker",
-            "which lock a D state thread waits for (kernel 6.16)",
-        ),
+        (offsets.task_last_arrival, "sched_info", "since when threads are off the CPU (CONFIG_SCHED_INFO)"),
+        (offsets.task_prev_sum_exec_runtime, "se.prev_sum_exec_runtime", "some precision of off-CPU times"),
+        (offsets.task_thread_info_status, "thread_info.status", "telling 32-bit system calls apart"),
+        (offsets.task_cgroups, "cgroups", "container attribution by cgroup id"),
+        (offsets.task_blocker, "blocker", "which lock a D state thread waits for (kernel 6.16)"),
         (offsets.task_jobctl, "jobctl", "recognising frozen cgroups"),
-        (
-            offsets.sock_protocol,
-            "sk_protocol",
-            "the TCP state probe with types",
-        ),
+        (offsets.sock_protocol, "sk_protocol", "the TCP state probe with types"),
     ]
     .into_iter()
     .filter(|(offset, _, _)| *offset == ABSENT)

@@ -15,9 +15,7 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 #[derive(Debug, Error)]
 pub enum TypesError {
     /// No BTF.
-    #[error(
-        "cannot read {VMLINUX}: {0}; the kernel needs CONFIG_DEBUG_INFO_BTF=y, and /sys must be mounted"
-    )]
+    #[error("cannot read {VMLINUX}: {0}; the kernel needs CONFIG_DEBUG_INFO_BTF=y, and /sys must be mounted")]
     Read(#[source] io::Error),
     /// BTF without what observer needs.
     #[error(transparent)]
@@ -40,9 +38,7 @@ impl KernelTypes {
     /// The running kernel's types; read on first use and kept.
     pub fn get() -> Result<&'static Self, &'static TypesError> {
         static TYPES: OnceLock<Result<KernelTypes, TypesError>> = OnceLock::new();
-        TYPES
-            .get_or_init(|| Self::read(Path::new(VMLINUX)))
-            .as_ref()
+        TYPES.get_or_init(|| Self::read(Path::new(VMLINUX))).as_ref()
     }
 
     fn read(path: &Path) -> Result<Self, TypesError> {
