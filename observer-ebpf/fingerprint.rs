@@ -1,5 +1,5 @@
-// What the committed kernel object was made from. Shared by `observer/build.rs`, which refuses a stale
-// object, and by `cargo xtask ebpf`, which renews it; not a part of any crate of its own.
+//! What the committed kernel object was made from. Shared by `observer/build.rs`, which refuses a stale
+//! object, and by `cargo xtask ebpf`, which renews it; not a part of any crate of its own.
 
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};

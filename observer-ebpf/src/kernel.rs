@@ -59,11 +59,7 @@ impl Btf {
     /// Wraps a pointer that the verifier tracks; `None` if null.
     #[inline(always)]
     pub(crate) fn new<T>(ptr: *const T) -> Option<Self> {
-        if ptr.is_null() {
-            None
-        } else {
-            Some(Self(ptr.cast()))
-        }
+        if ptr.is_null() { None } else { Some(Self(ptr.cast())) }
     }
 
     /// The pointer, for helpers that want one.
@@ -107,9 +103,7 @@ impl Btf {
             return None;
         }
         // SAFETY: the verifier refuses the program unless this is a pointer field.
-        Self::new(unsafe {
-            core::ptr::read_volatile(self.0.add(offset as usize).cast::<*const u8>())
-        })
+        Self::new(unsafe { core::ptr::read_volatile(self.0.add(offset as usize).cast::<*const u8>()) })
     }
 
     /// The same structure for reading at computed offsets.
@@ -157,11 +151,7 @@ impl Raw {
     #[inline(always)]
     pub(crate) fn follow(self, offset: u32) -> Option<Self> {
         let address: u64 = self.read(offset)?;
-        if address == 0 {
-            None
-        } else {
-            Some(Self(address as *const u8))
-        }
+        if address == 0 { None } else { Some(Self(address as *const u8)) }
     }
 }
 
@@ -191,9 +181,7 @@ impl Upid {
     /// Inode number of the namespace.
     #[inline(always)]
     pub(crate) fn inum(&self) -> u32 {
-        Raw(self.ns as *const u8)
-            .read(off!(pidns_inum))
-            .unwrap_or(0)
+        Raw(self.ns as *const u8).read(off!(pidns_inum)).unwrap_or(0)
     }
 }
 

@@ -42,8 +42,7 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
 /// What was seen, used and lost, per CPU so that counting costs no shared cache line.
 #[map]
-pub(crate) static ACCOUNT: PerCpuArray<u64> =
-    PerCpuArray::with_max_entries(ACCOUNT_ENTRIES as u32, 0);
+pub(crate) static ACCOUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(ACCOUNT_ENTRIES as u32, 0);
 
 /// Bit mask of families (`1 << FAMILY_*`) that the `sys_enter`/`sys_exit` pair serves.
 #[map]

@@ -15,10 +15,7 @@ pub fn sources() -> PathBuf {
 /// Cargo's target directory, from the place of the running test (`target/<profile>/deps/<test>`).
 pub fn target_dir() -> Result<PathBuf> {
     let test = std::env::current_exe().context("where is this test")?;
-    let target = test
-        .ancestors()
-        .nth(3)
-        .context("a test binary lies in target/<profile>/deps")?;
+    let target = test.ancestors().nth(3).context("a test binary lies in target/<profile>/deps")?;
     Ok(target.to_owned())
 }
 
@@ -38,15 +35,9 @@ impl Abi {
         match self {
             Self::Native => &["-pthread"],
             Self::I386 => &["-m32", "-pthread"],
-            Self::I386Bare => &[
-                "-m32",
-                "-nostdlib",
-                "-static",
-                "-ffreestanding",
-                "-fno-pie",
-                "-no-pie",
-                "-fno-stack-protector",
-            ],
+            Self::I386Bare => {
+                &["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"]
+            }
         }
     }
 }
@@ -56,10 +47,7 @@ pub fn can_build(abi: Abi) -> Result<(), String> {
     let probe = || -> Result<()> {
         let dir = tempfile::tempdir()?;
         let source = dir.path().join("probe.c");
-        std::fs::write(
-            &source,
-            "#include <pthread.h>\nint main(void) { return 0; }\n",
-        )?;
+        std::fs::write(&source, "#include <pthread.h>\nint main(void) { return 0; }\n")?;
         let out = dir.path().join("probe");
         gcc(&source, &out, abi)?;
         if !Command::new(&out).status()?.success() {
@@ -80,11 +68,7 @@ fn gcc(source: &Path, out: &Path, abi: Abi) -> Result<()> {
         .output()
         .context("gcc is needed for the victims")?;
     if !run.status.success() {
-        bail!(
-            "gcc {}:\n{}",
-            source.display(),
-            String::from_utf8_lossy(&run.stderr)
-        );
+        bail!("gcc {}:\n{}", source.display(), String::from_utf8_lossy(&run.stderr));
     }
     Ok(())
 }
@@ -96,15 +80,11 @@ pub fn victim(name: &str, abi: Abi) -> Result<PathBuf> {
 
     let source = sources().join(name).with_extension("c");
     let mut hasher = DefaultHasher::new();
-    std::fs::read(&source)
-        .with_context(|| format!("no such victim: {}", source.display()))?
-        .hash(&mut hasher);
+    std::fs::read(&source).with_context(|| format!("no such victim: {}", source.display()))?.hash(&mut hasher);
     std::fs::read(sources().join("victim.h"))?.hash(&mut hasher);
     abi.flags().hash(&mut hasher);
     // The program's own name stays the first part: it becomes the process's comm (15 bytes).
-    let dir = target_dir()?
-        .join("victims")
-        .join(format!("{:016x}", hasher.finish()));
+    let dir = target_dir()?.join("victims").join(format!("{:016x}", hasher.finish()));
     let program = dir.join(name);
     if program.exists() {
         return Ok(program);

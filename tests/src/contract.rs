@@ -3,15 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-const REPORT: &[&str] = &[
-    "schema",
-    "taken_at",
-    "host",
-    "capability",
-    "processes",
-    "findings",
-    "account",
-];
+const REPORT: &[&str] = &["schema", "taken_at", "host", "capability", "processes", "findings", "account"];
 const HOST: &[&str] = &["name", "kernel", "boot_id"];
 const PROBES: &[&str] = &["poll", "futex", "connect"];
 const PROCESS: &[&str] = &[
@@ -28,26 +20,11 @@ const PROCESS: &[&str] = &[
     "goroutines",
     "debts",
 ];
-const THREAD: &[&str] = &[
-    "tid",
-    "comm",
-    "state",
-    "off_cpu_ns",
-    "wait",
-    "stack",
-    "kernel_stack",
-];
+const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "kernel_stack"];
 const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder"];
 const TIMEOUT: &[&str] = &["kind", "requested_ns", "remaining_ns", "raw"];
-const ACCOUNT: &[&str] = &[
-    "threads_seen",
-    "events_seen",
-    "events_dropped",
-    "unwind_failed",
-    "self_cpu_ns",
-    "self_rss_bytes",
-    "census_ns",
-];
+const ACCOUNT: &[&str] =
+    &["threads_seen", "events_seen", "events_dropped", "unwind_failed", "self_cpu_ns", "self_rss_bytes", "census_ns"];
 const FINDING: &[&str] = &[
     "schema",
     "id",
@@ -86,9 +63,7 @@ const CLASSES: &[&str] = &[
     "stopped",
     "other",
 ];
-const TIMEOUT_KINDS: &[&str] = &[
-    "none", "zero", "finite", "infinite", "negative", "absurd", "unknown",
-];
+const TIMEOUT_KINDS: &[&str] = &["none", "zero", "finite", "infinite", "negative", "absurd", "unknown"];
 const CONFIDENCES: &[&str] = &["certain", "likely", "possible"];
 const KINDS: &[&str] = &[
     "deadlock",
@@ -112,9 +87,7 @@ const KINDS: &[&str] = &[
 ];
 
 fn keys(what: &str, value: &Value, names: &[&str]) -> Result<()> {
-    let object = value
-        .as_object()
-        .with_context(|| format!("{what} is no object: {value}"))?;
+    let object = value.as_object().with_context(|| format!("{what} is no object: {value}"))?;
     for name in names {
         ensure!(object.contains_key(*name), "{what} has no {name}: {value}");
     }
@@ -129,19 +102,13 @@ fn one_of(what: &str, value: &Value, names: &[&str]) -> Result<()> {
 }
 
 fn list<'a>(what: &str, value: &'a Value) -> Result<&'a Vec<Value>> {
-    value
-        .as_array()
-        .with_context(|| format!("{what} is no list: {value}"))
+    value.as_array().with_context(|| format!("{what} is no list: {value}"))
 }
 
 /// A point in time of the contract, as nanoseconds since 1970.
 pub fn time_ns(what: &str, value: &Value) -> Result<i128> {
-    let text = value
-        .as_str()
-        .with_context(|| format!("{what} is no string: {value}"))?;
-    let time: jiff::Timestamp = text
-        .parse()
-        .with_context(|| format!("{what} is not RFC 3339: {text}"))?;
+    let text = value.as_str().with_context(|| format!("{what} is no string: {value}"))?;
+    let time: jiff::Timestamp = text.parse().with_context(|| format!("{what} is not RFC 3339: {text}"))?;
     Ok(time.as_nanosecond())
 }
 
@@ -182,11 +149,7 @@ fn check_thread(thread: &Value) -> Result<()> {
         keys("resource", &wait["resource"], &["kind"])?;
     }
     if !wait["holder"].is_null() {
-        keys(
-            "holder",
-            &wait["holder"],
-            &["pid", "tid", "confidence", "how"],
-        )?;
+        keys("holder", &wait["holder"], &["pid", "tid", "confidence", "how"])?;
     }
     Ok(())
 }
@@ -196,21 +159,14 @@ pub fn check_finding(finding: &Value) -> Result<()> {
     keys("finding", finding, FINDING)?;
     one_of("schema", &finding["schema"], &["observer.finding/v1"])?;
     one_of("kind", &finding["kind"], KINDS)?;
-    one_of(
-        "severity",
-        &finding["severity"],
-        &["critical", "warning", "info"],
-    )?;
+    one_of("severity", &finding["severity"], &["critical", "warning", "info"])?;
     one_of("confidence", &finding["confidence"], CONFIDENCES)?;
     one_of("state", &finding["state"], &["open", "resolved"])?;
     let since = time_ns("since", &finding["since"])?;
     let first = time_ns("first_seen", &finding["first_seen"])?;
     let last = time_ns("last_seen", &finding["last_seen"])?;
     // A tenth of a second: the run-queue clock and the wall clock are compared once per census.
-    ensure!(
-        since <= first + 100_000_000,
-        "began after it was seen: {finding}"
-    );
+    ensure!(since <= first + 100_000_000, "began after it was seen: {finding}");
     ensure!(first <= last, "first seen after last seen: {finding}");
     for name in ["id", "title", "explanation", "remedy"] {
         let text = finding[name].as_str().unwrap_or_default();
@@ -267,11 +223,7 @@ mod tests {
         ] {
             let mut broken = finding();
             broken[key] = wrong;
-            assert!(
-                check_finding(&broken).is_err(),
-                "{key} = {} passed",
-                broken[key]
-            );
+            assert!(check_finding(&broken).is_err(), "{key} = {} passed", broken[key]);
         }
     }
 }

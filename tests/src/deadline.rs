@@ -5,11 +5,7 @@ use nix::poll::{PollTimeout, poll};
 use std::time::{Duration, Instant};
 
 /// Asks `condition` until it has an answer; fails with `what` when it has none by then.
-pub fn wait_until<T>(
-    what: &str,
-    limit: Duration,
-    mut condition: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let until = Instant::now() + limit;
     loop {
         if let Some(answer) = condition()? {
@@ -25,7 +21,5 @@ pub fn wait_until<T>(
 
 /// Waits until `begin` lies at least `age` back: "the hang is older than the threshold".
 pub fn wait_for_age(begin: Instant, age: Duration) -> Result<()> {
-    wait_until("time to pass", age + Duration::from_secs(5), || {
-        Ok((begin.elapsed() >= age).then_some(()))
-    })
+    wait_until("time to pass", age + Duration::from_secs(5), || Ok((begin.elapsed() >= age).then_some(())))
 }

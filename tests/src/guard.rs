@@ -29,10 +29,7 @@ impl Guard {
             .stderr(stderr)
             .spawn()
             .with_context(|| format!("start {command:?}"))?;
-        Ok(Self {
-            child,
-            unread: Vec::new(),
-        })
+        Ok(Self { child, unread: Vec::new() })
     }
 
     /// Its process id.
@@ -75,10 +72,7 @@ impl Guard {
             }
             let stdout = self.child.stdout.as_mut().context("its stdout is closed")?;
             if !readable(stdout.as_fd(), until)? {
-                bail!(
-                    "process {} printed no line within {limit:?}",
-                    self.child.id()
-                );
+                bail!("process {} printed no line within {limit:?}", self.child.id());
             }
             if !read_some(stdout, &mut self.unread)? {
                 return Ok(None);
@@ -100,10 +94,7 @@ impl Guard {
                 }
             }
         }
-        Ok((
-            all,
-            self.ended(until.saturating_duration_since(Instant::now()))?,
-        ))
+        Ok((all, self.ended(until.saturating_duration_since(Instant::now()))?))
     }
 
     /// How it ended.

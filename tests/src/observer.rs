@@ -25,11 +25,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("OBSERVER_BIN") {
         let path = PathBuf::from(path);
-        ensure!(
-            path.is_file(),
-            "OBSERVER_BIN={} is not a file",
-            path.display()
-        );
+        ensure!(path.is_file(), "OBSERVER_BIN={} is not a file", path.display());
         return Ok(path);
     }
     let target = target_dir()?;
@@ -63,25 +59,15 @@ pub struct Output {
 impl Output {
     /// Fails, showing everything, unless it exited with this code.
     pub fn expect_code(self, code: i32) -> Result<Self> {
-        ensure!(
-            self.code == Some(code),
-            "expected exit code {code}: {self:#?}"
-        );
+        ensure!(self.code == Some(code), "expected exit code {code}: {self:#?}");
         Ok(self)
     }
 
     /// Exit code 2, nothing on stdout, one line on stderr; returns that line.
     pub fn expect_refusal(self) -> Result<String> {
         let this = self.expect_code(2)?;
-        ensure!(
-            this.stdout.is_empty(),
-            "a refusal prints nothing to stdout: {this:#?}"
-        );
-        let lines: Vec<&str> = this
-            .stderr
-            .lines()
-            .filter(|l| !l.trim().is_empty())
-            .collect();
+        ensure!(this.stdout.is_empty(), "a refusal prints nothing to stdout: {this:#?}");
+        let lines: Vec<&str> = this.stderr.lines().filter(|l| !l.trim().is_empty()).collect();
         match lines.as_slice() {
             [line] => Ok((*line).to_owned()),
             _ => bail!("a refusal is one line on stderr: {this:#?}"),
@@ -90,8 +76,7 @@ impl Output {
 
     /// The one JSON document on stdout, with the exit code that came with it.
     pub fn report(&self) -> Result<Report> {
-        let json = serde_json::from_str(&self.stdout)
-            .with_context(|| format!("not one JSON document: {self:#?}"))?;
+        let json = serde_json::from_str(&self.stdout).with_context(|| format!("not one JSON document: {self:#?}"))?;
         Report::new(json, self.code)
     }
 }
@@ -106,10 +91,7 @@ impl Observer {
     /// `observer ARGS…`
     pub fn new(args: &[&str]) -> Result<Self> {
         let mut command = Command::new(binary()?);
-        command
-            .args(args)
-            .env_remove("NO_COLOR")
-            .env_remove("RUST_LOG");
+        command.args(args).env_remove("NO_COLOR").env_remove("RUST_LOG");
         Ok(Self { command })
     }
 
@@ -149,12 +131,7 @@ impl Observer {
         let stderr = tempfile::tempfile()?;
         let what = format!("{:?}", self.command);
         let guard = Guard::start(self.command, Stdio::from(stderr.try_clone()?))?;
-        Ok(Live {
-            guard,
-            stderr,
-            what,
-            began: Instant::now(),
-        })
+        Ok(Live { guard, stderr, what, began: Instant::now() })
     }
 
     /// Runs it to its end.
@@ -213,8 +190,7 @@ impl Live {
                 let stderr = self.stderr()?;
                 bail!("{} ended without the finding; stderr: {stderr}", self.what);
             };
-            let value =
-                serde_json::from_str(&line).with_context(|| format!("not ndjson: {line}"))?;
+            let value = serde_json::from_str(&line).with_context(|| format!("not ndjson: {line}"))?;
             if wanted(&value) {
                 return Ok(value);
             }
@@ -229,7 +205,5 @@ pub fn look_at(victims: &[&Victim]) -> Result<Report> {
         victim.older_than(OLD_ENOUGH)?;
         pids.extend(victim.truth.pids());
     }
-    Observer::attach(&pids, &["--once", "--output", "json"])?
-        .run()?
-        .report()
+    Observer::attach(&pids, &["--once", "--output", "json"])?.run()?.report()
 }

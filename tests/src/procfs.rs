@@ -41,8 +41,8 @@ pub fn syscall(pid: i32, tid: i32) -> Option<(u32, [u64; 6])> {
 
 /// Name of a thread.
 pub fn comm(pid: i32, tid: i32) -> Result<String> {
-    let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"))
-        .with_context(|| format!("thread {tid} of {pid}"))?;
+    let name =
+        fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).with_context(|| format!("thread {tid} of {pid}"))?;
     Ok(name.trim_end().to_owned())
 }
 
@@ -54,10 +54,7 @@ pub fn status_numbers(pid: i32, tid: i32, name: &str) -> Result<Vec<i64>> {
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .with_context(|| format!("no {name} in the status of {tid}"))?;
-    Ok(line
-        .split_ascii_whitespace()
-        .filter_map(|n| n.parse().ok())
-        .collect())
+    Ok(line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect())
 }
 
 /// Children, grandchildren and so on, nearest first, each with its start time.
@@ -71,18 +68,10 @@ pub fn descendants(root: i32) -> Vec<(i32, u64)> {
     let mut found: Vec<i32> = vec![root];
     let mut next = 0;
     while let Some(&of) = found.get(next) {
-        found.extend(
-            all.iter()
-                .filter(|&&(_, parent)| parent == of)
-                .map(|&(pid, _)| pid),
-        );
+        found.extend(all.iter().filter(|&&(_, parent)| parent == of).map(|&(pid, _)| pid));
         next += 1;
     }
-    found
-        .into_iter()
-        .skip(1)
-        .filter_map(|pid| Some((pid, start_ticks(pid)?)))
-        .collect()
+    found.into_iter().skip(1).filter_map(|pid| Some((pid, start_ticks(pid)?))).collect()
 }
 
 /// Reads the target's memory with `process_vm_readv`.
@@ -92,15 +81,9 @@ pub fn descendants(root: i32) -> Vec<(i32, u64)> {
 pub fn memory(pid: i32, address: u64, len: usize) -> Result<Vec<u8>> {
     use nix::sys::uio::{RemoteIoVec, process_vm_readv};
     let mut bytes = vec![0; len];
-    let from = [RemoteIoVec {
-        base: usize::try_from(address)?,
-        len,
-    }];
+    let from = [RemoteIoVec { base: usize::try_from(address)?, len }];
     let into = &mut [std::io::IoSliceMut::new(&mut bytes)];
     let read = process_vm_readv(nix::unistd::Pid::from_raw(pid), into, &from)?;
-    anyhow::ensure!(
-        read == len,
-        "{read} of {len} bytes at {address:#x} of {pid}"
-    );
+    anyhow::ensure!(read == len, "{read} of {len} bytes at {address:#x} of {pid}");
     Ok(bytes)
 }

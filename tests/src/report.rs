@@ -35,30 +35,20 @@ impl Report {
 
     /// All findings.
     pub fn findings(&self) -> impl Iterator<Item = Finding<'_>> {
-        self.json["findings"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(Finding)
+        self.json["findings"].as_array().into_iter().flatten().map(Finding)
     }
 
     /// Findings that concern a process of this victim.
     pub fn about<'a>(&'a self, truth: &Truth) -> Vec<Finding<'a>> {
         let pids: BTreeSet<i64> = truth.pids().into_iter().map(i64::from).collect();
-        self.findings()
-            .filter(|f| f.pids().iter().any(|p| pids.contains(p)))
-            .collect()
+        self.findings().filter(|f| f.pids().iter().any(|p| pids.contains(p))).collect()
     }
 
     /// The only finding about this victim, which must be of this kind.
     pub fn only<'a>(&'a self, kind: &str, truth: &Truth) -> Result<Finding<'a>> {
         match self.about(truth).as_slice() {
             [one] if one.kind() == kind => Ok(*one),
-            other => bail!(
-                "expected one {kind} about {}, found {other:#?}; truth: {:#}",
-                truth.pid,
-                truth.all
-            ),
+            other => bail!("expected one {kind} about {}, found {other:#?}; truth: {:#}", truth.pid, truth.all),
         }
     }
 
@@ -66,30 +56,20 @@ impl Report {
     pub fn expect_silence(&self, what: &str) -> Result<()> {
         let all: Vec<Finding<'_>> = self.findings().collect();
         ensure!(all.is_empty(), "{what} is healthy, yet: {all:#?}");
-        ensure!(
-            self.code == Some(0),
-            "{what} is healthy, yet exit code {:?}",
-            self.code
-        );
+        ensure!(self.code == Some(0), "{what} is healthy, yet exit code {:?}", self.code);
         Ok(())
     }
 
     /// A process of the report.
     pub fn process(&self, pid: i32) -> Result<&Value> {
         let all = self.json["processes"].as_array().context("processes")?;
-        all.iter()
-            .find(|p| p["pid"] == pid)
-            .with_context(|| format!("no process {pid} in the report"))
+        all.iter().find(|p| p["pid"] == pid).with_context(|| format!("no process {pid} in the report"))
     }
 
     /// A thread of the report.
     pub fn thread(&self, pid: i32, tid: i32) -> Result<&Value> {
-        let all = self.process(pid)?["threads"]
-            .as_array()
-            .context("threads")?;
-        all.iter()
-            .find(|t| t["tid"] == tid)
-            .with_context(|| format!("no thread {tid} of {pid} in the report"))
+        let all = self.process(pid)?["threads"].as_array().context("threads")?;
+        all.iter().find(|t| t["tid"] == tid).with_context(|| format!("no thread {tid} of {pid} in the report"))
     }
 }
 
@@ -115,12 +95,7 @@ impl Finding<'_> {
 
     /// Its threads.
     pub fn threads(&self) -> BTreeSet<i64> {
-        self.0["threads"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_i64)
-            .collect()
+        self.0["threads"].as_array().into_iter().flatten().filter_map(Value::as_i64).collect()
     }
 
     /// Whether this thread is named, in `threads` or in the chain.
@@ -128,29 +103,19 @@ impl Finding<'_> {
         let tid = i64::from(tid);
         let edges = self.0["chain"].as_array().into_iter().flatten();
         self.threads().contains(&tid)
-            || edges
-                .flat_map(|e| [&e["from"]["tid"], &e["held_by"]["tid"]])
-                .any(|t| t.as_i64() == Some(tid))
+            || edges.flat_map(|e| [&e["from"]["tid"], &e["held_by"]["tid"]]).any(|t| t.as_i64() == Some(tid))
     }
 
     /// Fails unless a field has this value.
     pub fn expect(&self, field: &str, value: &str) -> Result<Self> {
-        ensure!(
-            self.0[field] == value,
-            "expected {field} {value}: {:#}",
-            self.0
-        );
+        ensure!(self.0[field] == value, "expected {field} {value}: {:#}", self.0);
         Ok(*self)
     }
 
     /// Fails unless these threads, and no others, are listed.
     pub fn expect_threads(&self, tids: impl IntoIterator<Item = i32>) -> Result<Self> {
         let tids: BTreeSet<i64> = tids.into_iter().map(i64::from).collect();
-        ensure!(
-            self.threads() == tids,
-            "expected threads {tids:?}: {:#}",
-            self.0
-        );
+        ensure!(self.threads() == tids, "expected threads {tids:?}: {:#}", self.0);
         Ok(*self)
     }
 
@@ -173,31 +138,19 @@ impl Finding<'_> {
             .iter()
             .find(|e| e["from"]["tid"] == thread.tid)
             .with_context(|| format!("no edge from {thread:?}: {:#}", self.0))?;
-        ensure!(
-            edge["from"]["pid"] == thread.pid,
-            "wrong process in {edge:#}: {thread:?}"
-        );
+        ensure!(edge["from"]["pid"] == thread.pid, "wrong process in {edge:#}: {thread:?}");
         if let Some(kind) = &thread.resource {
-            ensure!(
-                edge["waits_for"]["kind"] == kind.as_str(),
-                "expected a {kind}: {edge:#}"
-            );
+            ensure!(edge["waits_for"]["kind"] == kind.as_str(), "expected a {kind}: {edge:#}");
         }
         if let Some(object) = thread.waits_for {
             // The object, or the futex word within it that the thread sleeps on.
             let word = thread.syscall.as_ref().map(|(_, _, args)| args[0]);
             let said = address(&edge["waits_for"]["address"]);
-            ensure!(
-                said == Some(object) || said == word,
-                "expected address {object:#x}: {edge:#}"
-            );
+            ensure!(said == Some(object) || said == word, "expected address {object:#x}: {edge:#}");
         }
         match thread.owner {
             Some(owner) if thread.owner_pid.is_some() => {
-                ensure!(
-                    edge["held_by"]["tid"] == owner,
-                    "expected owner {owner}: {edge:#}"
-                );
+                ensure!(edge["held_by"]["tid"] == owner, "expected owner {owner}: {edge:#}");
             }
             Some(_) => {}
             None => ensure!(
@@ -218,17 +171,10 @@ impl Finding<'_> {
             .expect_since(truth)?;
         for thread in &truth.threads {
             let edge = self.expect_edge(thread)?;
-            ensure!(
-                edge["confidence"] == "certain",
-                "the owner is known: {edge:#}"
-            );
+            ensure!(edge["confidence"] == "certain", "the owner is known: {edge:#}");
         }
         let edges = self.0["chain"].as_array().map_or(0, Vec::len);
-        ensure!(
-            edges == truth.threads.len(),
-            "one edge per thread: {:#}",
-            self.0
-        );
+        ensure!(edges == truth.threads.len(), "one edge per thread: {:#}", self.0);
         Ok(*self)
     }
 }
@@ -304,10 +250,7 @@ mod tests {
             }
             assert!(check(finding, 1).is_err(), "{pointer} = {wrong} passed");
         }
-        assert!(
-            check(deadlock(), 0).is_err(),
-            "an exit code that does not fit passed"
-        );
+        assert!(check(deadlock(), 0).is_err(), "an exit code that does not fit passed");
     }
 
     #[test]
@@ -318,10 +261,7 @@ mod tests {
         let mut info = deadlock();
         info["severity"] = json!("info");
         let report = Report::new(report(info), Some(0))?;
-        ensure!(
-            report.expect_silence("it").is_err(),
-            "a finding of severity info is a finding"
-        );
+        ensure!(report.expect_silence("it").is_err(), "a finding of severity info is a finding");
         Ok(())
     }
 }

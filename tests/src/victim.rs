@@ -42,11 +42,8 @@ pub const BUSY: &[(&str, &str)] = &[
 ];
 
 /// Healthy programs whose threads are always in each other's way: they use whole CPUs.
-pub const CONTENDED: &[(&str, &str)] = &[
-    ("healthy_contended", "mutex"),
-    ("healthy_contended", "timed"),
-    ("healthy_contended", "rwlock"),
-];
+pub const CONTENDED: &[(&str, &str)] =
+    &[("healthy_contended", "mutex"), ("healthy_contended", "timed"), ("healthy_contended", "rwlock")];
 
 /// One thread of a victim, as the victim knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,10 +109,7 @@ impl Truth {
 
     /// The thread of that name.
     pub fn thread(&self, name: &str) -> Result<&TruthThread> {
-        self.threads
-            .iter()
-            .find(|t| t.name == name)
-            .with_context(|| format!("no thread {name}"))
+        self.threads.iter().find(|t| t.name == name).with_context(|| format!("no thread {name}"))
     }
 
     /// A number the shape adds.
@@ -130,16 +124,8 @@ impl Truth {
 
     /// When the first and when the last of the threads that wait for something began to wait.
     pub fn wait_began(&self) -> Result<(i128, i128)> {
-        let waits = || {
-            self.threads
-                .iter()
-                .filter(|t| t.resource.is_some())
-                .map(|t| t.since_ns)
-        };
-        Ok((
-            waits().min().context("nobody waits")?,
-            waits().max().context("nobody waits")?,
-        ))
+        let waits = || self.threads.iter().filter(|t| t.resource.is_some()).map(|t| t.since_ns);
+        Ok((waits().min().context("nobody waits")?, waits().max().context("nobody waits")?))
     }
 }
 
@@ -165,11 +151,7 @@ fn thread(v: &Value) -> Result<TruthThread> {
         Some(list) => {
             let args: Vec<u64> = list.iter().filter_map(address).collect();
             let args = args.try_into().ok().context("six arguments")?;
-            Some((
-                text(&v["syscall"])?,
-                u32::try_from(int(&v["syscall_number"])?)?,
-                args,
-            ))
+            Some((text(&v["syscall"])?, u32::try_from(int(&v["syscall_number"])?)?, args))
         }
     };
     Ok(TruthThread {
@@ -244,10 +226,7 @@ impl Unready {
         command.args(args);
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         let what = format!("{name} {}", args.join(" "));
-        Ok(Self {
-            guard: Guard::start(command, Stdio::inherit())?,
-            what,
-        })
+        Ok(Self { guard: Guard::start(command, Stdio::inherit())?, what })
     }
 
     /// Its process id.
@@ -268,11 +247,6 @@ impl Unready {
             .with_context(|| format!("{} never got ready", self.what))?
             .with_context(|| format!("{} ended before it was ready", self.what))?;
         let truth = Truth::parse(&line).with_context(|| self.what.clone())?;
-        Ok(Victim {
-            guard: self.guard,
-            what: self.what,
-            truth,
-            reached: Instant::now(),
-        })
+        Ok(Victim { guard: self.guard, what: self.what, truth, reached: Instant::now() })
     }
 }

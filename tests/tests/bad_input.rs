@@ -14,13 +14,8 @@ const NOBODY: u32 = 65534;
 
 /// The refusal of `attach PID --once` names the pid and says more than that.
 fn refused(pid: i32, says: &str) -> Result<()> {
-    let line = Observer::attach(&[pid], &["--once"])?
-        .run()?
-        .expect_refusal()?;
-    ensure!(
-        line.contains(&pid.to_string()),
-        "names the pid {pid}: {line}"
-    );
+    let line = Observer::attach(&[pid], &["--once"])?.run()?.expect_refusal()?;
+    ensure!(line.contains(&pid.to_string()), "names the pid {pid}: {line}");
     ensure!(line.to_lowercase().contains(says), "says `{says}`: {line}");
     Ok(())
 }
@@ -46,9 +41,7 @@ fn no_such_process() -> Result<()> {
 fn a_zombie() -> Result<()> {
     let mut child = Command::new("true").spawn()?;
     let pid = child.id().cast_signed();
-    wait_until("the zombie", Duration::from_secs(5), || {
-        Ok((procfs::state(pid, pid) == Some('Z')).then_some(()))
-    })?;
+    wait_until("the zombie", Duration::from_secs(5), || Ok((procfs::state(pid, pid) == Some('Z')).then_some(())))?;
     let checked = refused(pid, "zombie");
     child.wait()?;
     checked
@@ -75,17 +68,10 @@ fn a_thread_id_instead_of_a_process_id() -> Result<()> {
 fn one_of_several_does_not_exist() -> Result<()> {
     let victim = Victim::start("deadlock", &[])?;
     let dead = dead_pid()?;
-    let run =
-        Observer::attach(&[victim.truth.pid, dead], &["--once", "--output", "json"])?.run()?;
+    let run = Observer::attach(&[victim.truth.pid, dead], &["--once", "--output", "json"])?.run()?;
     // Either all is refused, or the rest is looked at and the missing one is named.
-    ensure!(
-        run.stderr.contains(&dead.to_string()),
-        "names {dead}: {run:#?}"
-    );
-    ensure!(
-        matches!(run.code, Some(1 | 2)),
-        "not silently ignored: {run:#?}"
-    );
+    ensure!(run.stderr.contains(&dead.to_string()), "names {dead}: {run:#?}");
+    ensure!(matches!(run.code, Some(1 | 2)), "not silently ignored: {run:#?}");
     Ok(())
 }
 
@@ -117,18 +103,10 @@ fn the_only_process_exits_while_we_look() -> Result<()> {
         Ok((began.elapsed() > Duration::from_secs(1)).then_some(()))
     })?;
     let observer = live.guard.pid();
-    ensure!(
-        !matches!(procfs::state(observer, observer), None | Some('Z')),
-        "it ended before the process did"
-    );
+    ensure!(!matches!(procfs::state(observer, observer), None | Some('Z')), "it ended before the process did");
     victim.guard().kill();
-    let run = live
-        .finish(Duration::from_secs(10))
-        .context("nothing is left to look at: it must end")?;
-    ensure!(
-        run.code == Some(0) && !run.stderr.contains("panicked"),
-        "{run:#?}"
-    );
+    let run = live.finish(Duration::from_secs(10)).context("nothing is left to look at: it must end")?;
+    ensure!(run.code == Some(0) && !run.stderr.contains("panicked"), "{run:#?}");
     Ok(())
 }
 
@@ -142,15 +120,10 @@ fn without_privilege() -> Result<()> {
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
     let mut command = Command::new(&copy);
     command.args(["attach", &victim.truth.pid.to_string(), "--once"]);
-    let line = Observer::through(command)
-        .user(NOBODY)
-        .run()?
-        .expect_refusal()?;
+    let line = Observer::through(command).user(NOBODY).run()?.expect_refusal()?;
     let lower = line.to_lowercase();
     ensure!(
-        ["privilege", "root", "sudo", "cap_"]
-            .iter()
-            .any(|word| lower.contains(word)),
+        ["privilege", "root", "sudo", "cap_"].iter().any(|word| lower.contains(word)),
         "says what it lacks or what to do: {line}"
     );
     Ok(())
@@ -201,9 +174,7 @@ fn a_truncated_recording_is_no_panic() -> Result<()> {
     let whole = dir.path().join("whole");
     let path = whole.to_str().context("a path")?;
     victim.older_than(OLD_ENOUGH)?;
-    Observer::attach(&[victim.truth.pid], &["--once", "--record", path])?
-        .run()?
-        .expect_code(1)?;
+    Observer::attach(&[victim.truth.pid], &["--once", "--record", path])?.run()?.expect_code(1)?;
     let bytes = std::fs::read(&whole)?;
     for part in [1, 2, 3] {
         let cut = dir.path().join(format!("cut-{part}"));
@@ -211,10 +182,7 @@ fn a_truncated_recording_is_no_panic() -> Result<()> {
         let run = Observer::new(&["replay", cut.to_str().context("a path")?])?.run()?;
         ensure!(!run.stderr.contains("panicked"), "{run:#?}");
         // What was whole may be replayed, with a word about the rest; else it is refused.
-        ensure!(
-            matches!(run.code, Some(0..=2)) && !run.stderr.is_empty(),
-            "says that it is cut: {run:#?}"
-        );
+        ensure!(matches!(run.code, Some(0..=2)) && !run.stderr.is_empty(), "says that it is cut: {run:#?}");
     }
     Ok(())
 }
@@ -224,25 +192,14 @@ fn a_closed_pipe_is_success() -> Result<()> {
     let victim = Victim::start("deadlock", &[])?;
     victim.older_than(OLD_ENOUGH)?;
     let pid = victim.truth.pid.to_string();
-    let args = [
-        "attach",
-        &pid,
-        "--once",
-        "--threshold",
-        "1s",
-        "--output",
-        "json",
-    ];
+    let args = ["attach", &pid, "--once", "--threshold", "1s", "--output", "json"];
     // There is something to print: the finding.
     Observer::new(&args)?.run()?.expect_code(1)?;
     let mut live = Observer::new(&args)?.start()?;
     live.guard.close_stdout();
     let status = live.guard.ended(Duration::from_secs(20))?;
     let stderr = live.stderr()?;
-    ensure!(
-        matches!(status.code(), Some(0 | 1)),
-        "neither a signal nor an error: {status} {stderr}"
-    );
+    ensure!(matches!(status.code(), Some(0 | 1)), "neither a signal nor an error: {status} {stderr}");
     ensure!(!stderr.contains("panicked"), "{stderr}");
     Ok(())
 }
@@ -259,18 +216,11 @@ fn hostile_names_stay_one_json_document() -> Result<()> {
         Ok(guard) => guard,
         Err(e) => skip!("python3 is not installed: {e:#}"),
     };
-    ensure!(
-        guard.line(Duration::from_secs(20))?.as_deref() == Some("ready"),
-        "python is ready"
-    );
+    ensure!(guard.line(Duration::from_secs(20))?.as_deref() == Some("ready"), "python is ready");
     let json = Observer::attach(&[guard.pid()], &["--once", "--output", "json"])?.run()?;
     json.report()?.process(guard.pid())?;
     let text = Observer::attach(&[guard.pid()], &["--once"])?.run()?;
-    ensure!(
-        !text.stdout.contains('\u{1b}'),
-        "a target cannot write to the operator's terminal: {:?}",
-        text.stdout
-    );
+    ensure!(!text.stdout.contains('\u{1b}'), "a target cannot write to the operator's terminal: {:?}", text.stdout);
     Ok(())
 }
 
@@ -285,18 +235,9 @@ fn the_target_is_not_disturbed() -> Result<()> {
         ))
     };
     let tids: Vec<i32> = victim.truth.threads.iter().map(|t| t.tid).collect();
-    let before = tids
-        .iter()
-        .map(|&tid| switches(tid))
-        .collect::<Result<Vec<_>>>()?;
+    let before = tids.iter().map(|&tid| switches(tid)).collect::<Result<Vec<_>>>()?;
     look_at(&[&victim])?;
-    let after = tids
-        .iter()
-        .map(|&tid| switches(tid))
-        .collect::<Result<Vec<_>>>()?;
-    ensure!(
-        before == after,
-        "a thread ran because it was looked at: {before:?} {after:?}"
-    );
+    let after = tids.iter().map(|&tid| switches(tid)).collect::<Result<Vec<_>>>()?;
+    ensure!(before == after, "a thread ran because it was looked at: {before:?} {after:?}");
     Ok(())
 }

@@ -9,18 +9,10 @@ use std::time::Duration;
 fn expect_deadlocks(victims: &[Victim]) -> Result<()> {
     let report = look_at(&victims.iter().collect::<Vec<_>>())?;
     for victim in victims {
-        let finding = report
-            .only("deadlock", &victim.truth)
-            .with_context(|| victim.what.clone())?;
-        finding
-            .expect_cycle(&victim.truth)
-            .with_context(|| victim.what.clone())?;
+        let finding = report.only("deadlock", &victim.truth).with_context(|| victim.what.clone())?;
+        finding.expect_cycle(&victim.truth).with_context(|| victim.what.clone())?;
     }
-    ensure!(
-        report.findings().count() == victims.len(),
-        "one finding per victim: {:#}",
-        report.json["findings"]
-    );
+    ensure!(report.findings().count() == victims.len(), "one finding per victim: {:#}", report.json["findings"]);
     Ok(())
 }
 
@@ -32,66 +24,36 @@ fn start_all(name: &str, modes: &[&[&str]]) -> Result<Vec<Victim>> {
 fn two_threads_two_mutexes() -> Result<()> {
     let victim = Victim::start("deadlock", &[])?;
     let report = look_at(&[&victim])?;
-    let finding = report
-        .only("deadlock", &victim.truth)?
-        .expect_cycle(&victim.truth)?;
-    ensure!(
-        finding.0["pid"] == victim.truth.pid && finding.0["comm"] == "deadlock",
-        "{:#}",
-        finding.0
-    );
+    let finding = report.only("deadlock", &victim.truth)?.expect_cycle(&victim.truth)?;
+    ensure!(finding.0["pid"] == victim.truth.pid && finding.0["comm"] == "deadlock", "{:#}", finding.0);
     ensure!(report.code == Some(1), "a finding is exit code 1");
     for thread in &victim.truth.threads {
         let said = report.thread(thread.pid, thread.tid)?;
         ensure!(said["comm"] == thread.name.as_str(), "{said:#}");
         ensure!(said["state"] == "S", "{said:#}");
         let wait = &said["wait"];
-        ensure!(
-            wait["syscall"] == "futex" && wait["class"] == "lock",
-            "{wait:#}"
-        );
-        ensure!(
-            wait["timeout"]["kind"] == "none" || wait["timeout"]["kind"] == "infinite",
-            "{wait:#}"
-        );
+        ensure!(wait["syscall"] == "futex" && wait["class"] == "lock", "{wait:#}");
+        ensure!(wait["timeout"]["kind"] == "none" || wait["timeout"]["kind"] == "infinite", "{wait:#}");
         ensure!(wait["resource"]["kind"] == "mutex", "{wait:#}");
-        ensure!(
-            wait["holder"]["tid"] == thread.owner.context("owner")?,
-            "{wait:#}"
-        );
+        ensure!(wait["holder"]["tid"] == thread.owner.context("owner")?, "{wait:#}");
         ensure!(wait["holder"]["pid"] == thread.pid, "{wait:#}");
         let off_cpu = said["off_cpu_ns"].as_u64().context("off_cpu_ns")?;
         let least = OLD_ENOUGH - Duration::from_millis(100);
-        ensure!(
-            off_cpu >= least.as_nanos().try_into()?,
-            "asleep for longer: {said:#}"
-        );
+        ensure!(off_cpu >= least.as_nanos().try_into()?, "asleep for longer: {said:#}");
     }
     Ok(())
 }
 
 #[test]
 fn longer_cycles_and_a_cycle_of_one() -> Result<()> {
-    expect_deadlocks(&start_all(
-        "deadlock",
-        &[&["--threads", "3"], &["--threads", "5"], &["--self"]],
-    )?)
+    expect_deadlocks(&start_all("deadlock", &[&["--threads", "3"], &["--threads", "5"], &["--self"]])?)
 }
 
 #[test]
 fn every_kind_of_mutex_that_keeps_its_owner() -> Result<()> {
-    let kinds = [
-        "errorcheck",
-        "recursive",
-        "adaptive",
-        "timed",
-        "clock",
-        "robust",
-    ];
-    let victims: Vec<Victim> = kinds
-        .iter()
-        .map(|kind| Victim::start("deadlock", &["--kind", kind]))
-        .collect::<Result<_>>()?;
+    let kinds = ["errorcheck", "recursive", "adaptive", "timed", "clock", "robust"];
+    let victims: Vec<Victim> =
+        kinds.iter().map(|kind| Victim::start("deadlock", &["--kind", kind])).collect::<Result<_>>()?;
     expect_deadlocks(&victims)
 }
 
@@ -105,10 +67,7 @@ fn a_timed_lock_shows_its_limit() -> Result<()> {
         ensure!(timeout["kind"] == "finite", "{kind}: {timeout:#}");
         let left = timeout["remaining_ns"].as_u64().context("remaining_ns")?;
         let hour = 3_600_000_000_000_u64;
-        ensure!(
-            (hour - 60_000_000_000..hour).contains(&left),
-            "{kind}: an hour, less a little: {timeout:#}"
-        );
+        ensure!((hour - 60_000_000_000..hour).contains(&left), "{kind}: an hour, less a little: {timeout:#}");
     }
     Ok(())
 }
@@ -124,24 +83,13 @@ fn a_pi_cycle_names_the_thread_the_kernel_refused() -> Result<()> {
         let [finding] = about.as_slice() else {
             anyhow::bail!("one finding, not {about:#?}");
         };
-        ensure!(
-            ["deadlock", "lock_wait"].contains(&finding.kind()),
-            "{:#}",
-            finding.0
-        );
+        ensure!(["deadlock", "lock_wait"].contains(&finding.kind()), "{:#}", finding.0);
         // Named a deadlock, the closing edge is an inference and must say so.
-        let confidence = if finding.kind() == "lock_wait" {
-            "certain"
-        } else {
-            "likely"
-        };
+        let confidence = if finding.kind() == "lock_wait" { "certain" } else { "likely" };
         finding.expect("confidence", confidence)?;
         for thread in victim.truth.threads.iter().filter(|t| t.owner.is_some()) {
             let edge = finding.expect_edge(thread)?;
-            ensure!(
-                edge["confidence"] == "certain",
-                "the word holds the owner: {edge:#}"
-            );
+            ensure!(edge["confidence"] == "certain", "the word holds the owner: {edge:#}");
         }
     }
     Ok(())
@@ -149,16 +97,7 @@ fn a_pi_cycle_names_the_thread_the_kernel_refused() -> Result<()> {
 
 #[test]
 fn rwlocks_joins_and_mixtures() -> Result<()> {
-    expect_deadlocks(&start_all(
-        "cycles",
-        &[
-            &["wr-wr"],
-            &["rd-wr"],
-            &["mixed"],
-            &["join"],
-            &["join-mutex"],
-        ],
-    )?)
+    expect_deadlocks(&start_all("cycles", &[&["wr-wr"], &["rd-wr"], &["mixed"], &["join"], &["join-mutex"]])?)
 }
 
 #[test]
@@ -167,10 +106,7 @@ fn readers_have_no_names_so_nobody_is_certain() -> Result<()> {
     let report = look_at(&[&victim])?;
     let wait = &report.thread(victim.truth.pid, victim.truth.thread("first")?.tid)?["wait"];
     ensure!(wait["resource"]["kind"] == "rwlock", "{wait:#}");
-    ensure!(
-        wait["holder"].is_null() || wait["holder"]["confidence"] != "certain",
-        "{wait:#}"
-    );
+    ensure!(wait["holder"].is_null() || wait["holder"]["confidence"] != "certain", "{wait:#}");
     for finding in report.about(&victim.truth) {
         ensure!(
             finding.kind() != "deadlock" || finding.0["confidence"] != "certain",
@@ -179,13 +115,7 @@ fn readers_have_no_names_so_nobody_is_certain() -> Result<()> {
         );
     }
     let second = victim.truth.thread("second")?;
-    ensure!(
-        report
-            .about(&victim.truth)
-            .iter()
-            .any(|f| f.names(second.tid)),
-        "the mutex's owner is known: a finding"
-    );
+    ensure!(report.about(&victim.truth).iter().any(|f| f.names(second.tid)), "the mutex's owner is known: a finding");
     Ok(())
 }
 
@@ -193,9 +123,7 @@ fn readers_have_no_names_so_nobody_is_certain() -> Result<()> {
 fn across_two_processes() -> Result<()> {
     let victim = Victim::start("processes", &["cycle"])?;
     let report = look_at(&[&victim])?;
-    report
-        .only("deadlock", &victim.truth)?
-        .expect_cycle(&victim.truth)?;
+    report.only("deadlock", &victim.truth)?.expect_cycle(&victim.truth)?;
     Ok(())
 }
 
@@ -203,10 +131,7 @@ fn across_two_processes() -> Result<()> {
 fn thirty_two_bit_threads_are_said_to_be_so() -> Result<()> {
     use observer_tests::compile::{Abi, can_build};
     if let Err(why) = can_build(Abi::I386) {
-        observer_tests::skip!(
-            "gcc -m32 does not work here: {}",
-            why.lines().next().unwrap_or_default()
-        );
+        observer_tests::skip!("gcc -m32 does not work here: {}", why.lines().next().unwrap_or_default());
     }
     let victim = Victim::start_as(Abi::I386, "deadlock", &[])?;
     let report = look_at(&[&victim])?;
@@ -216,17 +141,10 @@ fn thirty_two_bit_threads_are_said_to_be_so() -> Result<()> {
         let wait = &report.thread(thread.pid, thread.tid)?["wait"];
         let call = wait["syscall"].as_str().unwrap_or_default();
         // 240 and 422 of the x86-64 table are mq_open and a hole.
-        ensure!(
-            call.starts_with("futex") || call.contains("32-bit"),
-            "{wait:#}"
-        );
+        ensure!(call.starts_with("futex") || call.contains("32-bit"), "{wait:#}");
     }
     // The layout of an i386 mutex differs: an owner read from the wrong offset would be a guess.
-    for finding in report
-        .about(&victim.truth)
-        .iter()
-        .filter(|f| f.0["confidence"] == "certain")
-    {
+    for finding in report.about(&victim.truth).iter().filter(|f| f.0["confidence"] == "certain") {
         finding.expect_cycle(&victim.truth)?;
     }
     Ok(())
@@ -235,19 +153,12 @@ fn thirty_two_bit_threads_are_said_to_be_so() -> Result<()> {
 #[test]
 fn a_hang_that_forms_while_observer_watches() -> Result<()> {
     let mut unready = Unready::start("deadlock", &["--on-stdin"])?;
-    let mut live =
-        Observer::attach(&[unready.pid()], &["--output", "ndjson", "--for", "12s"])?.start()?;
+    let mut live = Observer::attach(&[unready.pid()], &["--output", "ndjson", "--for", "12s"])?.start()?;
     // When probes are attached it holds BPF descriptors; a kernel without them is watched all the same.
     let _ = observer_tests::deadline::wait_until("BPF descriptors", Duration::from_secs(3), || {
         let fds = std::fs::read_dir(format!("/proc/{}/fd", live.guard.pid()))?;
-        let bpf = fds
-            .flatten()
-            .filter_map(|fd| std::fs::read_link(fd.path()).ok());
-        Ok(bpf
-            .filter(|link| link.to_string_lossy().contains("bpf"))
-            .count()
-            .gt(&0)
-            .then_some(()))
+        let bpf = fds.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        Ok(bpf.filter(|link| link.to_string_lossy().contains("bpf")).count().gt(&0).then_some(()))
     });
     unready.tell("now")?;
     let victim = unready.ready()?;

@@ -14,16 +14,11 @@ use std::time::{Duration, Instant};
 
 /// Both ways of looking must be silent.
 fn expect_silence(what: &str, pids: &[i32]) -> Result<()> {
-    for look in [
-        &["--once", "--output", "json"][..],
-        &["--for", "4s", "--output", "json"],
-    ] {
+    for look in [&["--once", "--output", "json"][..], &["--for", "4s", "--output", "json"]] {
         let report = Observer::attach(pids, look)?.run()?.report()?;
         report.expect_silence(&format!("{what} ({pids:?})"))?;
         for &pid in pids {
-            let threads = report.process(pid)?["threads"]
-                .as_array()
-                .map_or(0, Vec::len);
+            let threads = report.process(pid)?["threads"].as_array().map_or(0, Vec::len);
             ensure!(threads > 0, "{what}: {pid} was not looked at");
         }
     }
@@ -31,19 +26,13 @@ fn expect_silence(what: &str, pids: &[i32]) -> Result<()> {
 }
 
 fn expect_victims_silent(list: &[(&str, &str)]) -> Result<()> {
-    let victims: Vec<Victim> = list
-        .iter()
-        .map(|(name, mode)| Victim::start(name, &[mode]))
-        .collect::<Result<_>>()?;
+    let victims: Vec<Victim> = list.iter().map(|(name, mode)| Victim::start(name, &[mode])).collect::<Result<_>>()?;
     let mut pids = Vec::new();
     for victim in &victims {
         victim.older_than(OLD_ENOUGH)?;
         pids.extend(victim.truth.pids());
     }
-    let names: Vec<String> = victims
-        .iter()
-        .map(|v| format!("{} = {:?}", v.what, v.truth.pids()))
-        .collect();
+    let names: Vec<String> = victims.iter().map(|v| format!("{} = {:?}", v.what, v.truth.pids())).collect();
     expect_silence(&names.join(", "), &pids)
 }
 
@@ -62,18 +51,12 @@ fn program(command: &[&str], says: Option<&str>) -> Result<Guard> {
 
 fn family(guard: &Guard) -> Vec<i32> {
     let mut pids = vec![guard.pid()];
-    pids.extend(
-        observer_tests::procfs::descendants(guard.pid())
-            .into_iter()
-            .map(|(pid, _)| pid),
-    );
+    pids.extend(observer_tests::procfs::descendants(guard.pid()).into_iter().map(|(pid, _)| pid));
     pids
 }
 
 fn has(tool: &str) -> bool {
-    let look = Command::new("sh")
-        .args(["-c", "command -v \"$0\" >/dev/null", tool])
-        .status();
+    let look = Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", tool]).status();
     look.is_ok_and(|status| status.success())
 }
 
@@ -140,7 +123,8 @@ fn an_idle_java_program() -> Result<()> {
 
 #[test]
 fn an_idle_node_server() -> Result<()> {
-    const SERVER: &str = "require('net').createServer().listen(0, '127.0.0.1', () => console.log('ready')); process.stdin.resume()";
+    const SERVER: &str =
+        "require('net').createServer().listen(0, '127.0.0.1', () => console.log('ready')); process.stdin.resume()";
     runtime("node", &["node", "-e", SERVER])
 }
 
@@ -169,13 +153,7 @@ fn an_idle_go_program() -> Result<()> {
         "package main\n\nimport (\n\t\"bufio\"\n\t\"fmt\"\n\t\"net\"\n\t\"os\"\n)\n\nfunc main() {\n\tl, err := net.Listen(\"tcp\", \"127.0.0.1:0\")\n\tif err != nil {\n\t\tpanic(err)\n\t}\n\tgo l.Accept()\n\tfor range 8 {\n\t\tgo func() { <-make(chan int) }()\n\t}\n\tfmt.Println(\"ready\")\n\tbufio.NewReader(os.Stdin).ReadString('\\n')\n}\n",
     )?;
     let out = dir.path().join("idle");
-    let built = Command::new("go")
-        .arg("build")
-        .arg("-o")
-        .arg(&out)
-        .arg(&source)
-        .current_dir(dir.path())
-        .status()?;
+    let built = Command::new("go").arg("build").arg("-o").arg(&out).arg(&source).current_dir(dir.path()).status()?;
     ensure!(built.success(), "go build: {built}");
     runtime("go", &[out.to_str().context("a path")?])
 }

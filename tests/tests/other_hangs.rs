@@ -9,41 +9,22 @@ use std::time::Duration;
 #[test]
 fn a_connect_nobody_answers() -> Result<()> {
     let modes = ["blocking", "nonblocking"];
-    let victims: Vec<Victim> = modes
-        .iter()
-        .map(|mode| Victim::start("connects", &[mode]))
-        .collect::<Result<_>>()?;
+    let victims: Vec<Victim> = modes.iter().map(|mode| Victim::start("connects", &[mode])).collect::<Result<_>>()?;
     let report = look_at(&victims.iter().collect::<Vec<_>>())?;
     for (victim, mode) in victims.iter().zip(modes) {
         let dialer = victim.truth.thread("dialer")?;
         let remote = victim.truth.text("remote")?;
-        let finding = report
-            .only("stuck_connect", &victim.truth)
-            .context(mode)?
-            .expect("confidence", "certain")?;
-        ensure!(
-            finding.0.to_string().contains(&remote),
-            "{mode}: says where to ({remote}): {:#}",
-            finding.0
-        );
+        let finding = report.only("stuck_connect", &victim.truth).context(mode)?.expect("confidence", "certain")?;
+        ensure!(finding.0.to_string().contains(&remote), "{mode}: says where to ({remote}): {:#}", finding.0);
         let since = observer_tests::contract::time_ns("since", &finding.0["since"])?;
         // The socket's own age may be rounded to the retransmission timer's; a second is near enough.
-        ensure!(
-            (since - dialer.since_ns).abs() < 1_000_000_000,
-            "{mode}: since {since}, truth {dialer:?}"
-        );
+        ensure!((since - dialer.since_ns).abs() < 1_000_000_000, "{mode}: since {since}, truth {dialer:?}");
         if mode == "blocking" {
             finding.expect_threads([dialer.tid])?;
             let wait = &report.thread(dialer.pid, dialer.tid)?["wait"];
-            ensure!(
-                wait["syscall"] == "connect" && wait["class"] == "connect",
-                "{wait:#}"
-            );
+            ensure!(wait["syscall"] == "connect" && wait["class"] == "connect", "{wait:#}");
             ensure!(wait["resource"]["remote"] == remote.as_str(), "{wait:#}");
-            ensure!(
-                wait["resource"]["fd"] == victim.truth.number("fd")?,
-                "{wait:#}"
-            );
+            ensure!(wait["resource"]["fd"] == victim.truth.number("fd")?, "{wait:#}");
         }
     }
     Ok(())
@@ -61,22 +42,9 @@ fn a_stopped_process_somebody_waits_for() -> Result<()> {
             .find(|f| f.kind() == "stopped")
             .with_context(|| format!("{mode}: no `stopped` in {about:#?}"))?
             .expect("confidence", "certain")?;
-        ensure!(
-            finding.names(stopped),
-            "{mode}: names the stopped process {stopped}: {:#}",
-            finding.0
-        );
-        let waiter = victim
-            .truth
-            .threads
-            .iter()
-            .find(|t| t.resource.is_some())
-            .context("waiter")?;
-        ensure!(
-            finding.names(waiter.tid),
-            "{mode}: names who waits: {:#}",
-            finding.0
-        );
+        ensure!(finding.names(stopped), "{mode}: names the stopped process {stopped}: {:#}", finding.0);
+        let waiter = victim.truth.threads.iter().find(|t| t.resource.is_some()).context("waiter")?;
+        ensure!(finding.names(waiter.tid), "{mode}: names who waits: {:#}", finding.0);
         ensure!(report.thread(stopped, stopped)?["state"] == "T", "{mode}");
     }
     Ok(())
@@ -87,29 +55,14 @@ fn a_vfork_parent_is_uninterruptible() -> Result<()> {
     let victim = Victim::start("dstate", &[])?;
     let report = look_at(&[&victim])?;
     let vforker = victim.truth.threads.first().context("threads")?;
-    let finding = report
-        .only("uninterruptible", &victim.truth)?
-        .expect("confidence", "certain")?;
-    ensure!(
-        finding.threads().contains(&vforker.tid.into()),
-        "{:#}",
-        finding.0
-    );
+    let finding = report.only("uninterruptible", &victim.truth)?.expect("confidence", "certain")?;
+    ensure!(finding.threads().contains(&vforker.tid.into()), "{:#}", finding.0);
     let since = observer_tests::contract::time_ns("since", &finding.0["since"])?;
-    ensure!(
-        (since - vforker.since_ns).abs() < 600_000_000,
-        "since {since}: {vforker:?}"
-    );
+    ensure!((since - vforker.since_ns).abs() < 600_000_000, "since {since}: {vforker:?}");
     let thread = report.thread(vforker.pid, vforker.tid)?;
-    ensure!(
-        thread["state"] == "D" && thread["wait"]["syscall"] == "vfork",
-        "{thread:#}"
-    );
+    ensure!(thread["state"] == "D" && thread["wait"]["syscall"] == "vfork", "{thread:#}");
     let text = format!("{}{}", finding.0, thread["kernel_stack"]);
-    ensure!(
-        text.contains("wait_for_vfork_done") || text.contains("kernel_clone"),
-        "shows the kernel stack: {text}"
-    );
+    ensure!(text.contains("wait_for_vfork_done") || text.contains("kernel_clone"), "shows the kernel stack: {text}");
     Ok(())
 }
 
@@ -117,9 +70,7 @@ fn a_vfork_parent_is_uninterruptible() -> Result<()> {
 fn owners_are_translated_from_the_victims_pid_namespace() -> Result<()> {
     let victim = Victim::start("namespaces", &[])?;
     let report = look_at(&[&victim])?;
-    report
-        .only("deadlock", &victim.truth)?
-        .expect_cycle(&victim.truth)?;
+    report.only("deadlock", &victim.truth)?.expect_cycle(&victim.truth)?;
     Ok(())
 }
 
@@ -128,22 +79,12 @@ fn a_process_that_blocks_its_reader_is_itself_a_finding() -> Result<()> {
     let victim = Victim::start("unreadable", &[])?;
     victim.older_than(OLD_ENOUGH)?;
     let run = Observer::attach(&victim.truth.pids(), &["--once", "--output", "json"])?.run()?;
-    ensure!(
-        run.took < Duration::from_secs(8),
-        "observer itself hung: {:?}",
-        run.took
-    );
+    ensure!(run.took < Duration::from_secs(8), "observer itself hung: {:?}", run.took);
     let report = run.report()?;
     let about = report.about(&victim.truth);
-    ensure!(
-        about.iter().any(|f| f.kind() == "unreadable"),
-        "no `unreadable` in {about:#?}"
-    );
+    ensure!(about.iter().any(|f| f.kind() == "unreadable"), "no `unreadable` in {about:#?}");
     // The owner could not be read: nothing may be certain about it.
-    ensure!(
-        !about.iter().any(|f| f.kind() == "deadlock"),
-        "a guess: {about:#?}"
-    );
+    ensure!(!about.iter().any(|f| f.kind() == "deadlock"), "a guess: {about:#?}");
     Ok(())
 }
 
@@ -155,17 +96,9 @@ fn a_32_bit_process_is_said_to_be_one() -> Result<()> {
     let process = report.process(victim.truth.pid)?;
     let text = process.to_string();
     let wait = &report.thread(victim.truth.pid, victim.truth.pid)?["wait"];
-    ensure!(
-        wait["abi"] == "i386" && wait["syscall"] == "poll",
-        "{wait:#}"
-    );
-    let shown = Observer::attach(&[victim.truth.pid], &["--once"])?
-        .run()?
-        .expect_code(0)?;
+    ensure!(wait["abi"] == "i386" && wait["syscall"] == "poll", "{wait:#}");
+    let shown = Observer::attach(&[victim.truth.pid], &["--once"])?.run()?.expect_code(0)?;
     ensure!(shown.stdout.contains("32-bit"), "says so: {}", shown.stdout);
-    ensure!(
-        !text.contains("swapoff"),
-        "168 is poll in the i386 table: {process:#}"
-    );
+    ensure!(!text.contains("swapoff"), "168 is poll in the i386 table: {process:#}");
     Ok(())
 }

@@ -34,10 +34,7 @@ const RIGHT: &[&str] = &[
 ];
 
 fn start(modes: impl IntoIterator<Item = &'static str>) -> Result<Vec<Victim>> {
-    modes
-        .into_iter()
-        .map(|mode| Victim::start("timeouts", &[mode]))
-        .collect()
+    modes.into_iter().map(|mode| Victim::start("timeouts", &[mode])).collect()
 }
 
 #[test]
@@ -46,44 +43,24 @@ fn negative_and_absurd_timeouts_are_findings_even_when_they_began_before_us() ->
     let report = look_at(&victims.iter().collect::<Vec<_>>())?;
     for (victim, (mode, certain)) in victims.iter().zip(WRONG) {
         let waiter = victim.truth.thread("waiter")?;
-        let finding = report
-            .only("bad_timeout", &victim.truth)
-            .context(*mode)?
-            .expect_threads([waiter.tid])?;
+        let finding = report.only("bad_timeout", &victim.truth).context(*mode)?.expect_threads([waiter.tid])?;
         if *certain {
             finding.expect("confidence", "certain").context(*mode)?;
         }
         let wait = &report.thread(waiter.pid, waiter.tid)?["wait"];
         let truth = &victim.truth.all["timeout"];
-        ensure!(
-            wait["syscall"] == victim.truth.all["call"],
-            "{mode}: {wait:#}"
-        );
+        ensure!(wait["syscall"] == victim.truth.all["call"], "{mode}: {wait:#}");
         ensure!(wait["timeout"]["kind"] == truth["kind"], "{mode}: {wait:#}");
         if *certain {
             ensure!(wait["timeout"]["raw"] == truth["raw"], "{mode}: {wait:#}");
             let text = finding.0.to_string();
-            ensure!(
-                text.contains(truth["raw"].as_str().context("raw")?),
-                "{mode}: shows the value: {text}"
-            );
+            ensure!(text.contains(truth["raw"].as_str().context("raw")?), "{mode}: shows the value: {text}");
         } else {
-            let asked = wait["timeout"]["requested_ns"]
-                .as_u64()
-                .context("requested_ns")?;
-            let expected = if *mode == "poll-30h" {
-                30 * 3600
-            } else {
-                365 * 86400
-            } * 1_000_000_000_u64;
+            let asked = wait["timeout"]["requested_ns"].as_u64().context("requested_ns")?;
+            let expected = if *mode == "poll-30h" { 30 * 3600 } else { 365 * 86400 } * 1_000_000_000_u64;
             ensure!(asked == expected, "{mode}: {wait:#}");
-            let left = wait["timeout"]["remaining_ns"]
-                .as_u64()
-                .context("remaining_ns")?;
-            ensure!(
-                left < expected && left + 120_000_000_000 > expected,
-                "{mode}: {wait:#}"
-            );
+            let left = wait["timeout"]["remaining_ns"].as_u64().context("remaining_ns")?;
+            ensure!(left < expected && left + 120_000_000_000 > expected, "{mode}: {wait:#}");
         }
     }
     Ok(())
@@ -98,25 +75,13 @@ fn timeouts_that_are_right_are_decoded_and_left_alone() -> Result<()> {
         let waiter = victim.truth.thread("waiter")?;
         let wait = &report.thread(waiter.pid, waiter.tid)?["wait"];
         let kind = &victim.truth.all["timeout"]["kind"];
-        ensure!(
-            wait["syscall"] == victim.truth.all["call"],
-            "{}: {wait:#}",
-            victim.what
-        );
+        ensure!(wait["syscall"] == victim.truth.all["call"], "{}: {wait:#}", victim.what);
         // 24.8 days are the idiom for "for ever": whatever it is called, it is no finding.
         if victim.truth.shape != "poll-intmax" {
-            ensure!(
-                wait["timeout"]["kind"] == *kind,
-                "{}: {wait:#}",
-                victim.what
-            );
+            ensure!(wait["timeout"]["kind"] == *kind, "{}: {wait:#}", victim.what);
         }
         if kind == "finite" {
-            ensure!(
-                wait["timeout"]["requested_ns"] == 3_600_000_000_000_u64,
-                "{}: {wait:#}",
-                victim.what
-            );
+            ensure!(wait["timeout"]["requested_ns"] == 3_600_000_000_000_u64, "{}: {wait:#}", victim.what);
         }
     }
     Ok(())
@@ -125,39 +90,26 @@ fn timeouts_that_are_right_are_decoded_and_left_alone() -> Result<()> {
 #[test]
 fn an_invalid_timeout_is_seen_by_the_probe() -> Result<()> {
     let victim = Victim::start("timeouts", &["ppoll-invalid"])?;
-    let run =
-        Observer::attach(&victim.truth.pids(), &["--for", "4s", "--output", "json"])?.run()?;
+    let run = Observer::attach(&victim.truth.pids(), &["--for", "4s", "--output", "json"])?.run()?;
     let report = run.report()?;
-    if report.json["capability"]["probes"]["poll"]
-        .as_str()
-        .is_none_or(|p| p.starts_with("none"))
-    {
+    if report.json["capability"]["probes"]["poll"].as_str().is_none_or(|p| p.starts_with("none")) {
         // The call never sleeps: without a probe nobody can see it.
-        observer_tests::skip!(
-            "no probe on the poll family: {}",
-            report.json["capability"]["probes"]["poll"]
-        );
+        observer_tests::skip!("no probe on the poll family: {}", report.json["capability"]["probes"]["poll"]);
     }
     let waiter = victim.truth.thread("waiter")?;
-    report
-        .only("bad_timeout", &victim.truth)?
-        .expect("confidence", "certain")?
-        .expect_threads([waiter.tid])?;
+    report.only("bad_timeout", &victim.truth)?.expect("confidence", "certain")?.expect_threads([waiter.tid])?;
     Ok(())
 }
 
 #[test]
 fn a_negative_timeout_is_reported_when_it_is_passed() -> Result<()> {
     let mut unready = Unready::start("timeouts", &["poll-neg5", "after-line"])?;
-    let mut live =
-        Observer::attach(&[unready.pid()], &["--output", "ndjson", "--for", "12s"])?.start()?;
+    let mut live = Observer::attach(&[unready.pid()], &["--output", "ndjson", "--for", "12s"])?.start()?;
     unready.tell("now")?;
     let victim = unready.ready()?;
     let line = live.finding(Duration::from_secs(6), |f| f["kind"] == "bad_timeout")?;
     observer_tests::contract::check_finding(&line)?;
     let waiter = victim.truth.thread("waiter")?;
-    observer_tests::report::Finding(&line)
-        .expect("confidence", "certain")?
-        .expect_threads([waiter.tid])?;
+    observer_tests::report::Finding(&line).expect("confidence", "certain")?.expect_threads([waiter.tid])?;
     Ok(())
 }

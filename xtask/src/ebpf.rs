@@ -16,15 +16,8 @@ mod fingerprint;
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// Debian packages that build the object where no nightly toolchain is.
-const PACKAGES: [&str; 7] = [
-    "rustc-web",
-    "cargo-web",
-    "rust-web-src",
-    "llvm-22",
-    "llvm-22-dev",
-    "libpolly-22-dev",
-    "libzstd-dev",
-];
+const PACKAGES: [&str; 7] =
+    ["rustc-web", "cargo-web", "rust-web-src", "llvm-22", "llvm-22-dev", "libpolly-22-dev", "libzstd-dev"];
 
 /// A compiler that can build `core` for the kernel's target.
 struct Toolchain {
@@ -45,11 +38,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
     let manifest_path = workspace.join(fingerprint::MANIFEST);
     if check {
         let recorded = fs::read_to_string(&manifest_path)?;
-        let is = |key| {
-            fingerprint::manifest_value(&recorded, key)
-                .unwrap_or_default()
-                .to_owned()
-        };
+        let is = |key| fingerprint::manifest_value(&recorded, key).unwrap_or_default().to_owned();
         if is("rustc") != toolchain.rustc_version || is("linker") != toolchain.linker_version {
             println!(
                 "ebpf: the object was built by {} and {}; here are {} and {}. Its bytes cannot be compared; \
@@ -66,15 +55,9 @@ pub(crate) fn run(check: bool) -> Result<()> {
     let object = workspace.join(fingerprint::OBJECT);
     if check {
         if fs::read(&object)? != bytes {
-            bail!(
-                "{} differs from what its sources build; renew it with: cargo xtask ebpf",
-                object.display()
-            );
+            bail!("{} differs from what its sources build; renew it with: cargo xtask ebpf", object.display());
         }
-        println!(
-            "ebpf: the object is what its sources build ({} bytes)",
-            bytes.len()
-        );
+        println!("ebpf: the object is what its sources build ({} bytes)", bytes.len());
         return Ok(());
     }
     let manifest = format!(
@@ -87,11 +70,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
     );
     fs::write(&object, &bytes)?;
     fs::write(&manifest_path, manifest)?;
-    println!(
-        "ebpf: wrote {} ({} bytes)",
-        fingerprint::OBJECT,
-        bytes.len()
-    );
+    println!("ebpf: wrote {} ({} bytes)", fingerprint::OBJECT, bytes.len());
     Ok(())
 }
 
@@ -108,32 +87,18 @@ pub(crate) fn renew_if_stale() -> Result<()> {
 
 fn workspace() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(here
-        .parent()
-        .context("xtask has no workspace above it")?
-        .to_owned())
+    Ok(here.parent().context("xtask has no workspace above it")?.to_owned())
 }
 
 /// `Err` says why the committed object is not current.
 fn current(workspace: &Path) -> Result<()> {
     let object = fs::read(workspace.join(fingerprint::OBJECT)).context(fingerprint::OBJECT)?;
-    let manifest =
-        fs::read_to_string(workspace.join(fingerprint::MANIFEST)).context(fingerprint::MANIFEST)?;
-    if fingerprint::manifest_value(&manifest, "object_sha256")
-        != Some(&fingerprint::sha256(&object))
-    {
-        bail!(
-            "{} is not the object its manifest describes",
-            fingerprint::OBJECT
-        );
+    let manifest = fs::read_to_string(workspace.join(fingerprint::MANIFEST)).context(fingerprint::MANIFEST)?;
+    if fingerprint::manifest_value(&manifest, "object_sha256") != Some(&fingerprint::sha256(&object)) {
+        bail!("{} is not the object its manifest describes", fingerprint::OBJECT);
     }
-    if fingerprint::manifest_value(&manifest, "sources_sha256")
-        != Some(&fingerprint::fingerprint(workspace)?)
-    {
-        bail!(
-            "{} is stale: the kernel programs changed",
-            fingerprint::OBJECT
-        );
+    if fingerprint::manifest_value(&manifest, "sources_sha256") != Some(&fingerprint::fingerprint(workspace)?) {
+        bail!("{} is stale: the kernel programs changed", fingerprint::OBJECT);
     }
     Ok(())
 }
@@ -146,9 +111,7 @@ fn output(command: &mut Command) -> Option<String> {
 }
 
 fn succeed(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {command:?}"))?;
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
         bail!("{command:?} ended with {status}");
     }
@@ -159,69 +122,39 @@ fn succeed(command: &mut Command) -> Result<()> {
 /// installed if it is missing.
 fn toolchain(workspace: &Path) -> Result<Toolchain> {
     let recorded = fs::read_to_string(workspace.join(fingerprint::MANIFEST)).unwrap_or_default();
-    let recorded = fingerprint::manifest_value(&recorded, "rustc")
-        .unwrap_or_default()
-        .to_owned();
+    let recorded = fingerprint::manifest_value(&recorded, "rustc").unwrap_or_default().to_owned();
     let mut compilers: Vec<(PathBuf, PathBuf)> = Vec::new();
-    compilers.push((
-        PathBuf::from("/usr/bin/rustc"),
-        PathBuf::from("/usr/bin/cargo"),
-    ));
-    let which =
-        |tool: &str| output(Command::new("rustup").args(["which", "--toolchain", "nightly", tool]));
+    compilers.push((PathBuf::from("/usr/bin/rustc"), PathBuf::from("/usr/bin/cargo")));
+    let which = |tool: &str| output(Command::new("rustup").args(["which", "--toolchain", "nightly", tool]));
     if let (Some(rustc), Some(cargo)) = (which("rustc"), which("cargo")) {
         compilers.insert(0, (rustc.into(), cargo.into()));
     }
     compilers.retain(|(rustc, _)| has_core_source(rustc));
     if compilers.is_empty() {
         install_compiler()?;
-        compilers.push((
-            PathBuf::from("/usr/bin/rustc"),
-            PathBuf::from("/usr/bin/cargo"),
-        ));
+        compilers.push((PathBuf::from("/usr/bin/rustc"), PathBuf::from("/usr/bin/cargo")));
     }
     let version = |rustc: &Path| output(Command::new(rustc).arg("--version")).unwrap_or_default();
-    let at = compilers
-        .iter()
-        .position(|(rustc, _)| version(rustc) == recorded)
-        .unwrap_or(0);
+    let at = compilers.iter().position(|(rustc, _)| version(rustc) == recorded).unwrap_or(0);
     let (rustc, cargo) = compilers.swap_remove(at);
 
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     let mut path: Vec<PathBuf> = home.iter().map(|home| home.join("bin")).collect();
-    path.extend(std::env::split_paths(
-        &std::env::var_os("PATH").unwrap_or_default(),
-    ));
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let path = std::env::join_paths(path)?;
-    let linker = |path: &OsString| {
-        output(
-            Command::new("bpf-linker")
-                .arg("--version")
-                .env("PATH", path),
-        )
-    };
+    let linker = |path: &OsString| output(Command::new("bpf-linker").arg("--version").env("PATH", path));
     if linker(&path).is_none() {
         install_linker(&path)?;
     }
-    let linker_version = linker(&path)
-        .context("bpf-linker does not run; see https://github.com/aya-rs/bpf-linker")?;
-    Ok(Toolchain {
-        rustc_version: version(&rustc),
-        rustc,
-        cargo,
-        linker_version,
-        path,
-    })
+    let linker_version = linker(&path).context("bpf-linker does not run; see https://github.com/aya-rs/bpf-linker")?;
+    Ok(Toolchain { rustc_version: version(&rustc), rustc, cargo, linker_version, path })
 }
 
 fn has_core_source(rustc: &Path) -> bool {
-    output(Command::new(rustc).args(["--print", "sysroot"])).is_some_and(|root| {
-        Path::new(&root)
-            .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-            .exists()
-    })
+    output(Command::new(rustc).args(["--print", "sysroot"]))
+        .is_some_and(|root| Path::new(&root).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists())
 }
 
 fn install_compiler() -> Result<()> {
@@ -257,8 +190,7 @@ fn install_linker(path: &OsString) -> Result<()> {
 /// Builds, strips DWARF (BTF stays), and returns the bytes.
 fn build(workspace: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     let target = workspace.join("target/ebpf");
-    let sysroot =
-        output(Command::new(&toolchain.rustc).args(["--print", "sysroot"])).unwrap_or_default();
+    let sysroot = output(Command::new(&toolchain.rustc).args(["--print", "sysroot"])).unwrap_or_default();
     let cargo_home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cargo"));
@@ -274,23 +206,8 @@ fn build(workspace: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     succeed(
         Command::new(&toolchain.cargo)
             .current_dir(workspace.join("observer-ebpf"))
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--locked",
-                "--features",
-                "kernel",
-                "--bin",
-                "observer-kernel",
-            ])
-            .args([
-                "-Z",
-                "build-std=core",
-                "--target",
-                "bpfel-unknown-none",
-                "--target-dir",
-            ])
+            .args(["build", "--quiet", "--release", "--locked", "--features", "kernel", "--bin", "observer-kernel"])
+            .args(["-Z", "build-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
             .arg(&target)
             .env("RUSTC", &toolchain.rustc)
             .env("RUSTC_BOOTSTRAP", "1")
@@ -301,19 +218,10 @@ fn build(workspace: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     )?;
     let built = target.join("bpfel-unknown-none/release/observer-kernel");
     let stripped = target.join("observer.bpf.o");
-    let strip = [
-        PathBuf::from(LLVM).join("bin/llvm-strip"),
-        "llvm-strip-22".into(),
-        "llvm-strip".into(),
-    ]
-    .into_iter()
-    .find(|tool| output(Command::new(tool).arg("--version")).is_some())
-    .context("no llvm-strip; install the package llvm-22")?;
-    succeed(
-        Command::new(strip)
-            .args(["--strip-debug", "-o"])
-            .arg(&stripped)
-            .arg(&built),
-    )?;
+    let strip = [PathBuf::from(LLVM).join("bin/llvm-strip"), "llvm-strip-22".into(), "llvm-strip".into()]
+        .into_iter()
+        .find(|tool| output(Command::new(tool).arg("--version")).is_some())
+        .context("no llvm-strip; install the package llvm-22")?;
+    succeed(Command::new(strip).args(["--strip-debug", "-o"]).arg(&stripped).arg(&built))?;
     Ok(fs::read(&stripped)?)
 }

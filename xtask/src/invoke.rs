@@ -14,32 +14,21 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs `command` and says only whether it succeeded.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
 
 /// Runs `command` and returns what it printed; an unsuccessful end is an error with its complaint.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let (successful, output) = capture_any(command)?;
-    ensure!(
-        successful,
-        "`{}` failed; it printed: {output}",
-        shown(command)
-    );
+    ensure!(successful, "`{}` failed; it printed: {output}", shown(command));
     Ok(output)
 }
 
 /// As [`capture`], but an unsuccessful end is no error: returns whether it succeeded, and its output
 /// (with its complaint when it did not succeed).
 pub(crate) fn capture_any(command: &mut Command) -> Result<(bool, String)> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| cannot_start(command))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| cannot_start(command))?;
     let mut printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         printed.push_str(String::from_utf8_lossy(&output.stderr).trim_end());
@@ -50,10 +39,7 @@ pub(crate) fn capture_any(command: &mut Command) -> Result<(bool, String)> {
 /// The command as one would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 fn cannot_start(command: &Command) -> String {
@@ -78,10 +64,7 @@ pub(crate) fn as_root(program: impl AsRef<Path>) -> Result<Command> {
         return Ok(Command::new(program));
     }
     if !is_installed("sudo") {
-        bail!(
-            "{} must run as root, and sudo is not installed: run this as root",
-            program.display()
-        );
+        bail!("{} must run as root, and sudo is not installed: run this as root", program.display());
     }
     let mut command = Command::new("sudo");
     command.arg(program);

@@ -47,8 +47,7 @@ struct Dependency {
 pub(crate) fn run() -> Result<bool> {
     let path = workspace::root().join(POLICY);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {POLICY}"))?;
-    let policy: Policy =
-        toml::from_str(&text).with_context(|| format!("{POLICY} is not a policy"))?;
+    let policy: Policy = toml::from_str(&text).with_context(|| format!("{POLICY} is not a policy"))?;
     let allowed = licensees(&policy.licenses.allow)?;
 
     // Only what is built for Linux: a licence of a Windows crate binds nobody here.
@@ -59,8 +58,7 @@ pub(crate) fn run() -> Result<bool> {
         "--all-features",
         "--filter-platform=x86_64-unknown-linux-gnu",
     ]))?;
-    let metadata: Metadata =
-        serde_json::from_str(&printed).context("cargo metadata changed its form")?;
+    let metadata: Metadata = serde_json::from_str(&printed).context("cargo metadata changed its form")?;
 
     let mut refusals = refused_licences(&metadata.packages, &allowed);
     refusals.extend(inexact_versions(&metadata, &policy.exact));
@@ -69,23 +67,15 @@ pub(crate) fn run() -> Result<bool> {
     }
     let several = several_versions(&metadata.packages);
     if !several.is_empty() {
-        println!(
-            "licences: for information, in several versions: {}",
-            several.join(", ")
-        );
+        println!("licences: for information, in several versions: {}", several.join(", "));
     }
-    println!(
-        "licences: {} packages, {} refused",
-        metadata.packages.len(),
-        refusals.len()
-    );
+    println!("licences: {} packages, {} refused", metadata.packages.len(), refusals.len());
     Ok(refusals.is_empty())
 }
 
 fn licensees(allow: &[String]) -> Result<Vec<Licensee>> {
-    let parse = |name: &String| {
-        Licensee::parse(name).map_err(|error| anyhow::anyhow!("{POLICY} allows {name:?}: {error}"))
-    };
+    let parse =
+        |name: &String| Licensee::parse(name).map_err(|error| anyhow::anyhow!("{POLICY} allows {name:?}: {error}"));
     let licensees: Vec<Licensee> = allow.iter().map(parse).collect::<Result<_>>()?;
     if licensees.is_empty() {
         bail!("{POLICY} allows no licence at all");
@@ -98,9 +88,7 @@ fn refused_licences(packages: &[Package], allowed: &[Licensee]) -> Vec<String> {
     let refusal = |package: &Package| {
         let Package { name, version, .. } = package;
         let Some(expression) = &package.license else {
-            return Some(format!(
-                "{name} {version} names no licence: replace it, or ask its author"
-            ));
+            return Some(format!("{name} {version} names no licence: replace it, or ask its author"));
         };
         match is_satisfied(expression, allowed) {
             Ok(true) => None,
@@ -123,10 +111,7 @@ fn is_satisfied(expression: &str, allowed: &[Licensee]) -> Result<bool, spdx::Pa
 fn inexact_versions(metadata: &Metadata, exact: &BTreeMap<String, String>) -> Vec<String> {
     let mut refusals = Vec::new();
     for package in &metadata.packages {
-        if let Some(version) = exact
-            .get(&package.name)
-            .filter(|version| **version != package.version)
-        {
+        if let Some(version) = exact.get(&package.name).filter(|version| **version != package.version) {
             refusals.push(format!(
                 "{} is at {}, not {version}: cargo update {0} --precise {version}",
                 package.name, package.version
@@ -136,14 +121,8 @@ fn inexact_versions(metadata: &Metadata, exact: &BTreeMap<String, String>) -> Ve
             continue;
         }
         for Dependency { name, req } in &package.dependencies {
-            if let Some(version) = exact
-                .get(name)
-                .filter(|version| *req != format!("={version}"))
-            {
-                refusals.push(format!(
-                    "{} asks for {name} {req}: write \"={version}\" in its manifest",
-                    package.name
-                ));
+            if let Some(version) = exact.get(name).filter(|version| *req != format!("={version}")) {
+                refusals.push(format!("{} asks for {name} {req}: write \"={version}\" in its manifest", package.name));
             }
         }
     }
@@ -154,10 +133,7 @@ fn inexact_versions(metadata: &Metadata, exact: &BTreeMap<String, String>) -> Ve
 fn several_versions(packages: &[Package]) -> Vec<String> {
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for package in packages {
-        versions
-            .entry(&package.name)
-            .or_default()
-            .push(&package.version);
+        versions.entry(&package.name).or_default().push(&package.version);
     }
     versions
         .into_iter()
@@ -173,13 +149,7 @@ mod tests {
     fn package(name: &str, version: &str, license: Option<&str>) -> Package {
         let license = license.map(str::to_owned);
         let (name, version) = (name.to_owned(), version.to_owned());
-        Package {
-            id: name.clone(),
-            name,
-            version,
-            license,
-            dependencies: Vec::new(),
-        }
+        Package { id: name.clone(), name, version, license, dependencies: Vec::new() }
     }
 
     fn satisfied(expression: &str) -> Option<bool> {
@@ -192,10 +162,7 @@ mod tests {
         assert_eq!(satisfied("MIT"), Some(true));
         assert_eq!(satisfied("GPL-3.0-only OR MIT"), Some(true));
         assert_eq!(satisfied("GPL-3.0/MIT"), Some(true));
-        assert_eq!(
-            satisfied("(MIT OR GPL-2.0-only) AND Unicode-3.0"),
-            Some(true)
-        );
+        assert_eq!(satisfied("(MIT OR GPL-2.0-only) AND Unicode-3.0"), Some(true));
         assert_eq!(satisfied("MIT AND GPL-3.0-only"), Some(false));
         assert_eq!(satisfied("LGPL-2.1-or-later"), Some(false));
     }
@@ -209,14 +176,8 @@ mod tests {
     #[test]
     fn what_is_no_expression_or_no_licence_is_refused() -> Result<()> {
         assert_eq!(satisfied("see LICENSE.txt"), None);
-        let packages = [
-            package("a", "1.0.0", None),
-            package("b", "1.0.0", Some("see LICENSE.txt")),
-        ];
-        assert_eq!(
-            refused_licences(&packages, &licensees(&["MIT".to_owned()])?).len(),
-            2
-        );
+        let packages = [package("a", "1.0.0", None), package("b", "1.0.0", Some("see LICENSE.txt"))];
+        assert_eq!(refused_licences(&packages, &licensees(&["MIT".to_owned()])?).len(), 2);
         Ok(())
     }
 
@@ -225,20 +186,10 @@ mod tests {
         let exact = BTreeMap::from([("aya".to_owned(), "0.14.0".to_owned())]);
         let refused = |req: &str, version: &str| {
             let mut member = package("observer", "0.1.0", None);
-            member.dependencies.push(Dependency {
-                name: "aya".to_owned(),
-                req: req.to_owned(),
-            });
+            member.dependencies.push(Dependency { name: "aya".to_owned(), req: req.to_owned() });
             let workspace_members = vec![member.id.clone()];
             let packages = vec![member, package("aya", version, None)];
-            inexact_versions(
-                &Metadata {
-                    packages,
-                    workspace_members,
-                },
-                &exact,
-            )
-            .len()
+            inexact_versions(&Metadata { packages, workspace_members }, &exact).len()
         };
         assert_eq!(refused("=0.14.0", "0.14.0"), 0);
         assert_eq!(refused("^0.14.0", "0.14.0"), 1);
@@ -247,11 +198,7 @@ mod tests {
 
     #[test]
     fn several_versions_are_named() {
-        let packages = [
-            package("a", "1.0.0", None),
-            package("a", "2.0.0", None),
-            package("b", "1.0.0", None),
-        ];
+        let packages = [package("a", "1.0.0", None), package("a", "2.0.0", None), package("b", "1.0.0", None)];
         assert_eq!(several_versions(&packages), ["a 1.0.0 and 2.0.0"]);
     }
 }

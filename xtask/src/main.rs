@@ -59,17 +59,10 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
             bench::run(what, quick).map(|()| ExitCode::SUCCESS)
         }
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
-        _ => bail!(
-            "no such command: {}; see `cargo xtask help`",
-            arguments.join(" ")
-        ),
+        _ => bail!("no such command: {}; see `cargo xtask help`", arguments.join(" ")),
     }
 }
 
 fn passed(clean: bool) -> ExitCode {
-    if clean {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

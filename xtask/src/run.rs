@@ -32,9 +32,7 @@ pub(crate) fn demonstrate() -> Result<ExitCode> {
         .args(["attach", &pid.to_string(), "--once", "--threshold", "1s"])
         .status()
         .with_context(|| format!("cannot start {}", observer.display()))?;
-    victim
-        .still_runs()
-        .context("the victim must outlive the look at it")?;
+    victim.still_runs().context("the victim must outlive the look at it")?;
     drop(victim);
     match status.code() {
         Some(1) => {
@@ -43,9 +41,7 @@ pub(crate) fn demonstrate() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(0) => {
-            eprintln!(
-                "xtask: observer found nothing, though the program hangs; see `cargo xtask run -- doctor`"
-            );
+            eprintln!("xtask: observer found nothing, though the program hangs; see `cargo xtask run -- doctor`");
             Ok(ExitCode::FAILURE)
         }
         _ => {
@@ -58,10 +54,7 @@ pub(crate) fn demonstrate() -> Result<ExitCode> {
 /// The threads of the victim, what each waits for and who holds it, in the victim's own words: what
 /// observer has to find out from outside.
 fn truth(ready: &serde_json::Value) -> String {
-    let threads = ready["threads"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let threads = ready["threads"].as_array().map(Vec::as_slice).unwrap_or_default();
     let line = |thread: &serde_json::Value| {
         let word = |key: &str| match &thread[key] {
             serde_json::Value::String(text) => text.clone(),

@@ -70,43 +70,24 @@ fn has_c_compiler() -> bool {
 
 /// Installs what is missing for `purpose`; changes nothing when nothing is.
 pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
-    let missing: Vec<&Need> = NEEDS
-        .iter()
-        .filter(|need| need.for_what <= purpose && !(need.present)())
-        .collect();
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| need.for_what <= purpose && !(need.present)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<&str> = missing.iter().map(|need| need.name).collect();
-    let packages: Vec<&str> = missing
-        .iter()
-        .flat_map(|need| need.packages)
-        .copied()
-        .collect();
-    let advice = format!(
-        "missing: {}. On Debian or Ubuntu: apt-get install {}",
-        names.join(", "),
-        packages.join(" ")
-    );
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
+    let advice = format!("missing: {}. On Debian or Ubuntu: apt-get install {}", names.join(", "), packages.join(" "));
     if !invoke::is_root() || !invoke::is_installed("apt-get") {
         bail!("{advice}");
     }
-    eprintln!(
-        "xtask: installing {} (for {})",
-        packages.join(" "),
-        names.join(", ")
-    );
+    eprintln!("xtask: installing {} (for {})", packages.join(" "), names.join(", "));
     // The package lists of a fresh machine may be empty or old: renew them only if the first try fails.
     if install(&packages).is_err() {
         invoke::run(Command::new("apt-get").args(["update", "--quiet=2"]))?;
         install(&packages)?;
     }
     match missing.iter().find(|need| !(need.present)()) {
-        Some(need) => bail!(
-            "{} is still missing after installing {:?}",
-            need.name,
-            need.packages
-        ),
+        Some(need) => bail!("{} is still missing after installing {:?}", need.name, need.packages),
         None => Ok(()),
     }
 }
@@ -114,9 +95,7 @@ pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
 fn install(packages: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
-    command
-        .args(["install", "--yes", "--quiet=2", "--no-install-recommends"])
-        .args(packages);
+    command.args(["install", "--yes", "--quiet=2", "--no-install-recommends"]).args(packages);
     invoke::run(command.stdout(std::process::Stdio::null()))
 }
 
@@ -124,11 +103,8 @@ fn install(packages: &[&str]) -> Result<()> {
 pub(crate) fn cargo_components() -> Result<()> {
     let parts = [("fmt", "rustfmt"), ("clippy", "clippy")];
     let is_missing = |part: &str| !invoke::succeeds(&mut workspace::cargo(&[part, "--version"]));
-    let missing: Vec<&str> = parts
-        .into_iter()
-        .filter(|(part, _)| is_missing(part))
-        .map(|(_, component)| component)
-        .collect();
+    let missing: Vec<&str> =
+        parts.into_iter().filter(|(part, _)| is_missing(part)).map(|(_, component)| component).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -136,33 +112,22 @@ pub(crate) fn cargo_components() -> Result<()> {
         let names = missing.join(" and ");
         bail!("this Rust lacks {names}: install the packages of that name beside your cargo");
     }
-    eprintln!(
-        "xtask: adding {} to the Rust toolchain",
-        missing.join(" and ")
-    );
+    eprintln!("xtask: adding {} to the Rust toolchain", missing.join(" and "));
     let mut rustup = Command::new("rustup");
-    rustup
-        .current_dir(workspace::root())
-        .args(["component", "add"]);
+    rustup.current_dir(workspace::root()).args(["component", "add"]);
     invoke::run(rustup.args(missing))
 }
 
 /// Mounts tracefs when it is not: without it no tracepoint can be attached. Only a warning, since
 /// observer falls to another rung without it.
 pub(crate) fn mount_tracefs() {
-    let mounted = [
-        "/sys/kernel/tracing/events",
-        "/sys/kernel/debug/tracing/events",
-    ];
+    let mounted = ["/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"];
     if mounted.iter().any(|path| Path::new(path).is_dir()) {
         return;
     }
     let command = "mount -t tracefs tracefs /sys/kernel/tracing";
-    let mounted = invoke::as_root("mount").map(|mut mount| {
-        mount
-            .args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"])
-            .status()
-    });
+    let mounted = invoke::as_root("mount")
+        .map(|mut mount| mount.args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"]).status());
     match mounted {
         Ok(Ok(status)) if status.success() => eprintln!("xtask: mounted tracefs"),
         _ => eprintln!("xtask: tracefs is not mounted; as root: {command}"),

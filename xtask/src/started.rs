@@ -39,20 +39,12 @@ impl Started {
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-                if sender
-                    .send(String::from_utf8_lossy(&line).into_owned())
-                    .is_err()
-                {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                     break;
                 }
             }
         });
-        Ok(Self {
-            child,
-            name,
-            lines,
-            last_lines: Vec::new(),
-        })
+        Ok(Self { child, name, lines, last_lines: Vec::new() })
     }
 
     /// The PID of the program started (of `unshare` or `nsenter`, when it runs beneath one).
@@ -72,11 +64,7 @@ impl Started {
             }
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
-                bail!(
-                    "`{}` printed nothing for {within:?}{}",
-                    self.name,
-                    self.last_words()
-                )
+                bail!("`{}` printed nothing for {within:?}{}", self.name, self.last_words())
             }
         }
     }
@@ -91,10 +79,7 @@ impl Started {
         let deadline = Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self
-                .next_line(left)
-                .with_context(|| format!("waited for {what}"))?
-            {
+            match self.next_line(left).with_context(|| format!("waited for {what}"))? {
                 Some(line) => {
                     if let Some(found) = wanted(&line) {
                         return Ok(found);
@@ -123,11 +108,7 @@ impl Started {
     pub(crate) fn still_runs(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             while let Ok(Some(_)) = self.next_line(Duration::from_millis(200)) {}
-            bail!(
-                "`{}` ended early with {status}{}",
-                self.name,
-                self.last_words()
-            );
+            bail!("`{}` ended early with {status}{}", self.name, self.last_words());
         }
         Ok(())
     }
@@ -138,13 +119,8 @@ impl Started {
         self.still_runs()?;
         let pid = i32::try_from(pid).context("a PID beyond i32")?;
         kill(Pid::from_raw(pid), Signal::SIGINT).context("cannot interrupt it")?;
-        self.ends(within).with_context(|| {
-            format!(
-                "`{}` did not end within {within:?} of SIGINT{}",
-                self.name,
-                self.last_words()
-            )
-        })
+        self.ends(within)
+            .with_context(|| format!("`{}` did not end within {within:?} of SIGINT{}", self.name, self.last_words()))
     }
 
     /// Waits for its end, reading on so that it is not held up by its own output; `None` when it still
@@ -186,12 +162,9 @@ pub(crate) fn only_child(pid: u32, within: Duration) -> Result<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let deadline = Instant::now() + within;
     loop {
-        let children =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let children = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         if let Some(first) = children.split_whitespace().next() {
-            return first
-                .parse()
-                .with_context(|| format!("{path} holds {children:?}"));
+            return first.parse().with_context(|| format!("{path} holds {children:?}"));
         }
         if Instant::now() >= deadline {
             bail!("process {pid} started nothing within {within:?}");

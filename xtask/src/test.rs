@@ -29,9 +29,7 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     if filters.is_empty() {
         checks(&mut tally)?;
     } else {
-        println!(
-            "== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked"
-        );
+        println!("== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked");
     }
 
     if invoke::is_root() {
@@ -48,23 +46,13 @@ fn checks(tally: &mut Tally) -> Result<()> {
         tally.check(passed);
     };
     heading("formatting");
-    let formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"])
-        .status()?
-        .success();
+    let formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"]).status()?.success();
     step("fmt", formatted);
     if !formatted {
         eprintln!("  fix: cargo fmt --all");
     }
     heading("clippy");
-    let clippy = [
-        "clippy",
-        "--quiet",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ];
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     step("clippy", workspace::cargo(&clippy).status()?.success());
     heading("tidy");
     step("tidy", tidy::run()?);
@@ -92,8 +80,7 @@ fn all_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     heading("tests");
     // A few at a time: each end-to-end test holds a victim and an observer, and some are about time.
     let mut test = workspace::cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
-    test.args(["--show-output", "--test-threads", "2"])
-        .args(filters);
+    test.args(["--show-output", "--test-threads", "2"]).args(filters);
     follow(tally, test.env("OBSERVER_BIN", observer))
 }
 
@@ -101,16 +88,12 @@ fn all_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
 fn tests_without_root(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     heading("tests that need no root");
     let mut test = workspace::cargo(&["test", "--workspace", "--exclude", KERNEL_TESTS]);
-    test.args(["--no-fail-fast", "--", "--show-output"])
-        .args(filters);
+    test.args(["--no-fail-fast", "--", "--show-output"]).args(filters);
     follow(tally, &mut test)?;
 
     let mut list = workspace::cargo(&["test", "--quiet", "--package", KERNEL_TESTS, "--"]);
     let listed = invoke::capture(list.args(["--list", "--format", "terse"]).args(filters))?;
-    for test in listed
-        .lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-    {
+    for test in listed.lines().filter_map(|line| line.strip_suffix(": test")) {
         tally.skip(test, "needs root: sudo -E cargo xtask test");
     }
     Ok(())
@@ -122,26 +105,15 @@ fn follow(tally: &mut Tally, test: &mut Command) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let copy = writer.try_clone().context("cannot copy a pipe")?;
     let name = invoke::shown(test);
-    let mut child = test
-        .stdout(writer)
-        .stderr(copy)
-        .spawn()
-        .context("cannot start cargo")?;
+    let mut child = test.stdout(writer).stderr(copy).spawn().context("cannot start cargo")?;
     // Closes our ends of the pipe, so that its end can be seen.
-    test.stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
+    test.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
 
     let (sender, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         use std::io::BufRead;
-        for line in std::io::BufReader::new(reader)
-            .split(b'\n')
-            .map_while(Result::ok)
-        {
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
+        for line in std::io::BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 break;
             }
         }
@@ -186,12 +158,9 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
         }
     }
     if std::env::var("CI").is_ok_and(|ci| ci == "true") {
-        let allowed =
-            std::fs::read_to_string(workspace::root().join(ALLOWED_SKIPS)).unwrap_or_default();
-        let refused: Vec<String> = not_allowed(tally.skips(), &allowed)
-            .iter()
-            .map(|(test, why)| format!("{test}: {why}"))
-            .collect();
+        let allowed = std::fs::read_to_string(workspace::root().join(ALLOWED_SKIPS)).unwrap_or_default();
+        let refused: Vec<String> =
+            not_allowed(tally.skips(), &allowed).iter().map(|(test, why)| format!("{test}: {why}")).collect();
         for skip in &refused {
             println!("not allowed to skip in CI: {skip} (run it, or list it in {ALLOWED_SKIPS})");
             tally.check(false);
@@ -203,11 +172,7 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
     }
     let (passed, failed, skipped) = (tally.passed(), tally.failed(), tally.skips().len());
     println!("\nobserver: {passed} passed, {failed} failed, {skipped} skipped");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn heading(what: &str) {

@@ -21,8 +21,7 @@ impl Tally {
     pub(crate) fn take(&mut self, line: &str) -> bool {
         if let Some((_, skip)) = line.split_once("SKIPPED: ") {
             let (test, why) = skip.split_once(": ").unwrap_or((skip, "no reason given"));
-            self.skips
-                .insert(test.trim().to_owned(), why.trim().to_owned());
+            self.skips.insert(test.trim().to_owned(), why.trim().to_owned());
         } else if let Some(ignored) = line.strip_prefix("test ").and_then(ignored_test) {
             self.ignored += 1;
             self.skips.insert(ignored.0, ignored.1);
@@ -40,11 +39,7 @@ impl Tally {
 
     /// Counts a check that is not a test of cargo's, such as formatting.
     pub(crate) fn check(&mut self, passed: bool) {
-        if passed {
-            self.passed += 1
-        } else {
-            self.failed += 1
-        }
+        if passed { self.passed += 1 } else { self.failed += 1 }
     }
 
     /// Counts a test that was not even started.
@@ -56,8 +51,7 @@ impl Tally {
 
     /// Tests that ran and passed, without those that skipped themselves.
     pub(crate) fn passed(&self) -> usize {
-        self.passed
-            .saturating_sub(self.skips.len().saturating_sub(self.ignored))
+        self.passed.saturating_sub(self.skips.len().saturating_sub(self.ignored))
     }
 
     /// Tests and checks that failed.
@@ -78,10 +72,7 @@ impl Tally {
 
 /// The number before `word` in `ok. 5 passed; 0 failed; …`.
 fn counted(result: &str, word: &str) -> usize {
-    let mut words = result
-        .split([' ', ';', '.'])
-        .filter(|part| !part.is_empty())
-        .peekable();
+    let mut words = result.split([' ', ';', '.']).filter(|part| !part.is_empty()).peekable();
     while let Some(part) = words.next() {
         if words.peek() == Some(&word) {
             return part.parse().unwrap_or(0);
@@ -93,34 +84,22 @@ fn counted(result: &str, word: &str) -> usize {
 /// Name and reason from `name ... ignored` or `name ... ignored, reason`.
 fn ignored_test(rest: &str) -> Option<(String, String)> {
     let (name, outcome) = rest.split_once(" ... ignored")?;
-    let why = outcome
-        .strip_prefix(", ")
-        .unwrap_or("ignored in the source");
+    let why = outcome.strip_prefix(", ").unwrap_or("ignored in the source");
     Some((name.to_owned(), why.to_owned()))
 }
 
 /// The skips that `allowed` does not list. Each of its lines is `test` or `test: part of the reason`;
 /// `#` begins a comment.
-pub(crate) fn not_allowed<'a>(
-    skips: &'a BTreeMap<String, String>,
-    allowed: &str,
-) -> Vec<(&'a str, &'a str)> {
+pub(crate) fn not_allowed<'a>(skips: &'a BTreeMap<String, String>, allowed: &str) -> Vec<(&'a str, &'a str)> {
     let entries: Vec<(&str, &str)> = allowed
         .lines()
         .map(|line| line.split('#').next().unwrap_or_default().trim())
         .filter(|line| !line.is_empty())
         .map(|line| line.split_once(": ").unwrap_or((line, "")))
         .collect();
-    let is_allowed = |test: &str, why: &str| {
-        entries
-            .iter()
-            .any(|(name, part)| *name == test && why.contains(part.trim()))
-    };
-    skips
-        .iter()
-        .map(|(test, why)| (test.as_str(), why.as_str()))
-        .filter(|(test, why)| !is_allowed(test, why))
-        .collect()
+    let is_allowed =
+        |test: &str, why: &str| entries.iter().any(|(name, part)| *name == test && why.contains(part.trim()));
+    skips.iter().map(|(test, why)| (test.as_str(), why.as_str())).filter(|(test, why)| !is_allowed(test, why)).collect()
 }
 
 #[cfg(test)]
@@ -164,14 +143,8 @@ test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; fini
     #[test]
     fn counts_passes_failures_and_skips_each_once() {
         let (tally, _) = tally(OUTPUT);
-        assert_eq!(
-            (tally.passed(), tally.failed(), tally.skips().len()),
-            (8, 1, 3)
-        );
-        assert_eq!(
-            tally.skips()["victims::dstate"],
-            "no vfork here: old kernel"
-        );
+        assert_eq!((tally.passed(), tally.failed(), tally.skips().len()), (8, 1, 3));
+        assert_eq!(tally.skips()["victims::dstate"], "no vfork here: old kernel");
         assert_eq!(tally.skips()["victims::vm"], "needs a nested VM");
     }
 
@@ -189,10 +162,7 @@ test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; fini
         tally.skip("e2e", "needs root");
         tally.check(true);
         tally.check(false);
-        assert_eq!(
-            (tally.passed(), tally.failed(), tally.skips().len()),
-            (3, 1, 1)
-        );
+        assert_eq!((tally.passed(), tally.failed(), tally.skips().len()), (3, 1, 1));
     }
 
     #[test]

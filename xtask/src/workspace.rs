@@ -12,8 +12,7 @@ use crate::invoke;
 pub(crate) fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         let built_in = || env!("CARGO_MANIFEST_DIR").into();
-        let xtask: PathBuf =
-            std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(built_in, Into::into);
+        let xtask: PathBuf = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(built_in, Into::into);
         xtask.parent().map(Path::to_owned).unwrap_or(xtask)
     });
     &ROOT
@@ -39,13 +38,7 @@ pub(crate) fn release_observer() -> Result<PathBuf> {
     if let Some(given) = given_observer()? {
         return Ok(given);
     }
-    invoke::run(&mut cargo(&[
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "observer",
-    ]))?;
+    invoke::run(&mut cargo(&["build", "--quiet", "--release", "--package", "observer"]))?;
     Ok(target().join("release/observer"))
 }
 
@@ -55,12 +48,9 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
         return Ok(None);
     };
     let path = PathBuf::from(given);
-    let path = path.canonicalize().with_context(|| {
-        format!(
-            "OBSERVER_BIN={} does not exist: correct it or unset it",
-            path.display()
-        )
-    })?;
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("OBSERVER_BIN={} does not exist: correct it or unset it", path.display()))?;
     Ok(Some(path))
 }
 
@@ -68,14 +58,9 @@ pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
 /// the headers beside it.
 pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     let source = root().join(source);
-    ensure!(
-        source.is_file(),
-        "{} is missing: restore it with git",
-        source.display()
-    );
+    ensure!(source.is_file(), "{} is missing: restore it with git", source.display());
     let directory = target().join(into);
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let binary = directory.join(source.file_stem().unwrap_or_default());
     let headers = std::fs::read_dir(source.parent().unwrap_or(root()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -84,15 +69,7 @@ pub(crate) fn compile_c(source: &str, into: &str) -> Result<PathBuf> {
     if !inputs.all(|input| is_newer(&binary, &input)) {
         invoke::run(
             Command::new("cc")
-                .args([
-                    "-O2",
-                    "-g",
-                    "-fno-omit-frame-pointer",
-                    "-Wall",
-                    "-Wextra",
-                    "-pthread",
-                    "-o",
-                ])
+                .args(["-O2", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-pthread", "-o"])
                 .arg(&binary)
                 .arg(&source),
         )?;

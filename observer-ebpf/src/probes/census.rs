@@ -5,12 +5,10 @@
 
 use crate::kernel::{Btf, Raw, Upid, Word, off};
 use aya_ebpf::bindings::{seq_file, task_struct};
-use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs,
-};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs};
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_TAIL, RECORD_TASK, RecordPrefix, TASK_COMPAT,
-    TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_TAIL, RECORD_TASK, RecordPrefix, TASK_COMPAT, TASK_REGS, TASK_STINT,
+    TaskRecord,
 };
 
 /// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
@@ -83,21 +81,12 @@ fn pass<const REGS: bool>(ctx: *mut IterTask) -> i32 {
 #[inline(always)]
 pub(super) fn write<T>(seq: *mut seq_file, record: &T) -> bool {
     // SAFETY: `record` is `size_of::<T>()` initialised bytes without padding.
-    unsafe {
-        bpf_seq_write(
-            seq,
-            core::ptr::from_ref(record).cast(),
-            size_of::<T>() as u32,
-        ) == 0
-    }
+    unsafe { bpf_seq_write(seq, core::ptr::from_ref(record).cast(), size_of::<T>() as u32) == 0 }
 }
 
 #[inline(always)]
 pub(super) const fn prefix<T>(kind: u32) -> RecordPrefix {
-    RecordPrefix {
-        kind,
-        len: size_of::<T>() as u32,
-    }
+    RecordPrefix { kind, len: size_of::<T>() as u32 }
 }
 
 #[inline(always)]
@@ -128,12 +117,8 @@ fn head(seq: *mut seq_file) {
 
 #[inline(always)]
 fn tail(seq: *mut seq_file, visited: u64) {
-    let tail = CensusTail {
-        prefix: prefix::<CensusTail>(RECORD_TAIL),
-        visited,
-        written: WRITTEN.get(),
-        faults: FAULTS.get(),
-    };
+    let tail =
+        CensusTail { prefix: prefix::<CensusTail>(RECORD_TAIL), visited, written: WRITTEN.get(), faults: FAULTS.get() };
     write(seq, &tail);
 }
 
@@ -150,27 +135,15 @@ pub(super) fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bo
     let initial_inum = INITIAL_INUM.get() as u32;
     let outside = if view_level == 0 { initial } else { 0 };
     let Some(pid) = pid else {
-        return Ids {
-            view: outside,
-            own: initial,
-            inum: 0,
-        };
+        return Ids { view: outside, own: initial, inum: 0 };
     };
     let level = pid.u32(off!(pid_level));
     if level == 0 {
-        return Ids {
-            view: outside,
-            own: initial,
-            inum: initial_inum,
-        };
+        return Ids { view: outside, own: initial, inum: initial_inum };
     }
     let Some(own) = Upid::at(pid.raw(), level) else {
         FAULTS.set(FAULTS.get() + 1);
-        return Ids {
-            view: outside,
-            own: initial,
-            inum: 0,
-        };
+        return Ids { view: outside, own: initial, inum: 0 };
     };
     let view = if view_level == 0 {
         initial
@@ -184,11 +157,7 @@ pub(super) fn ids(pid: Option<Btf>, initial: u32, view_level: u32, want_inum: bo
     } else {
         0
     };
-    Ids {
-        view,
-        own: own.nr,
-        inum: if want_inum { own.inum() } else { 0 },
-    }
+    Ids { view, own: own.nr, inum: if want_inum { own.inum() } else { 0 } }
 }
 
 /// The id of another process in the reader's namespace, 0 outside it.
@@ -317,11 +286,7 @@ fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
         bp: 0,
         cgroup_id: cgroup_id(task),
         // A cache line of its own, and only an uninterruptible sleeper has one.
-        blocker: if state & UNINTERRUPTIBLE != 0 {
-            task.u64(off!(task_blocker))
-        } else {
-            0
-        },
+        blocker: if state & UNINTERRUPTIBLE != 0 { task.u64(off!(task_blocker)) } else { 0 },
         // SAFETY: sixteen bytes either way.
         comm: unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(comm) },
     };

@@ -11,8 +11,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use observer_ebpf::{
-    ACCOUNT_FILTERED, ACCOUNT_SEEN, ACCOUNT_SOCKETS_FULL, EVENT_CONNECT, FAMILY_CONNECT,
-    TIMEOUT_NONE,
+    ACCOUNT_FILTERED, ACCOUNT_SEEN, ACCOUNT_SOCKETS_FULL, EVENT_CONNECT, FAMILY_CONNECT, TIMEOUT_NONE,
 };
 
 const CONNECT: u32 = 42;
@@ -42,17 +41,7 @@ pub(crate) fn failed(ret: i64) -> bool {
 pub(crate) fn returned(call: &InFlight, wait_ns: u64, ret: i64) {
     if failed(ret) || wait_ns >= setting!(slow_connect_ns) {
         let ends = destination(call.args[1], call.args[2]);
-        send(
-            &What {
-                kind: EVENT_CONNECT,
-                family: FAMILY_CONNECT,
-                wait_ns,
-                ret,
-            },
-            &Who::current(),
-            call,
-            &ends,
-        );
+        send(&What { kind: EVENT_CONNECT, family: FAMILY_CONNECT, wait_ns, ret }, &Who::current(), call, &ends);
     }
 }
 
@@ -116,23 +105,16 @@ extern "C" fn tcp_state_btf(ctx: *const u64) -> i32 {
         let mut ends = Ends::UNKNOWN;
         ends.family = u32::from(sock.read::<u16>(off!(sock_family)).unwrap_or(0));
         ends.ports = u32::from(sock.read::<u16>(off!(sock_num)).unwrap_or(0))
-            | u32::from(u16::from_be(
-                sock.read::<u16>(off!(sock_dport)).unwrap_or(0),
-            )) << 16;
+            | u32::from(u16::from_be(sock.read::<u16>(off!(sock_dport)).unwrap_or(0))) << 16;
         if ends.family == AF_INET6 {
             ends.local = sock.read(off!(sock_v6_rcv_saddr)).unwrap_or([0; 16]);
             ends.remote = sock.read(off!(sock_v6_daddr)).unwrap_or([0; 16]);
         } else {
             let local: [u8; 4] = sock.read(off!(sock_rcv_saddr)).unwrap_or([0; 4]);
             let remote: [u8; 4] = sock.read(off!(sock_daddr)).unwrap_or([0; 4]);
-            (ends.local[0], ends.local[1], ends.local[2], ends.local[3]) =
-                (local[0], local[1], local[2], local[3]);
-            (
-                ends.remote[0],
-                ends.remote[1],
-                ends.remote[2],
-                ends.remote[3],
-            ) = (remote[0], remote[1], remote[2], remote[3]);
+            (ends.local[0], ends.local[1], ends.local[2], ends.local[3]) = (local[0], local[1], local[2], local[3]);
+            (ends.remote[0], ends.remote[1], ends.remote[2], ends.remote[3]) =
+                (remote[0], remote[1], remote[2], remote[3]);
         }
         ends
     });
@@ -179,12 +161,7 @@ extern "C" fn tcp_state_tracepoint(ctx: *const u32) -> i32 {
     };
     // SAFETY: the socket's address is a 64-bit word at offset 8.
     let sock = unsafe { core::ptr::read_volatile(ctx.cast::<u64>().add(1)) };
-    state_change(
-        Raw::new(sock as *const u8),
-        word(ctx, 4),
-        word(ctx, 5),
-        |_| ends,
-    );
+    state_change(Raw::new(sock as *const u8), word(ctx, 4), word(ctx, 5), |_| ends);
     0
 }
 
@@ -210,10 +187,7 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
         };
         if SOCKETS.insert(key, attempt, 0).is_err() {
             count(ACCOUNT_SOCKETS_FULL);
-            debug!(
-                (),
-                "socket map full: a connection of process {} is not followed", who.tgid
-            );
+            debug!((), "socket map full: a connection of process {} is not followed", who.tgid);
         }
         return;
     }
@@ -230,11 +204,7 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
     }
     // SAFETY: the helper has no preconditions.
     let wait_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(attempt.start_ns);
-    let error = if new == CLOSE {
-        sock.read::<i32>(off!(sock_err)).unwrap_or(0)
-    } else {
-        0
-    };
+    let error = if new == CLOSE { sock.read::<i32>(off!(sock_err)).unwrap_or(0) } else { 0 };
     let slow = wait_ns >= setting!(slow_connect_ns);
     if !(slow || new == CLOSE && error != 0) || !(new == CLOSE || new == ESTABLISHED) {
         return;
@@ -254,12 +224,7 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
         view_tgid: attempt.view_tgid,
         comm: attempt.comm,
     };
-    let what = What {
-        kind: EVENT_CONNECT,
-        family: FAMILY_CONNECT,
-        wait_ns,
-        ret: -i64::from(error),
-    };
+    let what = What { kind: EVENT_CONNECT, family: FAMILY_CONNECT, wait_ns, ret: -i64::from(error) };
     send(&what, &who, &call, &ends(sock));
 }
 

@@ -32,12 +32,7 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// Nothing known.
-    pub(crate) const UNKNOWN: Self = Self {
-        family: 0,
-        ports: 0,
-        local: [0; 16],
-        remote: [0; 16],
-    };
+    pub(crate) const UNKNOWN: Self = Self { family: 0, ports: 0, local: [0; 16], remote: [0; 16] };
 }
 
 /// Who an event is about.
@@ -88,10 +83,7 @@ pub(crate) struct What {
 pub(crate) fn send(what: &What, who: &Who, call: &InFlight, ends: &Ends) {
     let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
         count(ACCOUNT_RING_FULL);
-        debug!(
-            (),
-            "ring buffer full: an event of process {} is lost", who.tgid
-        );
+        debug!((), "ring buffer full: an event of process {} is lost", who.tgid);
         return;
     };
     slot.write(Event {

@@ -26,21 +26,14 @@ pub(crate) fn has(nr: u32) -> bool {
 #[inline(always)]
 pub(crate) fn waits(nr: u32, op: u64) -> bool {
     nr != FUTEX
-        || matches!(
-            op as u32 & OP_MASK,
-            OP_WAIT | OP_LOCK_PI | OP_WAIT_BITSET | OP_WAIT_REQUEUE_PI | OP_LOCK_PI2
-        )
+        || matches!(op as u32 & OP_MASK, OP_WAIT | OP_LOCK_PI | OP_WAIT_BITSET | OP_WAIT_REQUEUE_PI | OP_LOCK_PI2)
 }
 
 /// The timeout of a waiting call of this family.
 #[inline(always)]
 pub(crate) fn timeout(nr: u32, args: &[u64; ARGS]) -> Timeout {
     let clock = |id: u64| {
-        if id as u32 == 0 {
-            From::Realtime
-        } else {
-            From::Monotonic
-        }
+        if id as u32 == 0 { From::Realtime } else { From::Monotonic }
     };
     match nr {
         FUTEX => {

@@ -15,10 +15,7 @@ const EPOLL_PWAIT2: u32 = 441;
 /// Whether `nr` belongs to this family.
 #[inline(always)]
 pub(crate) fn has(nr: u32) -> bool {
-    matches!(
-        nr,
-        POLL | SELECT | EPOLL_WAIT | PSELECT6 | PPOLL | EPOLL_PWAIT | EPOLL_PWAIT2
-    )
+    matches!(nr, POLL | SELECT | EPOLL_WAIT | PSELECT6 | PPOLL | EPOLL_PWAIT | EPOLL_PWAIT2)
 }
 
 /// The timeout of a call of this family.

@@ -28,13 +28,7 @@ extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
         VIEW_LEVEL.set(u64::from(level));
     }
     let tid = task.u32(off!(task_pid));
-    let view = ids(
-        task.follow(off!(task_thread_pid)),
-        tid,
-        VIEW_LEVEL.get() as u32,
-        false,
-    )
-    .view;
+    let view = ids(task.follow(off!(task_thread_pid)), tid, VIEW_LEVEL.get() as u32, false).view;
     if WANTED.get_ptr(view).is_none() {
         return 0;
     }
@@ -46,14 +40,8 @@ extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
         ips: [0; STACK_FRAMES],
     };
     // SAFETY: the buffer is `8 * STACK_FRAMES` bytes.
-    let bytes = unsafe {
-        bpf_get_task_stack(
-            task.as_ptr(),
-            (&raw mut record.ips).cast(),
-            (8 * STACK_FRAMES) as u32,
-            0,
-        )
-    };
+    let bytes =
+        unsafe { bpf_get_task_stack(task.as_ptr(), (&raw mut record.ips).cast(), (8 * STACK_FRAMES) as u32, 0) };
     record.frames = if bytes < 0 { bytes } else { bytes / 8 };
     write(seq, &record);
     0

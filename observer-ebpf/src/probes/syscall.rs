@@ -14,10 +14,9 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use observer_ebpf::{
-    ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_MEASURED, ACCOUNT_PROCESSES_FULL,
-    ACCOUNT_SEEN, ACCOUNT_UNPAIRED, ARGS, EVENT_BAD_TIMEOUT, EVENT_LONG_WAIT, FAMILY_CONNECT,
-    FAMILY_FUTEX, FAMILY_POLL, FILTER_LISTED, FILTER_NAMESPACE, ProcessKey, ProcessWaits,
-    TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE, WAIT_BUCKETS,
+    ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_MEASURED, ACCOUNT_PROCESSES_FULL, ACCOUNT_SEEN, ACCOUNT_UNPAIRED,
+    ARGS, EVENT_BAD_TIMEOUT, EVENT_LONG_WAIT, FAMILY_CONNECT, FAMILY_FUTEX, FAMILY_POLL, FILTER_LISTED,
+    FILTER_NAMESPACE, ProcessKey, ProcessWaits, TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE, WAIT_BUCKETS,
 };
 
 /// A call that has been entered and not left.
@@ -108,14 +107,7 @@ fn enter(nr: u32, args: &[u64; ARGS]) {
         && (timeout.kind as usize) < TIMEOUT_KINDS
     {
         // SAFETY: in bounds of a live map value.
-        unsafe {
-            add(
-                (&raw mut (*waits).calls)
-                    .cast::<u64>()
-                    .add(timeout.kind as usize),
-                1,
-            )
-        };
+        unsafe { add((&raw mut (*waits).calls).cast::<u64>().add(timeout.kind as usize), 1) };
     }
     let call = InFlight {
         // SAFETY: the helper has no preconditions.
@@ -128,18 +120,10 @@ fn enter(nr: u32, args: &[u64; ARGS]) {
     };
     if IN_FLIGHT.insert(id, call, 0).is_err() {
         count(ACCOUNT_IN_FLIGHT_FULL);
-        debug!(
-            (),
-            "in-flight map full: a call of process {} is not measured", tgid
-        );
+        debug!((), "in-flight map full: a call of process {} is not measured", tgid);
     }
     if timeout.kind == TIMEOUT_NEGATIVE || timeout.kind == TIMEOUT_INVALID {
-        let what = What {
-            kind: EVENT_BAD_TIMEOUT,
-            family,
-            wait_ns: 0,
-            ret: 0,
-        };
+        let what = What { kind: EVENT_BAD_TIMEOUT, family, wait_ns: 0, ret: 0 };
         send(&what, &Who::current(), &call, &Ends::UNKNOWN);
     }
 }
@@ -188,12 +172,7 @@ fn exit(ret: i64, known_wait: u64) {
     if family == FAMILY_CONNECT {
         connect::returned(&call, wait_ns, ret);
     } else if wait_ns >= setting!(long_wait_ns) {
-        let what = What {
-            kind: EVENT_LONG_WAIT,
-            family,
-            wait_ns,
-            ret,
-        };
+        let what = What { kind: EVENT_LONG_WAIT, family, wait_ns, ret };
         send(&what, &Who::current(), &call, &Ends::UNKNOWN);
     }
 }
@@ -298,11 +277,7 @@ extern "C" fn kprobe_exit(ctx: *const pt_regs) -> i32 {
 /// The enabled family of a 64-bit system call, `u32::MAX` if there is none.
 #[inline(always)]
 fn enabled_family(nr: u64) -> u32 {
-    let family = if nr > u64::from(u32::MAX) {
-        u32::MAX
-    } else {
-        family_of(nr as u32)
-    };
+    let family = if nr > u64::from(u32::MAX) { u32::MAX } else { family_of(nr as u32) };
     if family == u32::MAX {
         return u32::MAX;
     }
@@ -349,9 +324,7 @@ extern "C" fn btf_exit(ctx: *const u64) -> i32 {
     };
     let nr = regs.u64(off!(regs_orig_ax));
     let family = enabled_family(nr);
-    if family == u32::MAX
-        || family == FAMILY_FUTEX && !futex::waits(nr as u32, regs.u64(off!(regs_si)))
-    {
+    if family == u32::MAX || family == FAMILY_FUTEX && !futex::waits(nr as u32, regs.u64(off!(regs_si))) {
         return 0;
     }
     // SAFETY: as above.
@@ -371,10 +344,7 @@ fn tracepoint_enter<const N: usize>(ctx: *const u64) -> i32 {
         at += 1;
     }
     // SAFETY: as above; the number is an `int`.
-    enter(
-        unsafe { core::ptr::read_volatile(ctx.add(1).cast::<u32>()) },
-        &args,
-    );
+    enter(unsafe { core::ptr::read_volatile(ctx.add(1).cast::<u32>()) }, &args);
     0
 }
 

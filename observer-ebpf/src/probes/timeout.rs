@@ -4,8 +4,8 @@ use crate::kernel::{setting, user};
 use crate::probes::event::count;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_ebpf::{
-    ABSURD_NS, ACCOUNT_UNREADABLE, TIMEOUT_ABSURD, TIMEOUT_FINITE, TIMEOUT_INFINITE,
-    TIMEOUT_INVALID, TIMEOUT_NEGATIVE, TIMEOUT_NONE, TIMEOUT_UNKNOWN, TIMEOUT_ZERO,
+    ABSURD_NS, ACCOUNT_UNREADABLE, TIMEOUT_ABSURD, TIMEOUT_FINITE, TIMEOUT_INFINITE, TIMEOUT_INVALID, TIMEOUT_NEGATIVE,
+    TIMEOUT_NONE, TIMEOUT_UNKNOWN, TIMEOUT_ZERO,
 };
 
 const NS_PER_MS: i64 = 1_000_000;
@@ -37,11 +37,7 @@ pub(crate) enum From {
 
 impl Timeout {
     /// The call takes none.
-    pub(crate) const NONE: Self = Self {
-        kind: TIMEOUT_NONE,
-        raw: 0,
-        ns: 0,
-    };
+    pub(crate) const NONE: Self = Self { kind: TIMEOUT_NONE, raw: 0, ns: 0 };
 
     /// Milliseconds of `poll` and `epoll_wait`: an `int` in the low half of the register.
     #[inline(always)]
@@ -73,47 +69,22 @@ impl Timeout {
     #[inline(always)]
     fn decode(address: u64, from: From, nanoseconds: bool) -> Self {
         if address == 0 {
-            return Self {
-                kind: TIMEOUT_INFINITE,
-                raw: 0,
-                ns: 0,
-            };
+            return Self { kind: TIMEOUT_INFINITE, raw: 0, ns: 0 };
         }
         let Some([seconds, fraction]) = user::<[i64; 2]>(address) else {
             count(ACCOUNT_UNREADABLE);
-            return Self {
-                kind: TIMEOUT_UNKNOWN,
-                raw: 0,
-                ns: 0,
-            };
+            return Self { kind: TIMEOUT_UNKNOWN, raw: 0, ns: 0 };
         };
         if seconds < 0 {
-            return Self {
-                kind: TIMEOUT_NEGATIVE,
-                raw: seconds,
-                ns: 0,
-            };
+            return Self { kind: TIMEOUT_NEGATIVE, raw: seconds, ns: 0 };
         }
         if fraction < 0 || (nanoseconds && fraction >= NS_PER_S) {
-            return Self {
-                kind: TIMEOUT_INVALID,
-                raw: seconds,
-                ns: 0,
-            };
+            return Self { kind: TIMEOUT_INVALID, raw: seconds, ns: 0 };
         }
         if seconds > MAX_SECONDS || fraction > MAX_SECONDS {
-            return Self {
-                kind: TIMEOUT_ABSURD,
-                raw: seconds,
-                ns: i64::MAX,
-            };
+            return Self { kind: TIMEOUT_ABSURD, raw: seconds, ns: i64::MAX };
         }
-        let mut ns = seconds * NS_PER_S
-            + if nanoseconds {
-                fraction
-            } else {
-                fraction * 1000
-            };
+        let mut ns = seconds * NS_PER_S + if nanoseconds { fraction } else { fraction * 1000 };
         if from != From::Now {
             // SAFETY: the helper has no preconditions.
             ns -= unsafe { bpf_ktime_get_ns() } as i64;
@@ -124,11 +95,7 @@ impl Timeout {
                 ns = 0;
             }
         }
-        Self {
-            kind: Self::kind_of(ns),
-            raw: seconds,
-            ns,
-        }
+        Self { kind: Self::kind_of(ns), raw: seconds, ns }
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! One thread as a census saw it, whatever the source (iterator, `/proc`, recording).
 
+pub use crate::host::clock::Clocks;
 use serde::{Deserialize, Serialize};
 
 /// Thread or process id, in observer's own PID namespace unless a name says otherwise.
@@ -176,17 +177,6 @@ impl ThreadRow {
     pub fn is_blocked(&self) -> bool {
         self.state & 0xffff != 0 && !self.is_exiting()
     }
-}
-
-/// The clocks at one census.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Clocks {
-    /// `CLOCK_MONOTONIC`, nanoseconds.
-    pub mono_ns: u64,
-    /// `CLOCK_BOOTTIME`, nanoseconds.
-    pub boot_ns: u64,
-    /// `CLOCK_REALTIME`, nanoseconds since 1970.
-    pub real_ns: u64,
 }
 
 /// All threads at one moment.

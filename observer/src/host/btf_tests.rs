@@ -1,3 +1,5 @@
+//! The BTF reader on types made by hand, cut short and damaged.
+
 use super::{Btf, BtfError};
 
 /// Writes a small BTF: `int` (4 bytes), `long` (8), typedef `alias` = long,

@@ -1,7 +1,7 @@
 //! What observer can do here, what it cannot, and how to get it.
 
+use super::kernel_types::KernelTypes;
 use super::offsets;
-use super::types::KernelTypes;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,18 @@
 //! The kernel's clocks.
 
-use crate::census::Clocks;
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// The clocks at one census.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub mono_ns: u64,
+    /// `CLOCK_BOOTTIME`, nanoseconds.
+    pub boot_ns: u64,
+    /// `CLOCK_REALTIME`, nanoseconds since 1970.
+    pub real_ns: u64,
+}
 
 fn nanoseconds(clock: ClockId) -> u64 {
     match clock_gettime(clock) {

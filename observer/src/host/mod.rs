@@ -6,11 +6,11 @@ pub mod btf;
 pub mod capability;
 pub mod clock;
 pub mod kallsyms;
+pub mod kernel_types;
 pub mod machine;
 pub mod offsets;
-pub mod types;
 
 pub use capability::{Capability, Fact};
 pub use kallsyms::Kallsyms;
+pub use kernel_types::{KernelTypes, TypesError};
 pub use machine::{boot_id, kernel_release, name, own_usage};
-pub use types::{KernelTypes, TypesError};

@@ -41,22 +41,15 @@ struct Measured {
 
 impl Measured {
     fn milliseconds(&self, field: impl Fn(&Round) -> u64) -> Result<f64> {
-        let values: Vec<f64> = self
-            .rounds
-            .iter()
-            .map(|round| field(round) as f64 / 1e6)
-            .collect();
+        let values: Vec<f64> = self.rounds.iter().map(|round| field(round) as f64 / 1e6).collect();
         median(&values).context("observer bench-census reported no rounds")
     }
 }
 
 /// Measures 1,000, 10,000 and 30,000 threads and returns the table.
 pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
-    let (counts, turns, rounds): (&[u32], u32, u32) = if quick {
-        (&[1_000, 10_000], 1, 5)
-    } else {
-        (&[1_000, 10_000, 30_000], 4, 10)
-    };
+    let (counts, turns, rounds): (&[u32], u32, u32) =
+        if quick { (&[1_000, 10_000], 1, 5) } else { (&[1_000, 10_000, 30_000], 4, 10) };
     let victim = workspace::compile_c("xtask/bench/threads.c", "bench")?;
     let most = u64::from(counts.iter().copied().max().unwrap_or(0)) + HEADROOM;
     let _pids = Raised::to_at_least("kernel/pid_max", most)?;
@@ -71,14 +64,7 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
         for _ in 0..turns {
             take_turn(&host, observer, "iter", rounds, count, &mut iter)?;
             // Dear and steady: fewer rounds do.
-            take_turn(
-                &host,
-                observer,
-                "proc",
-                rounds.div_ceil(3),
-                count,
-                &mut proc,
-            )?;
+            take_turn(&host, observer, "proc", rounds.div_ceil(3), count, &mut proc)?;
         }
         drop(host);
         rows.push(row(count, &iter, &proc)?);
@@ -93,22 +79,14 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
         "the same through /proc",
         "/proc costs",
     ];
-    let command = if quick {
-        "cargo xtask bench census --quick"
-    } else {
-        "cargo xtask bench census"
-    };
+    let command = if quick { "cargo xtask bench census --quick" } else { "cargo xtask bench census" };
     let note = format!(
         "Medians of {} censuses ({} through /proc), taken in turns of {rounds}; \
          {THREADS_PER_PROCESS} threads a process, all blocked in futex.",
         turns * rounds,
         turns * rounds.div_ceil(3)
     );
-    Ok(format!(
-        "{}\n\n{}\n{note}",
-        provenance(command)?,
-        markdown(&header, &rows)
-    ))
+    Ok(format!("{}\n\n{}\n{note}", provenance(command)?, markdown(&header, &rows)))
 }
 
 fn start_threads(victim: &Path, count: u32) -> Result<Namespace> {
@@ -129,13 +107,7 @@ fn take_turn(
     measured: &mut Measured,
 ) -> Result<()> {
     let mut command = host.inside(observer);
-    command.args([
-        "bench-census",
-        "--rounds",
-        &rounds.to_string(),
-        "--source",
-        source,
-    ]);
+    command.args(["bench-census", "--rounds", &rounds.to_string(), "--source", source]);
     let printed = invoke::capture(command.args(["--output", "json"]))?;
     let report: Report = serde_json::from_str(&printed)
         .with_context(|| format!("`{}` did not print its report", invoke::shown(&command)))?;
@@ -147,24 +119,10 @@ fn take_turn(
 
 /// Refuses a report that measured something else than was asked for.
 fn check(report: &Report, source: &str, rounds: u32, expected: u32) -> Result<()> {
-    let Report {
-        rounds: taken,
-        rss_bytes,
-    } = report;
-    ensure!(
-        taken.len() == rounds as usize,
-        "asked for {rounds} rounds from {source}, observer took {}",
-        taken.len()
-    );
+    let Report { rounds: taken, rss_bytes } = report;
+    ensure!(taken.len() == rounds as usize, "asked for {rounds} rounds from {source}, observer took {}", taken.len());
     ensure!(*rss_bytes > 0, "observer reports no memory use");
-    for Round {
-        threads,
-        kernel_ns,
-        ingest_ns,
-        detect_ns,
-        total_ns,
-    } in taken
-    {
+    for Round { threads, kernel_ns, ingest_ns, detect_ns, total_ns } in taken {
         ensure!(
             (u64::from(expected)..u64::from(expected) + 200).contains(threads),
             "{source} saw {threads} threads; {expected} and a few of its own were to be seen"
@@ -194,11 +152,7 @@ fn row(count: u32, iter: &Measured, proc: &Measured) -> Result<Vec<String>> {
 
 /// 30000 as 30,000.
 fn grouped(number: u32) -> String {
-    if number < 1_000 {
-        number.to_string()
-    } else {
-        format!("{},{:03}", number / 1_000, number % 1_000)
-    }
+    if number < 1_000 { number.to_string() } else { format!("{},{:03}", number / 1_000, number % 1_000) }
 }
 
 #[cfg(test)]
@@ -206,17 +160,8 @@ mod tests {
     use super::*;
 
     fn report(threads: u64, total_ns: u64) -> Report {
-        let round = Round {
-            threads,
-            kernel_ns: 50,
-            ingest_ns: 30,
-            detect_ns: 20,
-            total_ns,
-        };
-        Report {
-            rounds: vec![round],
-            rss_bytes: 1,
-        }
+        let round = Round { threads, kernel_ns: 50, ingest_ns: 30, detect_ns: 20, total_ns };
+        Report { rounds: vec![round], rss_bytes: 1 }
     }
 
     #[test]
@@ -226,39 +171,18 @@ mod tests {
 
     #[test]
     fn a_report_of_something_else_is_refused() {
-        assert!(
-            check(&report(999, 100), "iter", 1, 1_000).is_err(),
-            "threads missing"
-        );
-        assert!(
-            check(&report(9_000, 100), "iter", 1, 1_000).is_err(),
-            "saw the whole host"
-        );
-        assert!(
-            check(&report(1_001, 100), "iter", 2, 1_000).is_err(),
-            "a round missing"
-        );
-        assert!(
-            check(&report(1_001, 60), "iter", 1, 1_000).is_err(),
-            "parts exceed the whole"
-        );
+        assert!(check(&report(999, 100), "iter", 1, 1_000).is_err(), "threads missing");
+        assert!(check(&report(9_000, 100), "iter", 1, 1_000).is_err(), "saw the whole host");
+        assert!(check(&report(1_001, 100), "iter", 2, 1_000).is_err(), "a round missing");
+        assert!(check(&report(1_001, 60), "iter", 1, 1_000).is_err(), "parts exceed the whole");
     }
 
     #[test]
     fn the_ratio_is_of_totals_in_the_same_run() -> Result<()> {
-        let iter = Measured {
-            rounds: report(1_000, 2_000_000).rounds,
-            rss_bytes: 1 << 20,
-        };
-        let proc = Measured {
-            rounds: report(1_000, 90_000_000).rounds,
-            rss_bytes: 0,
-        };
+        let iter = Measured { rounds: report(1_000, 2_000_000).rounds, rss_bytes: 1 << 20 };
+        let proc = Measured { rounds: report(1_000, 90_000_000).rounds, rss_bytes: 0 };
         let row = row(30_000, &iter, &proc)?;
-        assert_eq!(
-            (row[0].as_str(), row[4].as_str(), row[7].as_str()),
-            ("30,000", "2.00 ms", "45×")
-        );
+        assert_eq!((row[0].as_str(), row[4].as_str(), row[7].as_str()), ("30,000", "2.00 ms", "45×"));
         Ok(())
     }
 }

@@ -38,14 +38,8 @@ pub(crate) enum Mode {
 
 impl Mode {
     /// In the order of the table's columns.
-    pub(crate) const ALL: [Self; 6] = [
-        Self::Off,
-        Self::CensusOnly,
-        Self::Watch,
-        Self::Attach,
-        Self::Bpftrace,
-        Self::Strace,
-    ];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Off, Self::CensusOnly, Self::Watch, Self::Attach, Self::Bpftrace, Self::Strace];
 
     /// The column's heading.
     pub(crate) fn heading(self) -> &'static str {
@@ -67,23 +61,17 @@ impl Mode {
             Self::CensusOnly | Self::Watch => {
                 let probes = if self == Self::Watch { "auto" } else { "none" };
                 let mut inside = workload.inside(observer);
-                inside.args([
-                    "watch", "--probes", probes, "--output", "ndjson", "--for", "120s",
-                ]);
+                inside.args(["watch", "--probes", probes, "--output", "ndjson", "--for", "120s"]);
                 inside
             }
             Self::Attach => {
                 let mut attach = Command::new(observer);
-                attach.args([
-                    "attach", &pid, "--probes", "auto", "--output", "ndjson", "--for", "120s",
-                ]);
+                attach.args(["attach", &pid, "--probes", "auto", "--output", "ndjson", "--for", "120s"]);
                 attach
             }
             Self::Bpftrace => {
                 let mut bpftrace = Command::new("bpftrace");
-                bpftrace
-                    .arg(workspace::root().join("xtask/bench/tax.bt"))
-                    .arg(&pid);
+                bpftrace.arg(workspace::root().join("xtask/bench/tax.bt")).arg(&pid);
                 bpftrace
             }
             Self::Strace => {
@@ -94,9 +82,7 @@ impl Mode {
         };
         let started = Started::start(&mut command)?;
         let attached = Companion::attached(self, started);
-        attached
-            .with_context(|| format!("cannot measure `{}`", self.heading()))
-            .map(Some)
+        attached.with_context(|| format!("cannot measure `{}`", self.heading())).map(Some)
     }
 }
 
@@ -110,8 +96,9 @@ pub(crate) struct Companion {
 impl Companion {
     fn attached(mode: Mode, mut started: Started) -> Result<Self> {
         let pid = match mode {
-            Mode::CensusOnly | Mode::Watch => only_child(started.pid(), ATTACHED_WITHIN)
-                .or_else(|error| started.still_runs().and(Err(error)))?,
+            Mode::CensusOnly | Mode::Watch => {
+                only_child(started.pid(), ATTACHED_WITHIN).or_else(|error| started.still_runs().and(Err(error)))?
+            }
             _ => started.pid(),
         };
         if mode == Mode::Strace {
@@ -158,9 +145,7 @@ fn wait_until_settled(started: &mut Started, pid: u32) -> Result<()> {
 fn ebpf_objects(pid: u32) -> Result<Vec<PathBuf>> {
     let directory = format!("/proc/{pid}/fd");
     let mut objects = Vec::new();
-    for entry in
-        std::fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))?
-    {
+    for entry in std::fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))? {
         let Ok(target) = entry.and_then(|entry| std::fs::read_link(entry.path())) else {
             continue;
         };
@@ -176,33 +161,16 @@ fn ebpf_objects(pid: u32) -> Result<Vec<PathBuf>> {
 /// Which rung of the attach ladder each probe got, in observer's own words.
 pub(crate) fn rungs(observer: &Path, workload: &Namespace) -> Result<String> {
     let mut command = Command::new(observer);
-    command.args([
-        "attach",
-        &workload.pid.to_string(),
-        "--once",
-        "--threshold",
-        "1s",
-        "--output",
-        "json",
-    ]);
+    command.args(["attach", &workload.pid.to_string(), "--once", "--threshold", "1s", "--output", "json"]);
     let (_, printed) = crate::invoke::capture_any(&mut command)?;
-    let report = serde_json::Deserializer::from_str(&printed)
-        .into_iter::<serde_json::Value>()
-        .next();
+    let report = serde_json::Deserializer::from_str(&printed).into_iter::<serde_json::Value>().next();
     let Some(Ok(report)) = report else {
-        bail!(
-            "`{}` printed no report: {printed}",
-            crate::invoke::shown(&command)
-        );
+        bail!("`{}` printed no report: {printed}", crate::invoke::shown(&command));
     };
     let probes = report["capability"]["probes"].as_object();
     let probes = probes.context("the report's capability.probes is not an object")?;
-    let words = probes.iter().map(|(family, rung)| {
-        format!(
-            "{family}: {}",
-            rung.as_str()
-                .map_or_else(|| rung.to_string(), str::to_owned)
-        )
-    });
+    let words = probes
+        .iter()
+        .map(|(family, rung)| format!("{family}: {}", rung.as_str().map_or_else(|| rung.to_string(), str::to_owned)));
     Ok(words.collect::<Vec<_>>().join(", "))
 }

@@ -20,9 +20,7 @@ use crate::{ebpf, invoke, workspace};
 /// Runs the bench named `what`; `quick` makes it short and leaves the document alone.
 pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
     if !invoke::is_root() {
-        bail!(
-            "bench {what} loads eBPF programs: run it as root (sudo -E cargo xtask bench {what})"
-        );
+        bail!("bench {what} loads eBPF programs: run it as root (sudo -E cargo xtask bench {what})");
     }
     setup::prepare(Purpose::Benches)?;
     setup::mount_tracefs();

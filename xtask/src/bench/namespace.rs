@@ -27,9 +27,7 @@ impl Namespace {
     /// Starts `program` as the first process of a new namespace.
     pub(crate) fn start(program: &Path, arguments: &[String]) -> Result<Self> {
         let mut unshare = Command::new("unshare");
-        unshare
-            .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-            .arg(program);
+        unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]).arg(program);
         let mut first = Started::start(unshare.args(arguments))?;
         let pid = only_child(first.pid(), FORKED_WITHIN).or_else(|error| {
             first.still_runs()?;
@@ -42,9 +40,7 @@ impl Namespace {
     /// A command that will run `program` inside: it sees only this namespace's processes and itself.
     pub(crate) fn inside(&self, program: &Path) -> Command {
         let mut nsenter = Command::new("nsenter");
-        nsenter
-            .args(["--target", &self.pid.to_string(), "--pid", "--mount", "--"])
-            .arg(program);
+        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--"]).arg(program);
         nsenter
     }
 }

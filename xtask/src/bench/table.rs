@@ -32,11 +32,7 @@ pub(crate) fn spread(values: &[f64]) -> Option<f64> {
 
 /// A Markdown table: first column left, the others right.
 pub(crate) fn markdown(header: &[&str], rows: &[Vec<String>]) -> String {
-    let mut table = format!(
-        "| {} |\n|---|{}\n",
-        header.join(" | "),
-        "---:|".repeat(header.len() - 1)
-    );
+    let mut table = format!("| {} |\n|---|{}\n", header.join(" | "), "---:|".repeat(header.len() - 1));
     for row in rows {
         let _ = writeln!(table, "| {} |", row.join(" | "));
     }
@@ -56,43 +52,28 @@ pub(crate) fn provenance(command: &str) -> Result<String> {
         })
     };
     let cpus = fields("processor").count();
-    let model = fields("model name")
-        .next()
-        .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-    Ok(format!(
-        "{}, Linux {}, {cpus} CPUs ({model}): `{command}`",
-        date.trim(),
-        kernel.trim()
-    ))
+    let model = fields("model name").next().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    Ok(format!("{}, Linux {}, {cpus} CPUs ({model}): `{command}`", date.trim(), kernel.trim()))
 }
 
 /// Puts `table` between the markers of `bench` in docs/overhead.md.
 pub(crate) fn write(bench: &str, table: &str) -> Result<()> {
     let path = workspace::root().join(DOCUMENT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {DOCUMENT}"))?;
-    std::fs::write(&path, replaced(&text, bench, table)?)
-        .with_context(|| format!("cannot write {DOCUMENT}"))?;
+    std::fs::write(&path, replaced(&text, bench, table)?).with_context(|| format!("cannot write {DOCUMENT}"))?;
     println!("written to {DOCUMENT}");
     Ok(())
 }
 
 fn replaced(text: &str, bench: &str, table: &str) -> Result<String> {
-    let (begin, end) = (
-        format!("<!-- bench {bench} begin -->"),
-        format!("<!-- bench {bench} end -->"),
-    );
+    let (begin, end) = (format!("<!-- bench {bench} begin -->"), format!("<!-- bench {bench} end -->"));
     let from = text.find(&begin).map(|at| at + begin.len());
     let to = text.find(&end);
     let (Some(from), Some(to)) = (from, to) else {
         anyhow::bail!("{DOCUMENT} lacks the lines {begin} and {end}: restore them");
     };
     ensure!(from <= to, "{DOCUMENT} has {end} before {begin}");
-    Ok(format!(
-        "{}\n{}\n{}",
-        &text[..from],
-        table.trim_end(),
-        &text[to..]
-    ))
+    Ok(format!("{}\n{}\n{}", &text[..from], table.trim_end(), &text[to..]))
 }
 
 #[cfg(test)]

@@ -39,17 +39,11 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
                 samples.entry((mode, name)).or_default().push(ns);
             }
             if let Some(companion) = companion {
-                companion
-                    .stop()
-                    .with_context(|| format!("cannot end `{}`", mode.heading()))?;
+                companion.stop().with_context(|| format!("cannot end `{}`", mode.heading()))?;
             }
         }
     }
-    let command = if quick {
-        "cargo xtask bench tax --quick"
-    } else {
-        "cargo xtask bench tax"
-    };
+    let command = if quick { "cargo xtask bench tax --quick" } else { "cargo xtask bench tax" };
     Ok(format!(
         "{}\n\n{}\nMedians of {rounds} rounds of {milliseconds} ms; in brackets the ratio to nobody watching in the \
          same run, ± half the distance between the quartiles. A ping-pong is one round trip: two futex waits, two \
@@ -62,16 +56,10 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
 
 fn take_sample(workload: &mut Namespace, milliseconds: u32) -> Result<Vec<(&'static str, f64)>> {
     workload.first.tell(&milliseconds.to_string())?;
-    let line = workload
-        .first
-        .next_line(Duration::from_secs(60))?
-        .context("it ended")?;
-    let values: BTreeMap<String, f64> =
-        serde_json::from_str(&line).with_context(|| format!("it printed {line:?}"))?;
+    let line = workload.first.next_line(Duration::from_secs(60))?.context("it ended")?;
+    let values: BTreeMap<String, f64> = serde_json::from_str(&line).with_context(|| format!("it printed {line:?}"))?;
     let value = |name: &'static str| {
-        let ns = values
-            .get(name)
-            .with_context(|| format!("{line:?} lacks {name:?}"))?;
+        let ns = values.get(name).with_context(|| format!("{line:?} lacks {name:?}"))?;
         Ok((name, *ns))
     };
     WORKLOADS.into_iter().map(value).collect()
@@ -86,10 +74,7 @@ fn times(samples: &Samples) -> Result<String> {
         let mut row = vec![name.to_owned()];
         for mode in Mode::ALL {
             let ns = middle(samples, mode, name)?;
-            let wide = samples
-                .get(&(mode, name))
-                .and_then(|values| spread(values))
-                .unwrap_or(0.0);
+            let wide = samples.get(&(mode, name)).and_then(|values| spread(values)).unwrap_or(0.0);
             row.push(format!("{ns:.0} ({:.2}× ±{:.0} %)", ns / off, wide * 100.0));
         }
         rows.push(row);
@@ -98,13 +83,7 @@ fn times(samples: &Samples) -> Result<String> {
 }
 
 fn added(samples: &Samples) -> Result<String> {
-    let modes = [
-        Mode::CensusOnly,
-        Mode::Watch,
-        Mode::Attach,
-        Mode::Bpftrace,
-        Mode::Strace,
-    ];
+    let modes = [Mode::CensusOnly, Mode::Watch, Mode::Attach, Mode::Bpftrace, Mode::Strace];
     let mut header = vec!["ns added"];
     header.extend(modes.map(Mode::heading));
     let mut rows = Vec::new();
@@ -131,10 +110,7 @@ fn added_cell(added: f64, bpftrace: Option<f64>, off: f64) -> String {
 }
 
 fn middle(samples: &Samples, mode: Mode, name: &'static str) -> Result<f64> {
-    let values = samples
-        .get(&(mode, name))
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let values = samples.get(&(mode, name)).map(Vec::as_slice).unwrap_or_default();
     median(values).with_context(|| format!("no sample of {name} beside `{}`", mode.heading()))
 }
 

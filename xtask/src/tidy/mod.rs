@@ -28,23 +28,13 @@ pub(crate) struct Violation {
 
 impl Violation {
     fn new(path: &Path, line: usize, what: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            what: what.into(),
-            fix: fix.into(),
-        }
+        Self { path: path.to_owned(), line, what: what.into(), fix: fix.into() }
     }
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            line,
-            what,
-            fix,
-        } = self;
+        let Self { path, line, what, fix } = self;
         write!(out, "{}:{line}: {what}\n  fix: {fix}", path.display())
     }
 }
@@ -56,13 +46,10 @@ pub(crate) fn run() -> Result<bool> {
     let mut generated = Vec::new();
     let mut checked = 0;
     for path in source_files(root)? {
-        let text = std::fs::read_to_string(root.join(&path))
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(root.join(&path)).with_context(|| format!("cannot read {}", path.display()))?;
         violations.extend(names::check_path(&path));
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
+        if path.extension().is_some_and(|extension| extension == "toml") {
             violations.extend(shape::check_manifest(&path, &text));
             continue;
         }
@@ -74,9 +61,7 @@ pub(crate) fn run() -> Result<bool> {
         violations.extend(check_source(&path, &text));
     }
     match tracked_files(root) {
-        Some(tracked) => violations.extend(names::check_tracked(&tracked, |path| {
-            begins_as_elf(root, path)
-        })),
+        Some(tracked) => violations.extend(names::check_tracked(&tracked, |path| begins_as_elf(root, path))),
         None => println!("tidy: not a git checkout, so not looked for committed build artefacts"),
     }
     for path in &generated {
@@ -99,12 +84,9 @@ fn check_source(path: &Path, text: &str) -> Vec<Violation> {
             violations.extend(rooms::check(path, &tokens));
             violations.extend(tests_wait::check(path, &tokens));
         }
-        Err((line, reason)) => violations.push(Violation::new(
-            path,
-            line,
-            format!("not Rust: {reason}"),
-            "correct the syntax",
-        )),
+        Err((line, reason)) => {
+            violations.push(Violation::new(path, line, format!("not Rust: {reason}"), "correct the syntax"))
+        }
     }
     violations
 }
@@ -113,14 +95,9 @@ fn check_source(path: &Path, text: &str) -> Vec<Violation> {
 fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let walk = walkdir::WalkDir::new(root).sort_by_file_name().into_iter();
-    for entry in
-        walk.filter_entry(|entry| entry.file_name() != "target" && entry.file_name() != ".git")
-    {
+    for entry in walk.filter_entry(|entry| entry.file_name() != "target" && entry.file_name() != ".git") {
         let entry = entry.context("cannot walk the checkout")?;
-        let is_rust = entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "rs");
+        let is_rust = entry.path().extension().is_some_and(|extension| extension == "rs");
         if entry.file_type().is_file() && (is_rust || entry.file_name() == "Cargo.toml") {
             files.push(entry.path().strip_prefix(root)?.to_owned());
         }
@@ -132,13 +109,7 @@ fn source_files(root: &Path) -> Result<Vec<PathBuf>> {
 fn tracked_files(root: &Path) -> Option<Vec<PathBuf>> {
     let mut git = Command::new("git");
     let listed = invoke::capture(git.current_dir(root).args(["ls-files", "-z"])).ok()?;
-    Some(
-        listed
-            .split('\0')
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-            .collect(),
-    )
+    Some(listed.split('\0').filter(|path| !path.is_empty()).map(PathBuf::from).collect())
 }
 
 fn begins_as_elf(root: &Path, path: &Path) -> bool {

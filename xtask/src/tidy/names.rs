@@ -5,14 +5,10 @@ use std::path::{Path, PathBuf};
 use super::Violation;
 use super::tokens::Token;
 
-const EMPTY_NAMES: &[&str] = &[
-    "utils", "util", "helpers", "helper", "common", "manager", "misc", "types",
-];
+const EMPTY_NAMES: &[&str] = &["utils", "util", "helpers", "helper", "common", "manager", "misc", "types"];
 
 /// Endings of what compilers leave behind.
-const ARTEFACTS: &[&str] = &[
-    "o", "a", "so", "d", "rlib", "rmeta", "exe", "class", "jar", "pyc", "wasm", "profraw",
-];
+const ARTEFACTS: &[&str] = &["o", "a", "so", "d", "rlib", "rmeta", "exe", "class", "jar", "pyc", "wasm", "profraw"];
 
 /// The one object that is committed: `cargo xtask ebpf` makes it.
 const COMMITTED_OBJECT: &str = "observer-ebpf/observer.bpf.o";
@@ -24,27 +20,18 @@ pub(crate) fn check_path(path: &Path) -> Vec<Violation> {
     let stem = path.with_extension("");
     let mut parts = stem.iter().map(|part| part.to_string_lossy());
     match parts.find(|part| EMPTY_NAMES.contains(&part.as_ref())) {
-        Some(part) => vec![Violation::new(
-            path,
-            1,
-            format!("the name `{part}` says nothing"),
-            FIX,
-        )],
+        Some(part) => vec![Violation::new(path, 1, format!("the name `{part}` says nothing"), FIX)],
         None => Vec::new(),
     }
 }
 
 /// Refuses a module with an empty name.
 pub(crate) fn check_modules(path: &Path, tokens: &[Token]) -> Vec<Violation> {
-    let named = tokens
-        .windows(2)
-        .filter(|pair| pair[0].word() == Some("mod"));
+    let named = tokens.windows(2).filter(|pair| pair[0].word() == Some("mod"));
     named
         .filter_map(|pair| Some((pair[1].word()?, pair[1].line)))
         .filter(|(name, _)| EMPTY_NAMES.contains(name))
-        .map(|(name, line)| {
-            Violation::new(path, line, format!("the name `{name}` says nothing"), FIX)
-        })
+        .map(|(name, line)| Violation::new(path, line, format!("the name `{name}` says nothing"), FIX))
         .collect()
 }
 
@@ -52,8 +39,7 @@ pub(crate) fn check_modules(path: &Path, tokens: &[Token]) -> Vec<Violation> {
 pub(crate) fn check_tracked(tracked: &[PathBuf], is_elf: impl Fn(&Path) -> bool) -> Vec<Violation> {
     let is_artefact = |path: &Path| {
         let extension = path.extension().unwrap_or_default().to_string_lossy();
-        path.iter()
-            .any(|part| part == "target" || part == "__pycache__")
+        path.iter().any(|part| part == "target" || part == "__pycache__")
             || ARTEFACTS.contains(&extension.as_ref())
             || is_elf(path)
     };
@@ -61,10 +47,8 @@ pub(crate) fn check_tracked(tracked: &[PathBuf], is_elf: impl Fn(&Path) -> bool)
         .iter()
         .filter(|path| *path != Path::new(COMMITTED_OBJECT) && is_artefact(path))
         .map(|path| {
-            let fix = format!(
-                "git rm --cached {0} and ignore it; {COMMITTED_OBJECT} alone is committed",
-                path.display()
-            );
+            let fix =
+                format!("git rm --cached {0} and ignore it; {COMMITTED_OBJECT} alone is committed", path.display());
             Violation::new(path, 1, "a build artefact is committed", fix)
         })
         .collect()
@@ -78,19 +62,10 @@ mod tests {
     #[test]
     fn refuses_empty_names_of_files_directories_and_modules() {
         assert_eq!(check_path(Path::new("observer/src/utils.rs")).len(), 1);
-        assert_eq!(
-            check_path(Path::new("observer/src/common/lock.rs")).len(),
-            1
-        );
+        assert_eq!(check_path(Path::new("observer/src/common/lock.rs")).len(), 1);
         let tokens = lex("pub mod lock;\nmod helpers {}\n").unwrap_or_default();
         let violations = check_modules(Path::new("a.rs"), &tokens);
-        assert_eq!(
-            violations
-                .iter()
-                .map(|violation| violation.line)
-                .collect::<Vec<_>>(),
-            [2]
-        );
+        assert_eq!(violations.iter().map(|violation| violation.line).collect::<Vec<_>>(), [2]);
     }
 
     #[test]
@@ -111,21 +86,9 @@ mod tests {
             "README.md",
         ]
         .map(PathBuf::from);
-        let is_elf = |path: &Path| {
-            path.extension().is_none_or(|end| end == "o") && !path.starts_with("target")
-        };
-        let refused: Vec<PathBuf> = check_tracked(&tracked, is_elf)
-            .into_iter()
-            .map(|violation| violation.path)
-            .collect();
-        assert_eq!(
-            refused,
-            [
-                "tests/victims/deadlock.o",
-                "target/x",
-                "tests/victims/deadlock"
-            ]
-            .map(PathBuf::from)
-        );
+        let is_elf = |path: &Path| path.extension().is_none_or(|end| end == "o") && !path.starts_with("target");
+        let refused: Vec<PathBuf> =
+            check_tracked(&tracked, is_elf).into_iter().map(|violation| violation.path).collect();
+        assert_eq!(refused, ["tests/victims/deadlock.o", "target/x", "tests/victims/deadlock"].map(PathBuf::from));
     }
 }

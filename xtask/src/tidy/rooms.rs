@@ -56,9 +56,7 @@ pub(crate) fn check(path: &Path, tokens: &[Token]) -> Vec<Violation> {
                 path,
                 line,
                 format!("room `{room}` names `{named}`, which comes after it"),
-                format!(
-                    "move what both need to `{room}` or before it, or hand it over as an argument"
-                ),
+                format!("move what both need to `{room}` or before it, or hand it over as an argument"),
             ));
         }
     }
@@ -83,11 +81,8 @@ fn position(room: &str) -> Option<usize> {
 /// The room a file belongs to, and how many modules deep the file's own module is.
 fn room_of(path: &Path) -> Option<(String, usize)> {
     let inside = path.strip_prefix("observer/src").ok()?;
-    let mut parts: Vec<String> = inside
-        .with_extension("")
-        .components()
-        .map(|part| part.as_os_str().to_string_lossy().into_owned())
-        .collect();
+    let mut parts: Vec<String> =
+        inside.with_extension("").components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
     if matches!(parts.as_slice(), [only] if only == "lib" || only == "main") {
         return None;
     }
@@ -162,9 +157,9 @@ fn check_purity(path: &Path, room: &str, tokens: &[Token]) -> Vec<Violation> {
         let broken = IMPURE.iter().find(|forbidden| {
             let names: Vec<&str> = words.iter().map(String::as_str).collect();
             match forbidden.first() {
-                Some(&("Instant" | "SystemTime" | "Timestamp" | "Zoned")) => names
-                    .windows(forbidden.len())
-                    .any(|window| window == **forbidden),
+                Some(&("Instant" | "SystemTime" | "Timestamp" | "Zoned")) => {
+                    names.windows(forbidden.len()).any(|window| window == **forbidden)
+                }
                 _ => names.starts_with(forbidden),
             }
         });
@@ -194,12 +189,7 @@ fn paths_outside_tests(tokens: &[Token]) -> Vec<(Vec<String>, usize)> {
 }
 
 /// Reads the path at `at` beneath `prefix`, appends it or what its group expands to; the next position.
-fn read_path(
-    tokens: &[Token],
-    at: usize,
-    prefix: &[String],
-    paths: &mut Vec<(Vec<String>, usize)>,
-) -> usize {
+fn read_path(tokens: &[Token], at: usize, prefix: &[String], paths: &mut Vec<(Vec<String>, usize)>) -> usize {
     let mut words = prefix.to_vec();
     let mut next = at;
     let line = tokens[at].line;
@@ -231,8 +221,7 @@ fn word_at(tokens: &[Token], at: usize) -> Option<&str> {
 }
 
 fn is_path_separator(tokens: &[Token], at: usize) -> bool {
-    tokens.get(at).is_some_and(|token| token.is(':'))
-        && tokens.get(at + 1).is_some_and(|token| token.is(':'))
+    tokens.get(at).is_some_and(|token| token.is(':')) && tokens.get(at + 1).is_some_and(|token| token.is(':'))
 }
 
 #[cfg(test)]
@@ -244,125 +233,41 @@ mod tests {
 
     fn lines(path: &str, source: &str) -> Vec<usize> {
         let tokens = lex(source).unwrap_or_default();
-        check(Path::new(path), &tokens)
-            .iter()
-            .map(|violation| violation.line)
-            .collect()
+        check(Path::new(path), &tokens).iter().map(|violation| violation.line).collect()
     }
 
     #[test]
     fn refuses_a_backward_edge_in_every_spelling() {
-        assert_eq!(
-            lines("observer/src/census/row.rs", "use crate::detect::Finding;"),
-            [1]
-        );
-        assert_eq!(
-            lines(
-                "observer/src/model/mod.rs",
-                "use crate::{\n census::Row,\n report::{A, B}};"
-            ),
-            [3]
-        );
-        assert_eq!(
-            lines(
-                "observer/src/host/mod.rs",
-                "fn a() -> crate::session::Session {}"
-            ),
-            [1]
-        );
-        assert_eq!(
-            lines("observer/src/recording.rs", "pub(crate) use super::cli;"),
-            [1]
-        );
-        assert_eq!(
-            lines("observer/src/model/lock.rs", "use super::super::detect::A;"),
-            [1]
-        );
+        assert_eq!(lines("observer/src/census/row.rs", "use crate::detect::Finding;"), [1]);
+        assert_eq!(lines("observer/src/model/mod.rs", "use crate::{\n census::Row,\n report::{A, B}};"), [3]);
+        assert_eq!(lines("observer/src/host/mod.rs", "fn a() -> crate::session::Session {}"), [1]);
+        assert_eq!(lines("observer/src/recording.rs", "pub(crate) use super::cli;"), [1]);
+        assert_eq!(lines("observer/src/model/lock.rs", "use super::super::detect::A;"), [1]);
     }
 
     #[test]
     fn accepts_forward_edges_and_what_only_looks_like_an_edge() {
-        assert_eq!(
-            lines(
-                "observer/src/detect/mod.rs",
-                "use crate::{model::Host, census::Row};"
-            ),
-            NONE
-        );
-        assert_eq!(
-            lines(
-                "observer/src/census/row.rs",
-                "//! [`crate::detect`]\nuse super::event;"
-            ),
-            NONE
-        );
-        assert_eq!(
-            lines(
-                "observer/src/census/row.rs",
-                "let a = \"crate::cli\"; detect::x();"
-            ),
-            NONE
-        );
-        assert_eq!(
-            lines(
-                "observer/src/model/mod.rs",
-                "use crate::model::{report, cli};"
-            ),
-            NONE
-        );
+        assert_eq!(lines("observer/src/detect/mod.rs", "use crate::{model::Host, census::Row};"), NONE);
+        assert_eq!(lines("observer/src/census/row.rs", "//! [`crate::detect`]\nuse super::event;"), NONE);
+        assert_eq!(lines("observer/src/census/row.rs", "let a = \"crate::cli\"; detect::x();"), NONE);
+        assert_eq!(lines("observer/src/model/mod.rs", "use crate::model::{report, cli};"), NONE);
         assert_eq!(lines("observer/src/lib.rs", "use crate::cli;"), NONE);
         assert_eq!(lines("xtask/src/main.rs", "use crate::cli;"), NONE);
     }
 
     #[test]
     fn refuses_io_and_clocks_in_pure_rooms() {
-        assert_eq!(
-            lines(
-                "observer/src/detect/a.rs",
-                "use std::{collections::BTreeMap,\n fs::File};"
-            ),
-            [2]
-        );
-        assert_eq!(
-            lines(
-                "observer/src/model/a.rs",
-                "let now = std::time::Instant::now();"
-            ),
-            [1]
-        );
-        assert_eq!(
-            lines("observer/src/model/a.rs", "use nix::unistd::Pid;"),
-            [1]
-        );
-        assert_eq!(
-            lines("observer/src/model/mod.rs", "std::thread::spawn(f);"),
-            [1]
-        );
+        assert_eq!(lines("observer/src/detect/a.rs", "use std::{collections::BTreeMap,\n fs::File};"), [2]);
+        assert_eq!(lines("observer/src/model/a.rs", "let now = std::time::Instant::now();"), [1]);
+        assert_eq!(lines("observer/src/model/a.rs", "use nix::unistd::Pid;"), [1]);
+        assert_eq!(lines("observer/src/model/mod.rs", "std::thread::spawn(f);"), [1]);
     }
 
     #[test]
     fn accepts_pure_code_and_test_code_that_reads_recordings() {
-        assert_eq!(
-            lines(
-                "observer/src/model/a.rs",
-                "use std::net::Ipv4Addr; use std::time::Duration;"
-            ),
-            NONE
-        );
-        assert_eq!(
-            lines(
-                "observer/src/detect/a.rs",
-                "#[cfg(test)]\nmod tests { use std::fs; }"
-            ),
-            NONE
-        );
-        assert_eq!(
-            lines(
-                "observer/src/proc/a.rs",
-                "use std::fs; let t = Instant::now();"
-            ),
-            NONE
-        );
+        assert_eq!(lines("observer/src/model/a.rs", "use std::net::Ipv4Addr; use std::time::Duration;"), NONE);
+        assert_eq!(lines("observer/src/detect/a.rs", "#[cfg(test)]\nmod tests { use std::fs; }"), NONE);
+        assert_eq!(lines("observer/src/proc/a.rs", "use std::fs; let t = Instant::now();"), NONE);
     }
 
     #[test]

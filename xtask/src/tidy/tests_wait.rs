@@ -5,14 +5,7 @@ use std::path::Path;
 use super::Violation;
 use super::tokens::Token;
 
-const SLEEPS: &[&str] = &[
-    "sleep",
-    "sleep_ms",
-    "sleep_until",
-    "usleep",
-    "nanosleep",
-    "clock_nanosleep",
-];
+const SLEEPS: &[&str] = &["sleep", "sleep_ms", "sleep_until", "usleep", "nanosleep", "clock_nanosleep"];
 
 /// Victims are programs whose business it is to hang and to sleep.
 const EXEMPT: &str = "tests/victims";
@@ -58,53 +51,23 @@ mod tests {
 
     fn lines(path: &str, source: &str) -> Vec<usize> {
         let tokens = lex(source).unwrap_or_default();
-        check(Path::new(path), &tokens)
-            .iter()
-            .map(|violation| violation.line)
-            .collect()
+        check(Path::new(path), &tokens).iter().map(|violation| violation.line).collect()
     }
 
     #[test]
     fn refuses_a_sleep_wherever_tests_are() {
-        assert_eq!(
-            lines("tests/src/guard.rs", "fn a() {\n thread::sleep(d);\n}"),
-            [2]
-        );
-        assert_eq!(
-            lines("tests/tests/mutex.rs", "unsafe { libc::usleep(1) }"),
-            [1]
-        );
-        assert_eq!(
-            lines("observer/tests/cli.rs", "std::thread::sleep(d);"),
-            [1]
-        );
+        assert_eq!(lines("tests/src/guard.rs", "fn a() {\n thread::sleep(d);\n}"), [2]);
+        assert_eq!(lines("tests/tests/mutex.rs", "unsafe { libc::usleep(1) }"), [1]);
+        assert_eq!(lines("observer/tests/cli.rs", "std::thread::sleep(d);"), [1]);
         assert_eq!(lines("observer/src/host/btf_tests.rs", "sleep(d);"), [1]);
-        assert_eq!(
-            lines(
-                "observer/src/proc/a.rs",
-                "#[cfg(test)]\nmod tests {\n fn a() { sleep(d) }\n}"
-            ),
-            [3]
-        );
+        assert_eq!(lines("observer/src/proc/a.rs", "#[cfg(test)]\nmod tests {\n fn a() { sleep(d) }\n}"), [3]);
     }
 
     #[test]
     fn accepts_a_sleep_in_programs_and_the_word_elsewhere() {
         assert_eq!(lines("tests/victims/sleeper.rs", "thread::sleep(d);"), NONE);
         assert_eq!(lines("observer/src/session.rs", "thread::sleep(d);"), NONE);
-        assert_eq!(
-            lines(
-                "tests/src/a.rs",
-                "// sleep(1)\nlet class = \"sleep(1)\"; fn sleep() {}"
-            ),
-            NONE
-        );
-        assert_eq!(
-            lines(
-                "tests/src/a.rs",
-                "assert_eq!(wait.class, Class::Sleep); let sleep = 1;"
-            ),
-            NONE
-        );
+        assert_eq!(lines("tests/src/a.rs", "// sleep(1)\nlet class = \"sleep(1)\"; fn sleep() {}"), NONE);
+        assert_eq!(lines("tests/src/a.rs", "assert_eq!(wait.class, Class::Sleep); let sleep = 1;"), NONE);
     }
 }

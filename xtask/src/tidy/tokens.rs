@@ -39,9 +39,8 @@ impl Token {
 
 /// Splits `text` into tokens, or says at which line it is not Rust and why.
 pub(crate) fn lex(text: &str) -> Result<Vec<Token>, (usize, String)> {
-    let stream: TokenStream = text
-        .parse()
-        .map_err(|error: proc_macro2::LexError| (error.span().start().line, error.to_string()))?;
+    let stream: TokenStream =
+        text.parse().map_err(|error: proc_macro2::LexError| (error.span().start().line, error.to_string()))?;
     let mut tokens = Vec::new();
     flatten(stream, false, &mut tokens);
     Ok(tokens)
@@ -55,13 +54,7 @@ fn flatten(stream: TokenStream, in_test: bool, tokens: &mut Vec<Token>) {
     for tree in stream {
         let in_test = in_test || item_is_test;
         let line = tree.span().start().line;
-        let mut push = |kind, line| {
-            tokens.push(Token {
-                kind,
-                line,
-                in_test,
-            })
-        };
+        let mut push = |kind, line| tokens.push(Token { kind, line, in_test });
         let was_after_hash = std::mem::take(&mut after_hash);
         match tree {
             TokenTree::Ident(word) => push(Kind::Word(word.to_string()), line),
@@ -80,16 +73,11 @@ fn flatten(stream: TokenStream, in_test: bool, tokens: &mut Vec<Token>) {
                     Delimiter::Bracket => ('[', ']'),
                     Delimiter::None => (' ', ' '),
                 };
-                let marks_test =
-                    was_after_hash && open == '[' && is_test_attribute(&group.stream());
+                let marks_test = was_after_hash && open == '[' && is_test_attribute(&group.stream());
                 push(Kind::Mark(open), line);
                 let end = group.span_close().start().line;
                 flatten(group.stream(), in_test, tokens);
-                tokens.push(Token {
-                    kind: Kind::Mark(close),
-                    line: end,
-                    in_test,
-                });
+                tokens.push(Token { kind: Kind::Mark(close), line: end, in_test });
                 item_is_test |= marks_test;
                 if open == '{' {
                     item_is_test = false;
@@ -111,8 +99,7 @@ mod tests {
 
     #[test]
     fn comments_and_literals_hold_no_words() {
-        let tokens =
-            lex("//! crate::detect\nlet a = \"crate::detect\"; // sleep()\n").unwrap_or_default();
+        let tokens = lex("//! crate::detect\nlet a = \"crate::detect\"; // sleep()\n").unwrap_or_default();
         assert!(!tokens.iter().any(|token| token.word() == Some("detect")));
         assert!(!tokens.iter().any(|token| token.word() == Some("sleep")));
     }
@@ -121,19 +108,9 @@ mod tests {
     fn knows_what_is_test_code_and_where_it_ends() {
         let source = "fn a() {}\n#[cfg(test)]\nmod tests { fn b() {} }\n#[cfg(test)]\nuse c::d;\nfn e() {}\n#[cfg(not(test))]\nfn f() {}\n";
         let tokens = lex(source).unwrap_or_default();
-        let tested: Vec<&str> = tokens
-            .iter()
-            .filter(|token| token.in_test)
-            .filter_map(Token::word)
-            .collect();
+        let tested: Vec<&str> = tokens.iter().filter(|token| token.in_test).filter_map(Token::word).collect();
         assert_eq!(tested, ["mod", "tests", "fn", "b", "use", "c", "d"]);
-        assert_eq!(
-            tokens
-                .iter()
-                .find(|token| token.word() == Some("e"))
-                .map(|token| token.line),
-            Some(6)
-        );
+        assert_eq!(tokens.iter().find(|token| token.word() == Some("e")).map(|token| token.line), Some(6));
     }
 
     #[test]
