@@ -323,6 +323,10 @@ pub const FILTER_LISTED: u32 = 1;
 /// What the probes look at: processes of observer's own PID namespace and below.
 pub const FILTER_NAMESPACE: u32 = 2;
 
+/// Bit of the map `ENABLED`: a program removes the entry of each thread that ends, so entries of calls
+/// that have returned may stay for the thread's next call. The lower bits are `1 << FAMILY_*`.
+pub const THREAD_EXIT: u32 = 1 << 31;
+
 /// Settings handed over as read-only data before load.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

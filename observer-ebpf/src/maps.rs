@@ -16,9 +16,10 @@ pub(crate) static WANTED: HashMap<u32, u8> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub(crate) static FILTER: HashMap<u32, u8> = HashMap::with_max_entries(4096, 0);
 
-/// Calls that have been entered and not left, by `pid_tgid`. One entry per *blocked* thread of an
-/// observed process, so it follows the thread count of the host: 32,768 entries of about 150 bytes
-/// are 5 MiB. User space may ask for another size before load; overflow is counted.
+/// The call each thread is in, by `pid_tgid`. An entry stays for the thread's next call and goes with
+/// the thread (or with the call, where thread ends are not seen), so it follows the number of threads of
+/// observed processes: 32,768 entries of about 150 bytes are 5 MiB. User space may ask for another size
+/// before load; overflow is counted.
 #[map]
 pub(crate) static IN_FLIGHT: HashMap<u64, InFlight> = HashMap::with_max_entries(32_768, 0);
 
@@ -44,6 +45,6 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map]
 pub(crate) static ACCOUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(ACCOUNT_ENTRIES as u32, 0);
 
-/// Bit mask of families (`1 << FAMILY_*`) that the `sys_enter`/`sys_exit` pair serves.
+/// Bit mask of families (`1 << FAMILY_*`) that the `sys_enter`/`sys_exit` pair serves, and `THREAD_EXIT`.
 #[map]
 pub(crate) static ENABLED: Array<u32> = Array::with_max_entries(1, 0);

@@ -7,6 +7,7 @@ mod futex;
 mod poll;
 mod stacks;
 mod syscall;
+mod thread_exit;
 mod timeout;
 
 pub(crate) use connect::Attempt;

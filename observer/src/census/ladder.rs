@@ -327,7 +327,7 @@ pub(super) fn attach_tcp_state(
                 btf_tracepoint(ebpf, types, "tcp_state_btf", "inet_sock_set_state", &mut held)
             }
             (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
-            _ => tcp_tracepoint(ebpf, &mut held),
+            _ => plain_tracepoint(ebpf, "tcp_state_tracepoint", ("sock", "inet_sock_set_state"), &mut held),
         };
         match outcome {
             Ok(()) => {
@@ -341,10 +341,33 @@ pub(super) fn attach_tcp_state(
     status
 }
 
-fn tcp_tracepoint(ebpf: &mut Ebpf, held: &mut Vec<Link>) -> Result<(), Failure> {
-    let probe: &mut TracePoint = program(ebpf, "tcp_state_tracepoint")?;
+/// Attaches to the end of threads; `Err` says why calls in flight cannot keep their entries.
+pub(super) fn attach_thread_exit(
+    ebpf: &mut Ebpf,
+    links: &mut Links,
+    types: Option<&KernelTypes>,
+) -> Result<(), String> {
+    let mut held = Vec::new();
+    let typed = match types {
+        Some(types) => btf_tracepoint(ebpf, types, "thread_exit_btf", "sched_process_exit", &mut held),
+        None => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
+    };
+    typed
+        .or_else(|_| plain_tracepoint(ebpf, "thread_exit_tracepoint", ("sched", "sched_process_exit"), &mut held))
+        .map_err(Failure::into_reason)?;
+    links.held.append(&mut held);
+    Ok(())
+}
+
+fn plain_tracepoint(
+    ebpf: &mut Ebpf,
+    name: &str,
+    (category, event): (&str, &str),
+    held: &mut Vec<Link>,
+) -> Result<(), Failure> {
+    let probe: &mut TracePoint = program(ebpf, name)?;
     load_once(probe.fd().is_ok(), || probe.load())?;
-    let link = probe.attach("sock", "inet_sock_set_state")?;
+    let link = probe.attach(category, event)?;
     held.push(Box::new(probe.take_link(link)?));
     Ok(())
 }

@@ -12,7 +12,7 @@ use aya_log::EbpfLogger;
 use log::LevelFilter;
 use observer_ebpf::{
     ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals, Offsets, ProcessKey,
-    ProcessWaits,
+    ProcessWaits, THREAD_EXIT,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -172,11 +172,12 @@ impl ProbePlane {
             tcp_state: FamilyStatus::default(),
         };
         status.tcp_state = ladder::attach_tcp_state(&mut ebpf, &mut links, types, &settings.rungs);
-        if enabled != 0 {
-            let map: Array<_, u32> = typed(ebpf.map_mut("ENABLED"), "ENABLED")?;
-            let mut map = map;
-            map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
+        match ladder::attach_thread_exit(&mut ebpf, &mut links, types) {
+            Ok(()) => enabled |= THREAD_EXIT,
+            Err(why) => log::debug!("ends of threads are not seen, calls cost more: {why}"),
         }
+        let mut map: Array<_, u32> = typed(ebpf.map_mut("ENABLED"), "ENABLED")?;
+        map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
         for (name, family) in [
             ("poll", &status.poll),
             ("futex", &status.futex),
