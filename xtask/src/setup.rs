@@ -41,6 +41,33 @@ const NEEDS: &[Need] = &[
         present: || invoke::is_installed("unshare") && invoke::is_installed("nsenter"),
     },
     Need {
+        name: "the compiler's 32-bit libraries",
+        packages: &["gcc-multilib"],
+        for_what: Purpose::Tests,
+        present: has_32_bit_libraries,
+    },
+    Need {
+        name: "bpftool",
+        packages: &["bpftool"],
+        for_what: Purpose::Tests,
+        // It lives in a directory that only root's path has.
+        present: || ["/usr/sbin/bpftool", "/usr/bin/bpftool"].iter().any(|path| Path::new(path).exists()),
+    },
+    Need {
+        name: "Python",
+        packages: &["python3"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("python3"),
+    },
+    Need {
+        name: "a Java development kit",
+        packages: &["default-jdk-headless"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("javac"),
+    },
+    Need { name: "Node.js", packages: &["nodejs"], for_what: Purpose::Tests, present: || invoke::is_installed("node") },
+    Need { name: "Go", packages: &["golang-go"], for_what: Purpose::Tests, present: || invoke::is_installed("go") },
+    Need {
         name: "strace",
         packages: &["strace"],
         for_what: Purpose::Benches,
@@ -61,6 +88,18 @@ fn has_c_compiler() -> bool {
         "pthread.h",
         "-include",
         "stdio.h",
+        "-fsyntax-only",
+        "-x",
+        "c",
+        "/dev/null",
+    ]))
+}
+
+fn has_32_bit_libraries() -> bool {
+    invoke::succeeds(Command::new("cc").args([
+        "-m32",
+        "-include",
+        "pthread.h",
         "-fsyntax-only",
         "-x",
         "c",
