@@ -115,14 +115,14 @@ impl IterSource {
             }
         }
         decoder.finish()?;
-        Ok(Pass { decoded: decoder, took: began.elapsed(), kernel })
+        Ok(Pass { decoded: decoder, began, kernel })
     }
 }
 
 /// One pass over all threads.
 struct Pass {
     decoded: Decoder,
-    took: Duration,
+    began: Instant,
     /// Time inside the kernel.
     kernel: Duration,
 }
@@ -175,7 +175,7 @@ impl Source for IterSource {
     }
 
     fn take(&mut self) -> Result<Census, CensusError> {
-        let Pass { decoded, took, kernel } = self.pass(self.program, self.expected)?;
+        let Pass { decoded, began, kernel } = self.pass(self.program, self.expected)?;
         let head = decoded.head.ok_or(CensusError::Malformed { at: 0, what: "no head" })?;
         let tail = decoded.tail.ok_or(CensusError::Malformed { at: 0, what: "no tail" })?;
         let mut rows = decoded.rows;
@@ -197,7 +197,7 @@ impl Source for IterSource {
                 boot_ns: if head.boot_ns != 0 { head.boot_ns } else { now.boot_ns },
                 real_ns: (now.real_ns as i64 - (now.mono_ns as i64 - shift)).max(0) as u64,
             },
-            took_ns: took.as_nanos() as u64,
+            took_ns: began.elapsed().as_nanos() as u64,
             kernel_ns: kernel.as_nanos() as u64,
             rows,
             lost,
