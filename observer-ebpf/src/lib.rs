@@ -299,8 +299,10 @@ pub const ACCOUNT_SOCKETS_FULL: u32 = 7;
 pub const ACCOUNT_UNPAIRED: u32 = 8;
 /// Account: timeouts whose `timespec` could not be read.
 pub const ACCOUNT_UNREADABLE: u32 = 9;
+/// Account: calls counted and not timed, because their timeout is zero.
+pub const ACCOUNT_NOT_TIMED: u32 = 10;
 /// Number of account entries.
-pub const ACCOUNT_ENTRIES: usize = 10;
+pub const ACCOUNT_ENTRIES: usize = 11;
 
 /// Names of the account entries, in order, as exported.
 pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
@@ -314,6 +316,7 @@ pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
     "sockets_full",
     "unpaired",
     "timeout_unreadable",
+    "not_timed",
 ];
 
 /// What the probes look at: every process.

@@ -18,6 +18,17 @@ pub(crate) fn has(nr: u32) -> bool {
     matches!(nr, POLL | SELECT | EPOLL_WAIT | PSELECT6 | PPOLL | EPOLL_PWAIT | EPOLL_PWAIT2)
 }
 
+/// Whether the call polls for zero milliseconds, given its third and fourth argument. Zero in a `timespec`
+/// does not count: the return does not see it any more.
+#[inline(always)]
+pub(crate) fn is_zero(nr: u32, third: u64, fourth: u64) -> bool {
+    match nr {
+        POLL => third as u32 == 0,
+        EPOLL_WAIT | EPOLL_PWAIT => fourth as u32 == 0,
+        _ => false,
+    }
+}
+
 /// The timeout of a call of this family.
 #[inline(always)]
 pub(crate) fn timeout(nr: u32, args: &[u64; ARGS]) -> Timeout {

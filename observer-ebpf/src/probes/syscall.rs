@@ -14,10 +14,10 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use observer_ebpf::{
-    ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_MEASURED, ACCOUNT_PROCESSES_FULL, ACCOUNT_SEEN, ACCOUNT_UNPAIRED,
-    ARGS, EVENT_BAD_TIMEOUT, EVENT_LONG_WAIT, FAMILY_CONNECT, FAMILY_FUTEX, FAMILY_POLL, FILTER_LISTED,
-    FILTER_NAMESPACE, ProcessKey, ProcessWaits, THREAD_EXIT, TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE,
-    WAIT_BUCKETS,
+    ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_MEASURED, ACCOUNT_NOT_TIMED, ACCOUNT_PROCESSES_FULL,
+    ACCOUNT_SEEN, ACCOUNT_UNPAIRED, ARGS, EVENT_BAD_TIMEOUT, EVENT_LONG_WAIT, FAMILY_CONNECT, FAMILY_FUTEX,
+    FAMILY_POLL, FILTER_LISTED, FILTER_NAMESPACE, ProcessKey, ProcessWaits, THREAD_EXIT, TIMEOUT_INVALID,
+    TIMEOUT_KINDS, TIMEOUT_NEGATIVE, WAIT_BUCKETS,
 };
 
 /// A call that has been entered and not left (`start_ns` is not zero), or this thread's last one.
@@ -109,6 +109,11 @@ fn enter(nr: u32, args: &[u64; ARGS]) {
     {
         // SAFETY: in bounds of a live map value.
         unsafe { add((&raw mut (*waits).calls).cast::<u64>().add(timeout.kind as usize), 1) };
+    }
+    if family == FAMILY_POLL && poll::is_zero(nr, args[2], args[3]) {
+        // The hottest of all: an event loop that spins. It cannot wait, so there is nothing to time.
+        count(ACCOUNT_NOT_TIMED);
+        return;
     }
     let call = InFlight {
         // SAFETY: the helper has no preconditions.
@@ -233,10 +238,23 @@ pub(crate) fn fexit(ctx: *const u64, nr: u32) -> i32 {
     };
     // SAFETY: the return value follows the one argument.
     let ret = unsafe { *ctx.add(1) } as i64;
-    if family_of(nr) != FAMILY_FUTEX || futex::waits(nr, regs.u64(off!(regs_si))) {
+    if is_timed(family_of(nr), nr, regs) {
         exit(ret, 1);
     }
     0
+}
+
+/// Whether the entry of this call was put in flight, as far as its registers tell: wake-ups are not, nor
+/// are polls of zero milliseconds.
+#[inline(always)]
+fn is_timed(family: u32, nr: u32, regs: Btf) -> bool {
+    if family == FAMILY_FUTEX {
+        futex::waits(nr, regs.u64(off!(regs_si)))
+    } else if family == FAMILY_POLL {
+        !poll::is_zero(nr, regs.u64(off!(regs_dx)), regs.u64(off!(regs_r10)))
+    } else {
+        true
+    }
 }
 
 /// The `fentry`/`fexit` pair of one system call.
@@ -341,7 +359,7 @@ extern "C" fn btf_exit(ctx: *const u64) -> i32 {
     };
     let nr = regs.u64(off!(regs_orig_ax));
     let family = enabled_family(nr);
-    if family == u32::MAX || family == FAMILY_FUTEX && !futex::waits(nr as u32, regs.u64(off!(regs_si))) {
+    if family == u32::MAX || !is_timed(family, nr as u32, regs) {
         return 0;
     }
     // SAFETY: as above.

@@ -42,7 +42,7 @@ impl Account {
     /// Takes the probes' account, and what of it is a loss.
     pub fn note_probes(&mut self, account: &BTreeMap<String, u64>, forgotten: u64) {
         self.probes.clone_from(account);
-        const NO_LOSS: [&str; 4] = ["seen", "filtered", "measured", "sent"];
+        const NO_LOSS: [&str; 5] = ["seen", "filtered", "measured", "not_timed", "sent"];
         self.events_dropped = account
             .iter()
             .filter(|(name, count)| !NO_LOSS.contains(&name.as_str()) && **count > 0)
