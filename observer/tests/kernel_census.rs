@@ -294,7 +294,8 @@ fn probes_on(rung: Rung) {
     victim.tell("probe", "done");
 
     let reading = drain_until(&mut plane, |reading| {
-        reading.stats.iter().any(|stats| stats.family == Family::Poll && stats.waits.iter().sum::<u64>() >= 3)
+        let poll = reading.stats.iter().find(|stats| stats.family == Family::Poll);
+        poll.is_some_and(|stats| stats.waits.iter().sum::<u64>() >= 2 && stats.calls.iter().sum::<u64>() >= 3)
     });
     assert!(reading.events.iter().all(|event| event.pid == pid), "{reading:#?}");
     let bad: Vec<_> = reading.events.iter().filter(|event| event.kind == EventKind::BadTimeout).collect();
@@ -307,6 +308,8 @@ fn probes_on(rung: Rung) {
     let stats = reading.stats.iter().find(|stats| stats.family == Family::Poll).unwrap();
     let [_, _, zero, finite, infinite, negative, ..] = stats.calls[..] else { panic!("{stats:?}") };
     assert_eq!((zero, finite, infinite, negative), (1, 1, 0, 1), "{stats:?}");
+    // The poll of zero milliseconds is counted, and not timed.
+    assert_eq!((stats.waits.iter().sum::<u64>(), reading.account["not_timed"]), (2, 1), "{stats:?}");
     assert!(stats.longest_ns >= 50_000_000, "{stats:?}");
     // A non-blocking connect to a port nobody listens on: seen by its socket.
     if plane.status().tcp_state.rung.is_some() {
@@ -315,7 +318,7 @@ fn probes_on(rung: Rung) {
         assert_eq!(refused.ret, -i64::from(libc::ECONNREFUSED));
         assert!(refused.remote.is_some_and(|remote| remote.ip().is_loopback()), "{refused:?}");
     }
-    for loss in ["ring_full", "in_flight_full", "processes_full", "sockets_full", "timeout_unreadable"] {
+    for loss in ["ring_full", "in_flight_full", "processes_full", "sockets_full", "timeout_unreadable", "unpaired"] {
         assert_eq!(reading.account[loss], 0, "{loss}");
     }
     assert!(reading.account["filtered"] > 0 || reading.account["seen"] > 0);

@@ -175,9 +175,12 @@ impl Resource {
 
     /// How a person would call it: `mutex 0x55d0c0`, `tcp 127.0.0.1:80`, `pipe (fd 3)`.
     pub fn describe(&self) -> String {
-        let mut text = match self.kind {
-            ResourceKind::Thread => "exit of thread".to_owned(),
-            kind => kind.name().to_owned(),
+        // Links of /proc/PID/fd name their kind themselves: `pipe:[1234]`.
+        let named = self.detail.as_deref().filter(|detail| detail.starts_with(&format!("{}:", self.kind.name())));
+        let mut text = match (self.kind, named) {
+            (ResourceKind::Thread, _) => "exit of thread".to_owned(),
+            (_, Some(link)) => link.to_owned(),
+            (kind, None) => kind.name().to_owned(),
         };
         if self.kind != ResourceKind::Thread
             && let Some(address) = self.address
@@ -186,7 +189,7 @@ impl Resource {
         }
         if let Some(remote) = &self.remote {
             text.push_str(&format!(" to {remote}"));
-        } else if let Some(detail) = &self.detail {
+        } else if let Some(detail) = self.detail.as_ref().filter(|_| named.is_none()) {
             text.push_str(&format!(" {detail}"));
         }
         if let Some(fd) = self.fd {
