@@ -10,6 +10,7 @@ mod replay;
 mod signals;
 mod watch;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -55,7 +56,22 @@ enum Command {
 
 /// Parses the arguments, runs the command, and answers with the exit status.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(FAILED);
+        }
+        Err(error) if error.use_stderr() => {
+            eprintln!("observer: {}", in_one_line(&error.to_string()));
+            return ExitCode::from(FAILED);
+        }
+        // Help and version are asked for: a reader that has had enough of them is no failure.
+        Err(asked) => {
+            let _ = asked.print();
+            return ExitCode::from(NOTHING);
+        }
+    };
     set_up_logging(cli.verbose);
     let result = match cli.command {
         Command::Attach(args) => attach::run(&args),
@@ -75,6 +91,15 @@ pub fn run() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// What is wrong with the arguments and where to read on, without the usage that clap adds.
+fn in_one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let what: Vec<&str> =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
+    let what = what.join(" ").replace(" tip: ", "; ");
+    format!("{} (see `observer help`)", what.strip_prefix("error: ").unwrap_or(&what))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
