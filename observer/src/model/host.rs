@@ -19,6 +19,15 @@ struct Suspect {
     confirmed: bool,
 }
 
+impl Suspect {
+    /// Nothing about this wait changes while the thread sleeps: no need to ask again. The owner of a lock
+    /// may change, and what could not be read may become readable.
+    fn is_settled(&self) -> bool {
+        let is_lock = self.wait.as_ref().is_none_or(|wait| wait.class == Class::Lock || wait.owner.is_some());
+        !is_lock && self.facts.memory.iter().all(|piece| piece.error.is_none())
+    }
+}
+
 /// Since when a thread is off the CPU, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Since {
@@ -135,6 +144,7 @@ impl Host {
         self.rows
             .iter()
             .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
+            .filter(|row| !self.suspects.get(&row.tid).is_some_and(Suspect::is_settled))
             .filter(|row| self.chased.contains(&row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
             .map(|row| self.want(row))
             .collect()

@@ -1,1 +1,0 @@
-//! What is only worked out for what will be reported.
