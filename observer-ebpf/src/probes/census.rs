@@ -94,7 +94,7 @@ fn head(seq: *mut seq_file) {
     let reader = Raw::current_task();
     let mut level = 0u32;
     if let Some(pid) = reader.follow(off!(task_thread_pid)) {
-        level = pid.read(off!(pid_level)).unwrap_or(0);
+        level = pid.get(off!(pid_level));
         if let Some(upid) = Upid::at(pid, 0) {
             INITIAL_INUM.set(u64::from(upid.inum()));
         }
@@ -108,8 +108,8 @@ fn head(seq: *mut seq_file) {
         mono_ns: unsafe { bpf_ktime_get_ns() },
         // SAFETY: the helper has no preconditions.
         boot_ns: unsafe { bpf_ktime_get_boot_ns() },
-        reader_last_arrival: reader.read(off!(task_last_arrival)).unwrap_or(0),
-        reader_tid: reader.read(off!(task_pid)).unwrap_or(0),
+        reader_last_arrival: reader.get(off!(task_last_arrival)),
+        reader_tid: reader.get(off!(task_pid)),
         view_level: level,
     };
     write(seq, &head);

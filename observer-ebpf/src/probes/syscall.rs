@@ -264,12 +264,12 @@ extern "C" fn kprobe_enter(ctx: *const pt_regs) -> i32 {
     // SAFETY: the context of a kprobe is the interrupted registers; `rdi` is the first argument.
     let regs = Raw::new(unsafe { (*ctx).rdi } as *const u8);
     let args = [
-        regs.read(off!(regs_di)).unwrap_or(0),
-        regs.read(off!(regs_si)).unwrap_or(0),
-        regs.read(off!(regs_dx)).unwrap_or(0),
-        regs.read(off!(regs_r10)).unwrap_or(0),
-        regs.read(off!(regs_r8)).unwrap_or(0),
-        regs.read(off!(regs_r9)).unwrap_or(0),
+        regs.get(off!(regs_di)),
+        regs.get(off!(regs_si)),
+        regs.get(off!(regs_dx)),
+        regs.get(off!(regs_r10)),
+        regs.get(off!(regs_r8)),
+        regs.get(off!(regs_r9)),
     ];
     if let Some(nr) = regs.read::<u64>(off!(regs_orig_ax)) {
         enter(nr as u32, &args);
