@@ -305,13 +305,10 @@ fn enabled_family(nr: u64) -> u32 {
     if enabled() >> (family & 31) & 1 == 0 {
         return u32::MAX;
     }
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { aya_ebpf::helpers::generated::bpf_get_current_task_btf() };
-    match Btf::new(task) {
-        // TS_COMPAT: a 32-bit call, whose numbers mean something else.
-        Some(task) if task.u32(off!(task_thread_info_status)) & 2 == 0 => family,
-        _ => u32::MAX,
-    }
+    // TS_COMPAT: a 32-bit call, whose numbers mean something else. Read by copy: the typed pointer
+    // (bpf_get_current_task_btf) came with 5.11.
+    let status: u32 = Raw::current_task().get(off!(task_thread_info_status));
+    if status & 2 == 0 { family } else { u32::MAX }
 }
 
 /// Rung `tp_btf`: `sys_enter`, one program for all families that fell this far.
