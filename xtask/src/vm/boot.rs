@@ -14,8 +14,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Boots `kernel` with `image`; returns what the guest wrote to its serial console (also in `guest.log`).
 pub(super) fn boot(kernel: &Path, image: &Path) -> Result<String> {
     let mut qemu = Command::new("qemu-system-x86_64");
-    // Emulated, with one CPU and a plain one: with two CPUs, and with `-cpu max`, kernel 6.12 under QEMU 7.2
-    // died while it booted, before observer ran.
+    // Emulated, one plain CPU. QEMU 7.2 still kills kernel 6.12 now and then, at random places with impossible
+    // EFLAGS: most often with two CPUs or `-cpu max`, and in three boots of three that ran busybox in a loop
+    // and no observer. Such a boot says "Kernel panic": run it again.
     qemu.args(["-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1024", "-nic", "none", "-nographic"]);
     qemu.args(["-no-reboot", "-append", "console=ttyS0 quiet loglevel=3 panic=-1", "-kernel"]).arg(kernel);
     qemu.arg("-initrd").arg(image);

@@ -70,6 +70,12 @@ pub(super) fn judge(kernel: &Kernel, output: &str) -> Verdict {
         }
         rungs.push(word.to_owned());
     }
+    if output.contains("Kernel panic") {
+        wrong.push(
+            "the guest's kernel died: see target/vm/guest.log, and run it again (emulation does that to 6.12)"
+                .to_owned(),
+        );
+    }
     if wrong.len() > 1 {
         let last: Vec<&str> = output.lines().rev().take(5).collect();
         wrong.extend(last.into_iter().rev().map(|line| format!("console: {line}")));
