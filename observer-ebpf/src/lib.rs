@@ -380,6 +380,7 @@ pub struct Offsets {
     pub task_thread_pid: u32,
     pub task_cgroups: u32,
     pub task_blocker: u32,
+    pub task_stack: u32,
     pub css_set_dfl_cgrp: u32,
     pub cgroup_kn: u32,
     pub kernfs_node_id: u32,
@@ -401,6 +402,8 @@ pub struct Offsets {
     pub regs_r8: u32,
     pub regs_r9: u32,
     pub regs_r10: u32,
+    pub regs_cs: u32,
+    pub regs_size: u32,
     pub sock_family: u32,
     pub sock_num: u32,
     pub sock_dport: u32,
@@ -432,5 +435,5 @@ const _: () = {
     assert!(size_of::<ProcessWaits>() == 8 * (TIMEOUT_KINDS + WAIT_BUCKETS + 3));
     assert!(size_of::<Event>() == 176);
     assert!(size_of::<Globals>() == 40);
-    assert!(size_of::<Offsets>() == 54 * 4);
+    assert!(size_of::<Offsets>() == 57 * 4);
 };

@@ -10,6 +10,7 @@ mod started;
 mod test;
 mod test_output;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ cargo xtask tidy                       the rules of this code base, and licences
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
+cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
 
 Exit status: 0 done, 1 something was found or failed, 2 it could not be done here.
@@ -58,6 +60,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
             };
             bench::run(what, quick).map(|()| ExitCode::SUCCESS)
         }
+        ["vm", flags @ ..] => vm::run(flags).map(passed),
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
         _ => bail!("no such command: {}; see `cargo xtask help`", arguments.join(" ")),
     }

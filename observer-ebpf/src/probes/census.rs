@@ -49,15 +49,15 @@ extern "C" fn census(ctx: *mut IterTask) -> i32 {
     pass::<true>(ctx)
 }
 
-/// One pass without argument registers (kernel 5.8 to 5.14).
+/// One pass that finds the argument registers on the threads' kernel stacks (kernel 5.8 to 5.14).
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-extern "C" fn census_no_regs(ctx: *mut IterTask) -> i32 {
+extern "C" fn census_by_stack(ctx: *mut IterTask) -> i32 {
     pass::<false>(ctx)
 }
 
 #[inline(always)]
-fn pass<const REGS: bool>(ctx: *mut IterTask) -> i32 {
+fn pass<const HELPER: bool>(ctx: *mut IterTask) -> i32 {
     // SAFETY: the kernel passes a valid context, and `meta` is never null.
     let meta = unsafe { (*ctx).meta };
     // SAFETY: as above.
@@ -73,7 +73,7 @@ fn pass<const REGS: bool>(ctx: *mut IterTask) -> i32 {
     if seq_num == 0 {
         head(seq);
     }
-    one::<REGS>(seq, task);
+    one::<HELPER>(seq, task);
     0
 }
 
@@ -94,7 +94,7 @@ fn head(seq: *mut seq_file) {
     let reader = Raw::current_task();
     let mut level = 0u32;
     if let Some(pid) = reader.follow(off!(task_thread_pid)) {
-        level = pid.read(off!(pid_level)).unwrap_or(0);
+        level = pid.get(off!(pid_level));
         if let Some(upid) = Upid::at(pid, 0) {
             INITIAL_INUM.set(u64::from(upid.inum()));
         }
@@ -108,8 +108,8 @@ fn head(seq: *mut seq_file) {
         mono_ns: unsafe { bpf_ktime_get_ns() },
         // SAFETY: the helper has no preconditions.
         boot_ns: unsafe { bpf_ktime_get_boot_ns() },
-        reader_last_arrival: reader.read(off!(task_last_arrival)).unwrap_or(0),
-        reader_tid: reader.read(off!(task_pid)).unwrap_or(0),
+        reader_last_arrival: reader.get(off!(task_last_arrival)),
+        reader_tid: reader.get(off!(task_pid)),
         view_level: level,
     };
     write(seq, &head);
@@ -200,7 +200,7 @@ fn is_fair(policy: u32) -> bool {
 }
 
 #[inline(always)]
-fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
+fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
     let view_level = VIEW_LEVEL.get() as u32;
     let tid = task.u32(off!(task_pid));
     let tgid = task.u32(off!(task_tgid));
@@ -290,45 +290,66 @@ fn one<const REGS: bool>(seq: *mut seq_file, task: Btf) {
         // SAFETY: sixteen bytes either way.
         comm: unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(comm) },
     };
-    if REGS && flags & NO_USER_REGISTERS == 0 {
-        registers(task, &mut record);
+    if flags & NO_USER_REGISTERS == 0 {
+        if HELPER {
+            // SAFETY: the helper wants a task pointer that the verifier trusts, which this is.
+            if let Some(regs) = Btf::new(unsafe { bpf_task_pt_regs(task.as_ptr()) } as *const u8) {
+                registers(task, &mut record, |offset| regs.u64(offset));
+            }
+        } else if let Some(regs) = top_of_stack(task) {
+            registers(task, &mut record, |offset| regs.get(offset));
+        }
     }
     if write(seq, &record) {
         WRITTEN.set(WRITTEN.get() + 1);
     }
 }
 
+/// `THREAD_SIZE` of x86-64 without KASAN, which doubles it.
+const STACK_SIZE: u64 = 16 * 1024;
+/// `__USER32_CS` and `__USER_CS`.
+const USER32_CS: u64 = 0x23;
+const USER_CS: u64 = 0x33;
+
+/// What `task_pt_regs` computes: the user registers are the last thing on the kernel stack. The code
+/// segment proves that they are; under Xen PV or KASAN it is another, and there are none.
 #[inline(always)]
-fn registers(task: Btf, record: &mut TaskRecord) {
-    // SAFETY: the helper wants a task pointer that the verifier trusts, which this is.
-    let regs = unsafe { bpf_task_pt_regs(task.as_ptr()) };
-    let Some(regs) = Btf::new(regs as *const u8) else {
-        return;
-    };
+fn top_of_stack(task: Btf) -> Option<Raw> {
+    let stack = task.u64(off!(task_stack));
+    if stack == 0 {
+        return None;
+    }
+    let regs = Raw::new((stack + STACK_SIZE - u64::from(off!(regs_size))) as *const u8);
+    let cs = regs.get::<u64>(off!(regs_cs)) & 0xffff;
+    if cs == USER_CS || cs == USER32_CS { Some(regs) } else { None }
+}
+
+#[inline(always)]
+fn registers(task: Btf, record: &mut TaskRecord, read: impl Fn(u32) -> u64) {
     record.bits |= TASK_REGS;
-    record.syscall = regs.u64(off!(regs_orig_ax)) as i64;
-    record.ip = regs.u64(off!(regs_ip));
-    record.sp = regs.u64(off!(regs_sp));
-    record.bp = regs.u64(off!(regs_bp));
+    record.syscall = read(off!(regs_orig_ax)) as i64;
+    record.ip = read(off!(regs_ip));
+    record.sp = read(off!(regs_sp));
+    record.bp = read(off!(regs_bp));
     if task.u32(off!(task_thread_info_status)) & TS_COMPAT != 0 {
         record.bits |= TASK_COMPAT;
         record.syscall = i64::from(record.syscall as i32);
         record.args = [
-            regs.u64(off!(regs_bx)),
-            regs.u64(off!(regs_cx)),
-            regs.u64(off!(regs_dx)),
-            regs.u64(off!(regs_si)),
-            regs.u64(off!(regs_di)),
-            regs.u64(off!(regs_bp)),
+            read(off!(regs_bx)),
+            read(off!(regs_cx)),
+            read(off!(regs_dx)),
+            read(off!(regs_si)),
+            read(off!(regs_di)),
+            read(off!(regs_bp)),
         ];
     } else {
         record.args = [
-            regs.u64(off!(regs_di)),
-            regs.u64(off!(regs_si)),
-            regs.u64(off!(regs_dx)),
-            regs.u64(off!(regs_r10)),
-            regs.u64(off!(regs_r8)),
-            regs.u64(off!(regs_r9)),
+            read(off!(regs_di)),
+            read(off!(regs_si)),
+            read(off!(regs_dx)),
+            read(off!(regs_r10)),
+            read(off!(regs_r8)),
+            read(off!(regs_r9)),
         ];
     }
 }

@@ -103,15 +103,15 @@ extern "C" fn tcp_state_btf(ctx: *const u64) -> i32 {
     }
     state_change(sock.raw(), old, new, |sock| {
         let mut ends = Ends::UNKNOWN;
-        ends.family = u32::from(sock.read::<u16>(off!(sock_family)).unwrap_or(0));
-        ends.ports = u32::from(sock.read::<u16>(off!(sock_num)).unwrap_or(0))
-            | u32::from(u16::from_be(sock.read::<u16>(off!(sock_dport)).unwrap_or(0))) << 16;
+        ends.family = u32::from(sock.get::<u16>(off!(sock_family)));
+        ends.ports = u32::from(sock.get::<u16>(off!(sock_num)))
+            | u32::from(u16::from_be(sock.get::<u16>(off!(sock_dport)))) << 16;
         if ends.family == AF_INET6 {
-            ends.local = sock.read(off!(sock_v6_rcv_saddr)).unwrap_or([0; 16]);
-            ends.remote = sock.read(off!(sock_v6_daddr)).unwrap_or([0; 16]);
+            ends.local = sock.get(off!(sock_v6_rcv_saddr));
+            ends.remote = sock.get(off!(sock_v6_daddr));
         } else {
-            let local: [u8; 4] = sock.read(off!(sock_rcv_saddr)).unwrap_or([0; 4]);
-            let remote: [u8; 4] = sock.read(off!(sock_daddr)).unwrap_or([0; 4]);
+            let local: [u8; 4] = sock.get(off!(sock_rcv_saddr));
+            let remote: [u8; 4] = sock.get(off!(sock_daddr));
             (ends.local[0], ends.local[1], ends.local[2], ends.local[3]) = (local[0], local[1], local[2], local[3]);
             (ends.remote[0], ends.remote[1], ends.remote[2], ends.remote[3]) =
                 (remote[0], remote[1], remote[2], remote[3]);
@@ -204,7 +204,7 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
     }
     // SAFETY: the helper has no preconditions.
     let wait_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(attempt.start_ns);
-    let error = if new == CLOSE { sock.read::<i32>(off!(sock_err)).unwrap_or(0) } else { 0 };
+    let error = if new == CLOSE { sock.get::<i32>(off!(sock_err)) } else { 0 };
     let slow = wait_ns >= setting!(slow_connect_ns);
     if !(slow || new == CLOSE && error != 0) || !(new == CLOSE || new == ESTABLISHED) {
         return;

@@ -22,7 +22,7 @@ extern "C" fn stacks(ctx: *mut IterTask) -> i32 {
     };
     if seq_num == 0 {
         let level: u32 = match Raw::current_task().follow(off!(task_thread_pid)) {
-            Some(pid) => pid.read(off!(pid_level)).unwrap_or(0),
+            Some(pid) => pid.get(off!(pid_level)),
             None => 0,
         };
         VIEW_LEVEL.set(u64::from(level));

@@ -282,12 +282,12 @@ extern "C" fn kprobe_enter(ctx: *const pt_regs) -> i32 {
     // SAFETY: the context of a kprobe is the interrupted registers; `rdi` is the first argument.
     let regs = Raw::new(unsafe { (*ctx).rdi } as *const u8);
     let args = [
-        regs.read(off!(regs_di)).unwrap_or(0),
-        regs.read(off!(regs_si)).unwrap_or(0),
-        regs.read(off!(regs_dx)).unwrap_or(0),
-        regs.read(off!(regs_r10)).unwrap_or(0),
-        regs.read(off!(regs_r8)).unwrap_or(0),
-        regs.read(off!(regs_r9)).unwrap_or(0),
+        regs.get(off!(regs_di)),
+        regs.get(off!(regs_si)),
+        regs.get(off!(regs_dx)),
+        regs.get(off!(regs_r10)),
+        regs.get(off!(regs_r8)),
+        regs.get(off!(regs_r9)),
     ];
     if let Some(nr) = regs.read::<u64>(off!(regs_orig_ax)) {
         enter(nr as u32, &args);
@@ -323,13 +323,10 @@ fn enabled_family(nr: u64) -> u32 {
     if enabled() >> (family & 31) & 1 == 0 {
         return u32::MAX;
     }
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { aya_ebpf::helpers::generated::bpf_get_current_task_btf() };
-    match Btf::new(task) {
-        // TS_COMPAT: a 32-bit call, whose numbers mean something else.
-        Some(task) if task.u32(off!(task_thread_info_status)) & 2 == 0 => family,
-        _ => u32::MAX,
-    }
+    // TS_COMPAT: a 32-bit call, whose numbers mean something else. Read by copy: the typed pointer
+    // (bpf_get_current_task_btf) came with 5.11.
+    let status: u32 = Raw::current_task().get(off!(task_thread_info_status));
+    if status & 2 == 0 { family } else { u32::MAX }
 }
 
 /// Rung `tp_btf`: `sys_enter`, one program for all families that fell this far.

@@ -8,7 +8,7 @@ use crate::host::{KernelTypes, clock};
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use aya::programs::Iter;
-use observer_ebpf::{ABI_VERSION, FILTER_LISTED, Globals};
+use observer_ebpf::{ABI_VERSION, ABSENT, FILTER_LISTED, Globals};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -38,7 +38,8 @@ enum Stacks {
 }
 
 impl IterSource {
-    /// Loads the iterator, with argument registers where the kernel has them (5.15), else without.
+    /// Loads the iterator: with the kernel's helper for argument registers (5.15), else with our own way
+    /// to them.
     pub fn load() -> Result<Self, CensusError> {
         let types = KernelTypes::get().map_err(CensusError::Types)?;
         let globals = Globals {
@@ -58,8 +59,9 @@ impl IterSource {
         let (program, refused) = match load(&mut ebpf, "census", types) {
             Ok(()) => ("census", None),
             Err(first) => {
-                load(&mut ebpf, "census_no_regs", types)?;
-                ("census_no_regs", Some(first.to_string()))
+                load(&mut ebpf, "census_by_stack", types)?;
+                log::debug!("{first}; registers are found on the kernel stacks");
+                ("census_by_stack", (types.offsets.task_stack == ABSENT).then(|| first.to_string()))
             }
         };
         Ok(Self {
@@ -72,7 +74,7 @@ impl IterSource {
         })
     }
 
-    /// Why the better program is not in use; `None` if it is.
+    /// Why rows lack argument registers; `None` if they have them.
     pub fn degraded(&self) -> Option<&str> {
         self.refused.as_deref()
     }
@@ -205,6 +207,6 @@ impl Source for IterSource {
     }
 
     fn name(&self) -> &'static str {
-        if self.program == "census" { "iter_task" } else { "iter_task without registers" }
+        if self.refused.is_none() { "iter_task" } else { "iter_task without registers" }
     }
 }

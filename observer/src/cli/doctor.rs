@@ -74,10 +74,12 @@ impl Checkup {
         match &self.census {
             Ok((name, None)) => _ = writeln!(out, "census   {name}"),
             Ok((name, Some(why))) => {
-                _ = writeln!(
-                    out,
-                    "census   {name}: dearer, and durations count from first sight\n         because {why}"
-                );
+                let worse = if name == "proc" {
+                    "dearer, and durations count from first sight"
+                } else {
+                    "what threads wait for is not known; --census proc knows"
+                };
+                _ = writeln!(out, "census   {name}: {worse}\n         because {why}");
             }
             Err(why) => _ = writeln!(out, "census   none: {why}"),
         }

@@ -48,6 +48,7 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         task_cgroups: optional(task("cgroups", 8)),
         // CONFIG_DETECT_HUNG_TASK_BLOCKER, 6.16; `blocker_mutex` of 6.15 has no type bits.
         task_blocker: optional(task("blocker", 8)),
+        task_stack: optional(task("stack", 8)),
         css_set_dfl_cgrp: optional(btf.offset("css_set", "dfl_cgrp", 8)),
         cgroup_kn: optional(btf.offset("cgroup", "kn", 8)),
         kernfs_node_id: optional(btf.offset("kernfs_node", "id", 8)),
@@ -70,6 +71,9 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         regs_r8: btf.offset("pt_regs", "r8", 8)?,
         regs_r9: btf.offset("pt_regs", "r9", 8)?,
         regs_r10: btf.offset("pt_regs", "r10", 8)?,
+        // 64 bits; since 6.9 a union of 16 bits and what FRED adds.
+        regs_cs: btf.member("pt_regs", "cs")?.offset,
+        regs_size: btf.structure_size("pt_regs")?,
         sock_family: sock("__sk_common.skc_family", 2),
         sock_num: sock("__sk_common.skc_num", 2),
         sock_dport: sock("__sk_common.skc_dport", 2),
