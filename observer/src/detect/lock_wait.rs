@@ -5,8 +5,8 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
-use crate::model::graph::{Chain, End};
-use crate::model::{Class, Confidence, Host, ResourceKind, duration};
+use crate::model::graph::{self, Chain, End};
+use crate::model::{Class, Confidence, Host, Owner, ResourceKind, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rule.
@@ -58,7 +58,12 @@ impl Rule for LockWait {
                 continue;
             }
             let since = waiters.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
-            if verdict.is_ripe(since, context)
+            // Long waits alone are a queue that moves: one and the same hold must have lasted, too.
+            let held = match root {
+                Root::Thread(tid) => held_since(host, tid, &waiters).unwrap_or(host.now_ns()),
+                Root::Lock(..) => since,
+            };
+            if verdict.is_ripe(since.max(held), context)
                 && let Some(finding) = finding(host, context.scope.threshold_ns, root, chain, &waiters, since)
             {
                 verdict.findings.push(finding);
@@ -66,6 +71,12 @@ impl Rule for LockWait {
         }
         verdict
     }
+}
+
+/// Since when a thread holds, without a break, a lock that these wait for.
+fn held_since(host: &Host, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> {
+    let behind = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| hop.owner == Some(Owner::Thread(holder)));
+    waiters.iter().filter(|tid| behind(tid)).filter_map(|tid| host.held_since(*tid)).min()
 }
 
 /// Servers of the leader-and-followers kind guard `accept` with a lock: whoever has it waits for work,
@@ -131,11 +142,19 @@ fn finding(
             finding.confidence = Confidence::Possible;
             finding.title = format!("{count} for {lock} for {longest}; the lock does not say who holds it");
             finding.explanation = format!(
-                "{} waits for {lock} since {longest}. Locks of this kind do not record their holder, so it is not named here.",
-                host.name(last.waiter)
+                "{} has waited for {lock} for {longest}. Locks of this kind do not record their holder, so it is not named here.{}",
+                host.name(last.waiter),
+                if last.resource.kind == ResourceKind::Rwlock {
+                    " Either one reader does not let go, or readers come without a gap and the writer starves."
+                } else {
+                    ""
+                }
             );
-            finding.remedy =
-                "Look for the thread that holds this lock: one that is not itself waiting for it.".to_owned();
+            finding.remedy = match last.resource.kind {
+                ResourceKind::Rwlock => "Look for a reader that stays inside; if all of them come and go, let the lock prefer writers (PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP).",
+                _ => "Look for the thread that holds this lock: one that is not itself waiting for it.",
+            }
+            .to_owned();
         }
     }
     finding.chain = links_with(&chain.hops, waiters, host);

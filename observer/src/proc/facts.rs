@@ -31,6 +31,14 @@ pub struct MemoryRange {
     pub len: u32,
 }
 
+impl SocketFact {
+    /// A socket of which nothing is known but its inode.
+    pub(super) fn unknown(inode: u64) -> Self {
+        let (protocol, state) = ("unknown".to_owned(), "UNKNOWN".to_owned());
+        Self { inode, protocol, state, local: None, remote: None, unread: 0, unsent: 0 }
+    }
+}
+
 impl MemoryRange {
     /// Longest piece that is ever read.
     pub const MAX_LEN: u32 = 64 * 1024;
@@ -61,6 +69,10 @@ pub struct FdFact {
     /// The socket behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<SocketFact>,
+    /// The sockets an epoll instance watches; of one that is not known, only the inode. Empty where there are none,
+    /// or too many to list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<SocketFact>,
 }
 
 /// A socket, from socket diagnostics or `/proc/PID/net`.

@@ -141,6 +141,9 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
         }
     } else {
         wait.resource = resource(&call, &args, known);
+        if call.class == Class::Event && watches_only_listeners(&call, &args, known) {
+            wait.class = Class::Accept;
+        }
         if call.class == Class::Connect {
             wait.peer = socket_address(args[1], known.memory);
             if let (Some(peer), Some(resource)) = (wait.peer, wait.resource.as_mut()) {
@@ -174,6 +177,12 @@ fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource>
     }
     resource.detail = Some(fact.target.clone());
     Some(resource)
+}
+
+/// An epoll instance whose sockets are all listening: the wait is for a connection, as in `accept`.
+fn watches_only_listeners(call: &Call, args: &[u64; 6], known: &Known<'_>) -> bool {
+    let watched = known.fd.filter(|fact| call.fd(args) == Some(fact.fd)).map_or(&[][..], |fact| &fact.watched);
+    !watched.is_empty() && watched.iter().all(|socket| socket.state == "LISTEN")
 }
 
 fn child(call: &Call, args: &[u64; 6]) -> Resource {
