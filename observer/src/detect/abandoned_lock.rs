@@ -91,7 +91,11 @@ fn finding(host: &Host, chain: &Chain, owner: Owner, waiters: &BTreeSet<Pid>) ->
         .fact("waiters", waiters.len());
     finding.severity = Severity::Critical;
     finding.confidence = chain.confidence();
-    finding.title = format!("{} thread(s) wait for a lock whose owner {what}", waiters.len());
+    let count = match waiters.len() {
+        1 => "1 thread waits".to_owned(),
+        n => format!("{n} threads wait"),
+    };
+    finding.title = format!("{count} for a lock whose owner {what}");
     let age = duration(host.now_ns().saturating_sub(since));
     finding.explanation = format!(
         "{} has waited for {lock} for {age}. {cause} Nobody is left to release it, so this wait never ends.",

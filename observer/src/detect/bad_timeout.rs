@@ -95,14 +95,19 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
         Some(tid) if sight.threads.len() == 1 => host.name(*tid),
         _ => format!("{} threads of {}", sight.threads.len(), finding.comm),
     };
+    let waits = if sight.threads.len() == 1 { "waits" } else { "wait" };
     let unit = if matches!(Call::named(syscall).timeout, TimeoutAt::Millis(_)) { " ms" } else { "" };
-    let now = if sight.waiting.is_empty() { String::new() } else { " It waits in this call right now.".to_owned() };
+    let now = match sight.waiting.len() {
+        0 => String::new(),
+        1 => " It waits in this call right now.".to_owned(),
+        n => format!(" {n} threads wait in this call right now."),
+    };
     match sight.kind {
         TimeoutKind::Absurd => {
             let long = sight.requested_ns.and_then(|ns| u64::try_from(ns).ok()).map(duration).unwrap_or_default();
             finding.confidence = Confidence::Likely;
             finding.severity = if Call::named(syscall).is_futex() { Severity::Info } else { Severity::Warning };
-            finding.title = format!("{who} waits in {syscall}() with a time limit of {long}");
+            finding.title = format!("{who} {waits} in {syscall}() with a time limit of {long}");
             finding.explanation = format!(
                 "The timeout passed is {raw}{unit}, that is {long}.{now} Nobody waits that long on purpose: a unit was mistaken, or an overflow made it, and the wait has in effect no limit."
             );

@@ -23,6 +23,7 @@ enum Root {
 impl Rule for LockWait {
     fn check(&self, context: &Context<'_>) -> Verdict {
         let host = context.host;
+        let mut verdict = Verdict::default();
         let mut roots: BTreeMap<Root, (&Chain, BTreeSet<Pid>)> = BTreeMap::new();
         for chain in &context.chains {
             // Waiting for a worker or a child to finish is rest, not a lock; but behind a lock it is
@@ -33,14 +34,24 @@ impl Rule for LockWait {
             let is_lock = matches!(first.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock);
             let root = match chain.end {
                 End::Root(tid) => Root::Thread(tid),
+                // Only the readers of a rwlock are never recorded: elsewhere the owner could not be read, this time.
+                End::Unknown if last.resource.kind != ResourceKind::Rwlock => continue,
                 End::Unknown => {
                     let pid = host.row(last.waiter).map_or(0, |row| row.process.pid);
                     Root::Lock(pid, last.resource.address.unwrap_or(0))
                 }
                 End::Cycle(_) | End::Abandoned(_) => continue,
             };
-            if !is_lock || is_leader_of_followers(host, root) {
+            if !is_lock {
                 continue;
+            }
+            match leads_followers(host, root) {
+                Some(false) => {}
+                Some(true) => continue,
+                None => {
+                    verdict.later(host.now_ns());
+                    continue;
+                }
             }
             let entry = roots.entry(root).or_insert_with(|| (chain, BTreeSet::new()));
             if chain.hops.len() > entry.0.hops.len() {
@@ -48,7 +59,6 @@ impl Rule for LockWait {
             }
             entry.1.extend(chain.hops.iter().map(|hop| hop.waiter));
         }
-        let mut verdict = Verdict::default();
         for (root, (chain, waiters)) in roots {
             let involved = waiters.iter().chain(match &root {
                 Root::Thread(tid) => Some(tid),
@@ -80,11 +90,16 @@ fn held_since(host: &Host, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> 
 }
 
 /// Servers of the leader-and-followers kind guard `accept` with a lock: whoever has it waits for work,
-/// the others wait for their turn. That is rest.
-fn is_leader_of_followers(host: &Host, root: Root) -> bool {
-    match root {
-        Root::Thread(tid) => host.wait(tid).is_some_and(|wait| wait.class == Class::Accept),
-        Root::Lock(..) => false,
+/// the others wait for their turn. That is rest. `None` while it is not known what an epoll instance watches.
+fn leads_followers(host: &Host, root: Root) -> Option<bool> {
+    let Root::Thread(tid) = root else { return Some(false) };
+    let Some(wait) = host.wait(tid) else { return Some(false) };
+    // A descriptor that was not read has no kind yet.
+    let is_read = wait.resource.as_ref().is_none_or(|r| r.fd.is_none() || r.kind != ResourceKind::Other);
+    match wait.class {
+        Class::Accept => Some(true),
+        Class::Event => is_read.then_some(false),
+        _ => Some(false),
     }
 }
 
@@ -121,7 +136,8 @@ fn finding(
     match holder {
         Some(tid) => {
             let doing = host.doing(tid);
-            finding.title = format!("{count} for locks held by {}, which {doing}", host.name(tid));
+            let locks = if chain.hops.len() == 1 { "a lock" } else { "locks" };
+            finding.title = format!("{count} for {locks} held by {}, which {doing}", host.name(tid));
             let path = chain
                 .hops
                 .iter()
@@ -132,10 +148,15 @@ fn finding(
                 "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
                 host.name(tid)
             );
-            finding.remedy = format!(
-                "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
-                host.name(tid)
-            );
+            finding.remedy = match host.wait(tid).map(|wait| wait.class) {
+                Some(Class::Stopped) => {
+                    format!("Let {} go on: it cannot release {lock} while it is stopped.", host.name(tid))
+                }
+                _ => format!(
+                    "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
+                    host.name(tid)
+                ),
+            };
             finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);
         }
         None => {

@@ -44,6 +44,7 @@ fn cycles_of_any_length() {
         assert_eq!((finding.kind, finding.confidence), (Kind::Deadlock, Confidence::Certain));
         assert_eq!(finding.threads.len(), n as usize);
         assert_eq!(finding.chain.len(), n as usize);
+        assert!(finding.explanation.len() < 800, "{}", finding.explanation);
         assert_eq!(finding.since.0, (1_790_000_000 + 90) * S, "before the threshold, since it closed");
     }
 }
@@ -72,6 +73,14 @@ fn read_and_advance(judge: &mut Judge, at_s: u64, rows: &[ThreadRow], owners: &[
 
 fn kinds(judge: &Judge) -> Vec<Kind> {
     judge.ledger.open().iter().map(|life| life.finding.kind).collect()
+}
+
+#[test]
+fn a_lock_that_could_not_be_read_is_not_said_to_have_no_owner() {
+    // FUTEX_LOCK_PI, the word not read.
+    let waiter = with_syscall(row(10, 10), 202, [0x1000, 0x86, 0, 0, 0, 0]);
+    let learnt = facts(vec![thread_facts(&waiter, Vec::new())]);
+    assert!(look(vec![waiter], learnt, 200).is_empty());
 }
 
 /// 10 and 11 wait for one lock, 12 and 13 are awake.
@@ -202,6 +211,9 @@ fn a_leader_in_accept_is_rest() {
         look(rows.clone(), facts, 200).len()
     };
     assert_eq!((with(&["LISTEN", "LISTEN"]), with(&["LISTEN", "ESTAB"]), with(&[])), (0, 1, 1));
+    assert_eq!((with(&["LISTEN", "UNKNOWN"]), with(&["UNKNOWN", "ESTAB"])), (0, 1), "not known yet, and clear");
+    // Its descriptor could not be read in time.
+    assert!(look(rows, facts, 200).is_empty());
 }
 
 #[test]

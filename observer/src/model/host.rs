@@ -115,7 +115,7 @@ impl Host {
             let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
             let named = owner.map(|(word, owner)| Named::again(before, word, owner));
             let learnt_ns = self.now_ns();
-            if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty()) {
+            if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
                 self.epolls.insert((facts.process, fd.fd), fd.clone());
             }
             self.suspects.insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named });
@@ -147,15 +147,18 @@ impl Host {
         let clocks = self.clocks?;
         let known = Known {
             memory: Memory(facts.map_or(&[], |f| f.memory.as_slice())),
-            fd: match facts {
-                Some(facts) => facts.fd.as_ref(),
-                None => decode::needs(row).fd.and_then(|fd| self.epolls.get(&(row.process, fd))),
-            },
+            fd: self.descriptor(row, facts),
             libc: self.processes.get(&row.process).map_or(Libc::Unknown, |p| p.libc),
             clocks,
             since_ns: self.since(row).ns,
         };
         decode::decode(row, &known)
+    }
+
+    /// The descriptor a thread waits on: as just read, or what an earlier reading told of an epoll instance.
+    fn descriptor<'a>(&'a self, row: &ThreadRow, facts: Option<&'a ThreadFacts>) -> Option<&'a FdFact> {
+        let fresh = facts.and_then(|f| f.fd.as_ref()).filter(|fd| fd.is_settled());
+        fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row).fd?)))
     }
 
     /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
@@ -377,10 +380,10 @@ impl Host {
         }
         let time = super::duration(self.blocked_ns(row));
         let Some(wait) = self.wait(tid) else {
-            return format!("is in state {} for {time}", row.state_letter());
+            return format!("has been in state {} for {time}", row.state_letter());
         };
         if wait.class == Class::Stopped {
-            return format!("is {} for {time}", super::stopped_how(row));
+            return format!("has been {} for {time}", super::stopped_how(row));
         }
         let thing = wait.resource.as_ref().map(|r| format!(" on {}", r.describe())).unwrap_or_default();
         format!("has been in {}(){thing} for {time}", wait.syscall)

@@ -31,10 +31,22 @@ pub struct MemoryRange {
     pub len: u32,
 }
 
+impl FdFact {
+    /// Whether it is clear if an epoll instance watches listening sockets only: every socket is known, or one of the
+    /// known ones does not listen.
+    pub fn is_settled(&self) -> bool {
+        self.watched.iter().any(|s| s.state != "LISTEN" && s.state != UNKNOWN)
+            || self.watched.iter().all(|s| s.state != UNKNOWN)
+    }
+}
+
+/// State of a socket that was not found, or not in time.
+const UNKNOWN: &str = "UNKNOWN";
+
 impl SocketFact {
     /// A socket of which nothing is known but its inode.
     pub(super) fn unknown(inode: u64) -> Self {
-        let (protocol, state) = ("unknown".to_owned(), "UNKNOWN".to_owned());
+        let (protocol, state) = ("unknown".to_owned(), UNKNOWN.to_owned());
         Self { inode, protocol, state, local: None, remote: None, unread: 0, unsent: 0 }
     }
 }
