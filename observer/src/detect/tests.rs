@@ -50,6 +50,18 @@ fn cycles_of_any_length() {
 }
 
 #[test]
+fn a_first_sight_is_not_called_the_beginning() {
+    let (mut rows, facts) = mutexes(&[11, 10]);
+    assert!(look(rows.clone(), facts.clone(), 100)[0].evidence.get("since_exact").is_none());
+    for row in &mut rows {
+        row.off_cpu_since_ns = None;
+    }
+    let found = look(rows, facts, 100);
+    assert_eq!(found[0].evidence["since_exact"], false);
+    assert!(found[0].explanation.contains("first look"), "{}", found[0].explanation);
+}
+
+#[test]
 fn one_look_proves_nothing() {
     let (rows, facts) = mutexes(&[11, 10]);
     let mut judge = judge();
