@@ -342,6 +342,18 @@ fn bad_timeouts_by_wait_and_by_event() {
 }
 
 #[test]
+fn a_far_timer_of_an_event_loop_is_no_warning() {
+    let far = |number| with_syscall(row(10, 10), number, [3, 0, 1 << 30, 1 << 30, 0, 0]);
+    let severity = |number| {
+        let row = far(number);
+        let found = look(vec![row.clone()], facts(vec![thread_facts(&row, Vec::new())]), 100);
+        found.iter().map(|f| (f.kind, f.severity)).collect::<Vec<_>>()
+    };
+    assert_eq!(severity(232), [(Kind::BadTimeout, Severity::Info)], "epoll_wait");
+    assert_eq!(severity(7), [(Kind::BadTimeout, Severity::Warning)], "poll");
+}
+
+#[test]
 fn unreadable_after_the_threshold() {
     let read = |since_s| BlockedRead { process: process(10), what: "memory".to_owned(), since_ns: since_s * S };
     let with = |since_s| Facts { blocked_reads: vec![read(since_s)], ..Facts::default() };
