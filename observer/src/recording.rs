@@ -46,7 +46,7 @@ impl Header {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum RecordingError {
-    #[error("cannot write the recording {path}: {source}; choose a directory you may write to")]
+    #[error("cannot write the recording {path}: {source}; choose a place that has room and that you may write to")]
     Write { path: PathBuf, source: std::io::Error },
     #[error("cannot read the recording {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// The second census follows the first so soon: a finding needs two.
 const FIRST_GAP: Duration = Duration::from_millis(300);
+/// Facts that are wanted again at once get that much time to become others.
+const SOONEST: Duration = Duration::from_millis(100);
 /// `--once` waits at most so much longer than the threshold.
 const ONCE_SLACK: Duration = Duration::from_secs(3);
 
@@ -256,7 +258,7 @@ fn go_round(
             let Some(ripe) = turn.ripe_at_ns else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.
             let left = Duration::from_nanos(ripe.saturating_sub(session.judge.host.now_ns()));
-            next = next.min(Instant::now() + left + Duration::from_millis(20));
+            next = next.min(Instant::now() + left.max(SOONEST) + Duration::from_millis(20));
         }
         if last.is_some_and(|last| next >= last) {
             if let Some(last) = last

@@ -87,7 +87,7 @@ pub fn run() -> ExitCode {
         // Whoever read our output has had enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::from(NOTHING),
         Err(error) => {
-            eprintln!("observer: {error:#}");
+            eprintln!("observer: {}", message(&error));
             ExitCode::from(FAILED)
         }
     }
@@ -109,6 +109,22 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
+/// An error and its causes, each said once: many messages hold their cause already.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    if error.chain().nth(1).is_none() && error.downcast_ref::<std::io::Error>().is_some() {
+        // Everything else says what it was doing.
+        text.insert_str(0, "cannot write the results: ");
+    }
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// Logs go to stderr, results to stdout. `OBSERVER_LOG` takes env_logger's filters.
 fn set_up_logging(verbose: u8) {
     let level = match verbose {
@@ -119,4 +135,20 @@ fn set_up_logging(verbose: u8) {
     };
     let filter = env_logger::Env::new().filter_or("OBSERVER_LOG", level);
     env_logger::Builder::from_env(filter).target(env_logger::Target::Stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::message;
+    use crate::recording::RecordingError;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let full = || std::io::Error::other("no room");
+        let twice = RecordingError::Write { path: "/x".into(), source: full() };
+        assert_eq!(message(&twice.into()).matches("no room").count(), 1);
+        let outer = anyhow::Error::from(full()).context("cannot block signals");
+        assert_eq!(message(&outer), "cannot block signals: no room");
+        assert_eq!(message(&full().into()), "cannot write the results: no room");
+    }
 }

@@ -66,3 +66,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     output.report(&setting, &judge.host, &pids, &findings, &account)?;
     Ok(if output.found() { FOUND } else { NOTHING })
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{Chain, End};
+use crate::model::wait::OwnerScope;
 use crate::model::{Host, Owner, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,7 @@ pub struct AbandonedLock;
 
 impl Rule for AbandonedLock {
     fn check(&self, context: &Context<'_>) -> Verdict {
+        let mut verdict = Verdict::default();
         // By process and lock: everyone who waits for it, directly or behind another waiter.
         let mut locks: BTreeMap<(Pid, u64), (&Chain, Owner, BTreeSet<Pid>)> = BTreeMap::new();
         for chain in &context.chains {
@@ -26,17 +28,22 @@ impl Rule for AbandonedLock {
             if last.confidence < crate::model::Confidence::Certain {
                 continue;
             }
-            let Some(row) = context.host.row(last.waiter) else {
+            let Some((row, wait)) = context.host.confirmed_wait(last.waiter) else {
                 continue;
             };
-            let key = (row.process.pid, last.resource.address.unwrap_or(0));
+            if !context.host.is_owner_gone(last.waiter) {
+                verdict.later(context.host.now_ns());
+                continue;
+            }
+            let shared = wait.owner.as_ref().is_some_and(|word| word.scope == OwnerScope::Namespace);
+            let process = if shared { 0 } else { row.process.pid };
+            let key = (process, last.resource.address.unwrap_or(0));
             let entry = locks.entry(key).or_insert_with(|| (chain, owner, BTreeSet::new()));
             if chain.hops.len() > entry.0.hops.len() {
                 entry.0 = chain;
             }
             entry.2.extend(chain.hops.iter().map(|hop| hop.waiter));
         }
-        let mut verdict = Verdict::default();
         for (chain, owner, waiters) in locks.into_values() {
             if context.in_scope(waiters.iter())
                 && let Some(finding) = finding(context.host, chain, owner, &waiters)
@@ -84,7 +91,11 @@ fn finding(host: &Host, chain: &Chain, owner: Owner, waiters: &BTreeSet<Pid>) ->
         .fact("waiters", waiters.len());
     finding.severity = Severity::Critical;
     finding.confidence = chain.confidence();
-    finding.title = format!("{} thread(s) wait for a lock whose owner {what}", waiters.len());
+    let count = match waiters.len() {
+        1 => "1 thread waits".to_owned(),
+        n => format!("{n} threads wait"),
+    };
+    finding.title = format!("{count} for a lock whose owner {what}");
     let age = duration(host.now_ns().saturating_sub(since));
     finding.explanation = format!(
         "{} has waited for {lock} for {age}. {cause} Nobody is left to release it, so this wait never ends.",

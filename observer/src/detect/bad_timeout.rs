@@ -95,17 +95,27 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
         Some(tid) if sight.threads.len() == 1 => host.name(*tid),
         _ => format!("{} threads of {}", sight.threads.len(), finding.comm),
     };
+    let waits = if sight.threads.len() == 1 { "waits" } else { "wait" };
     let unit = if matches!(Call::named(syscall).timeout, TimeoutAt::Millis(_)) { " ms" } else { "" };
-    let now = if sight.waiting.is_empty() { String::new() } else { " It waits in this call right now.".to_owned() };
+    let now = match sight.waiting.len() {
+        0 => String::new(),
+        1 => " It waits in this call right now.".to_owned(),
+        n => format!(" {n} threads wait in this call right now."),
+    };
     match sight.kind {
         TimeoutKind::Absurd => {
             let long = sight.requested_ns.and_then(|ns| u64::try_from(ns).ok()).map(duration).unwrap_or_default();
-            finding.confidence = Confidence::Likely;
-            finding.severity = if Call::named(syscall).is_futex() { Severity::Info } else { Severity::Warning };
-            finding.title = format!("{who} waits in {syscall}() with a time limit of {long}");
-            finding.explanation = format!(
-                "The timeout passed is {raw}{unit}, that is {long}.{now} Nobody waits that long on purpose: a unit was mistaken, or an overflow made it, and the wait has in effect no limit."
-            );
+            let is_loop = syscall.starts_with("epoll");
+            let is_habit = is_loop || Call::named(syscall).is_futex();
+            finding.confidence = if is_loop { Confidence::Possible } else { Confidence::Likely };
+            finding.severity = if is_habit { Severity::Info } else { Severity::Warning };
+            finding.title = format!("{who} {waits} in {syscall}() with a time limit of {long}");
+            let means = if is_loop {
+                "An event loop passes the time to its next timer here, and that may be far away on purpose (a weekly job, a keep-alive); if none is, a unit was mistaken or an overflow made it."
+            } else {
+                "Nobody waits that long on purpose: a unit was mistaken, or an overflow made it, and the wait has in effect no limit."
+            };
+            finding.explanation = format!("The timeout passed is {raw}{unit}, that is {long}.{now} {means}");
             finding.remedy = "Check the unit (ms, µs, ns) and the arithmetic of this timeout; write -1 or null where no limit is meant.".to_owned();
         }
         TimeoutKind::Negative => {

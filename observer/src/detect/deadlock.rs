@@ -7,6 +7,9 @@ use crate::model::graph::{End, Hop};
 use crate::model::{Confidence, Host, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Steps of a circle that the explanation tells; the chain has them all.
+const MAX_STEPS: usize = 6;
+
 /// The rule.
 #[derive(Debug)]
 pub struct Deadlock;
@@ -63,6 +66,10 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
             format!("{} waits for {} {verb} {}", host.name(hop.waiter), describe(hop), host.name(next.waiter))
         })
         .collect();
+    let steps = match steps.len() {
+        0..=MAX_STEPS => steps.join("; "),
+        n => format!("{}; … {} more …; {}", steps[..MAX_STEPS - 1].join("; "), n - MAX_STEPS, steps[n - 1]),
+    };
     let deadline = cycle
         .iter()
         .filter_map(|hop| host.confirmed_wait(hop.waiter)?.1.timeout.remaining_ns)
@@ -95,7 +102,7 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
         1 => " One more thread waits behind them.".to_owned(),
         n => format!(" {n} more threads wait behind them."),
     };
-    finding.explanation = format!("{}. The circle has been closed for {age}. {ending}{others}", steps.join("; "));
+    finding.explanation = format!("{steps}. The circle has been closed for {age}. {ending}{others}");
     finding.remedy = if members.len() == 1 {
         "Find the path on which this thread takes the same lock twice; use a recursive lock or split the function. The process must be restarted.".to_owned()
     } else {

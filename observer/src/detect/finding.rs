@@ -152,6 +152,17 @@ impl Finding {
         self
     }
 
+    /// Says so where the times are those of our first sight: the source of rows does not know when a wait began.
+    pub(super) fn note_first_sight(&mut self, host: &Host) {
+        let is_bound = |tid: &Pid| host.row(*tid).is_some_and(|row| row.is_blocked() && !host.since(row).exact);
+        if self.threads.iter().any(is_bound) {
+            self.evidence.insert("since_exact".to_owned(), false.into());
+            self.explanation.push_str(
+                " Times count from observer's first look: /proc does not say when a wait began, it may have been earlier.",
+            );
+        }
+    }
+
     /// Adds the threads of the chain and others, sorted, each once.
     pub fn with_threads(mut self, threads: impl IntoIterator<Item = Pid>) -> Self {
         self.threads.extend(threads);

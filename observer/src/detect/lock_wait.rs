@@ -5,8 +5,8 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
-use crate::model::graph::{Chain, End};
-use crate::model::{Class, Confidence, Host, ResourceKind, duration};
+use crate::model::graph::{self, Chain, End};
+use crate::model::{Class, Confidence, Host, Owner, ResourceKind, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rule.
@@ -23,6 +23,7 @@ enum Root {
 impl Rule for LockWait {
     fn check(&self, context: &Context<'_>) -> Verdict {
         let host = context.host;
+        let mut verdict = Verdict::default();
         let mut roots: BTreeMap<Root, (&Chain, BTreeSet<Pid>)> = BTreeMap::new();
         for chain in &context.chains {
             // Waiting for a worker or a child to finish is rest, not a lock; but behind a lock it is
@@ -33,14 +34,24 @@ impl Rule for LockWait {
             let is_lock = matches!(first.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock);
             let root = match chain.end {
                 End::Root(tid) => Root::Thread(tid),
+                // Only the readers of a rwlock are never recorded: elsewhere the owner could not be read, this time.
+                End::Unknown if last.resource.kind != ResourceKind::Rwlock => continue,
                 End::Unknown => {
                     let pid = host.row(last.waiter).map_or(0, |row| row.process.pid);
                     Root::Lock(pid, last.resource.address.unwrap_or(0))
                 }
                 End::Cycle(_) | End::Abandoned(_) => continue,
             };
-            if !is_lock || is_leader_of_followers(host, root) {
+            if !is_lock {
                 continue;
+            }
+            match leads_followers(host, root) {
+                Some(false) => {}
+                Some(true) => continue,
+                None => {
+                    verdict.later(host.now_ns());
+                    continue;
+                }
             }
             let entry = roots.entry(root).or_insert_with(|| (chain, BTreeSet::new()));
             if chain.hops.len() > entry.0.hops.len() {
@@ -48,7 +59,6 @@ impl Rule for LockWait {
             }
             entry.1.extend(chain.hops.iter().map(|hop| hop.waiter));
         }
-        let mut verdict = Verdict::default();
         for (root, (chain, waiters)) in roots {
             let involved = waiters.iter().chain(match &root {
                 Root::Thread(tid) => Some(tid),
@@ -58,7 +68,12 @@ impl Rule for LockWait {
                 continue;
             }
             let since = waiters.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
-            if verdict.is_ripe(since, context)
+            // Long waits alone are a queue that moves: one and the same hold must have lasted, too.
+            let held = match root {
+                Root::Thread(tid) => held_since(host, tid, &waiters).unwrap_or(host.now_ns()),
+                Root::Lock(..) => since,
+            };
+            if verdict.is_ripe(since.max(held), context)
                 && let Some(finding) = finding(host, context.scope.threshold_ns, root, chain, &waiters, since)
             {
                 verdict.findings.push(finding);
@@ -68,12 +83,23 @@ impl Rule for LockWait {
     }
 }
 
+/// Since when a thread holds, without a break, a lock that these wait for.
+fn held_since(host: &Host, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> {
+    let behind = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| hop.owner == Some(Owner::Thread(holder)));
+    waiters.iter().filter(|tid| behind(tid)).filter_map(|tid| host.held_since(*tid)).min()
+}
+
 /// Servers of the leader-and-followers kind guard `accept` with a lock: whoever has it waits for work,
-/// the others wait for their turn. That is rest.
-fn is_leader_of_followers(host: &Host, root: Root) -> bool {
-    match root {
-        Root::Thread(tid) => host.wait(tid).is_some_and(|wait| wait.class == Class::Accept),
-        Root::Lock(..) => false,
+/// the others wait for their turn. That is rest. `None` while it is not known what an epoll instance watches.
+fn leads_followers(host: &Host, root: Root) -> Option<bool> {
+    let Root::Thread(tid) = root else { return Some(false) };
+    let Some(wait) = host.wait(tid) else { return Some(false) };
+    // A descriptor that was not read has no kind yet.
+    let is_read = wait.resource.as_ref().is_none_or(|r| r.fd.is_none() || r.kind != ResourceKind::Other);
+    match wait.class {
+        Class::Accept => Some(true),
+        Class::Event => is_read.then_some(false),
+        _ => Some(false),
     }
 }
 
@@ -110,7 +136,8 @@ fn finding(
     match holder {
         Some(tid) => {
             let doing = host.doing(tid);
-            finding.title = format!("{count} for locks held by {}, which {doing}", host.name(tid));
+            let locks = if chain.hops.len() == 1 { "a lock" } else { "locks" };
+            finding.title = format!("{count} for {locks} held by {}, which {doing}", host.name(tid));
             let path = chain
                 .hops
                 .iter()
@@ -121,21 +148,34 @@ fn finding(
                 "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
                 host.name(tid)
             );
-            finding.remedy = format!(
-                "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
-                host.name(tid)
-            );
+            finding.remedy = match host.wait(tid).map(|wait| wait.class) {
+                Some(Class::Stopped) => {
+                    format!("Let {} go on: it cannot release {lock} while it is stopped.", host.name(tid))
+                }
+                _ => format!(
+                    "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
+                    host.name(tid)
+                ),
+            };
             finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);
         }
         None => {
             finding.confidence = Confidence::Possible;
             finding.title = format!("{count} for {lock} for {longest}; the lock does not say who holds it");
             finding.explanation = format!(
-                "{} waits for {lock} since {longest}. Locks of this kind do not record their holder, so it is not named here.",
-                host.name(last.waiter)
+                "{} has waited for {lock} for {longest}. Locks of this kind do not record their holder, so it is not named here.{}",
+                host.name(last.waiter),
+                if last.resource.kind == ResourceKind::Rwlock {
+                    " Either one reader does not let go, or readers come without a gap and the writer starves."
+                } else {
+                    ""
+                }
             );
-            finding.remedy =
-                "Look for the thread that holds this lock: one that is not itself waiting for it.".to_owned();
+            finding.remedy = match last.resource.kind {
+                ResourceKind::Rwlock => "Look for a reader that stays inside; if all of them come and go, let the lock prefer writers (PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP).",
+                _ => "Look for the thread that holds this lock: one that is not itself waiting for it.",
+            }
+            .to_owned();
         }
     }
     finding.chain = links_with(&chain.hops, waiters, host);

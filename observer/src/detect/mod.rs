@@ -108,6 +108,9 @@ pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> Verdic
     for rule in rules {
         verdict.merge(rule.check(&context));
     }
+    for finding in &mut verdict.findings {
+        finding.note_first_sight(host);
+    }
     verdict
 }
 

@@ -112,8 +112,8 @@ fn finding(host: &Host, stopped: &ThreadRow, waiters: &[Waiter], since: u64) -> 
     let words: Vec<&str> = waiters.iter().take(3).map(|w| w.words.as_str()).collect();
     let more =
         if waiters.len() > words.len() { format!(", and {} more", waiters.len() - words.len()) } else { String::new() };
-    let tracer = if stopped.tracer == 0 { String::new() } else { format!(" by {}", host.name(stopped.tracer)) };
-    finding.title = format!("{name} is {how}{tracer} for {long} while others wait for it");
+    let tracer = if stopped.tracer == 0 { String::new() } else { format!(", {},", host.name(stopped.tracer)) };
+    finding.title = format!("{name} has been {how}{tracer} for {long} while others wait for it");
     finding.explanation = format!("{name} is {how}{tracer} and does not run, and {}{more}.", words.join("; "));
     finding.remedy = match stopped.state_letter() {
         't' => format!("Let the tracer (pid {}) continue or detach.", stopped.tracer),

@@ -80,16 +80,30 @@ fn finding(host: &Host, process: ProcessId, fd: i32, attempt: Attempt) -> Findin
         Some(n) if n > 0 => format!(" The SYN was sent again {n} time(s)."),
         _ => String::new(),
     };
+    let is_unix = attempt.resource.kind == ResourceKind::Unix;
     let how = match attempt.thread {
+        Some(_) if is_unix => {
+            "A blocking connect() on a unix socket waits until the listener accepts; it has no limit of its own."
+        }
         Some(_) => "A blocking connect() gives up only after the kernel's own limit (about two minutes for TCP).",
         None => "The socket is non-blocking; whether anybody limits this attempt is up to the program.",
     };
-    finding.explanation = format!(
-        "No answer has come from {remote} for {long}.{again} {how} The peer drops the packets (firewall, dead host) or its backlog is full."
-    );
-    finding.remedy = format!(
-        "Check that {remote} listens and accepts (ss -lnt there: Recv-Q against Send-Q), and the path to it; give the connect a time limit."
-    );
+    let why = if is_unix {
+        "Its backlog is full: the listener does not accept."
+    } else {
+        "The peer drops the packets (firewall, dead host) or its backlog is full."
+    };
+    finding.explanation = format!("No answer has come from {remote} for {long}.{again} {how} {why}");
+    finding.remedy = if is_unix {
+        format!(
+            "Look at the process that listens on {remote} and does not accept (ss -lxp: Recv-Q against Send-Q); give the connect a time limit."
+        )
+    } else {
+        format!(
+            "Check that {remote} listens and accepts (ss -lnt there: Recv-Q against Send-Q), and the path to it; give the connect a time limit."
+        )
+    };
+
     if let Some(tid) = attempt.thread {
         finding.chain = vec![Link {
             from: thread_ref(tid, host),

@@ -6,7 +6,7 @@ use super::*;
 use crate::census::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, row::state};
 use crate::model::Confidence;
 use crate::model::testkit::*;
-use crate::proc::{BlockedRead, Facts};
+use crate::proc::{BlockedRead, Facts, FdFact, SocketFact};
 use std::collections::BTreeSet;
 
 /// A judge over process 10, threshold 5 s.
@@ -44,8 +44,21 @@ fn cycles_of_any_length() {
         assert_eq!((finding.kind, finding.confidence), (Kind::Deadlock, Confidence::Certain));
         assert_eq!(finding.threads.len(), n as usize);
         assert_eq!(finding.chain.len(), n as usize);
+        assert!(finding.explanation.len() < 800, "{}", finding.explanation);
         assert_eq!(finding.since.0, (1_790_000_000 + 90) * S, "before the threshold, since it closed");
     }
+}
+
+#[test]
+fn a_first_sight_is_not_called_the_beginning() {
+    let (mut rows, facts) = mutexes(&[11, 10]);
+    assert!(look(rows.clone(), facts.clone(), 100)[0].evidence.get("since_exact").is_none());
+    for row in &mut rows {
+        row.off_cpu_since_ns = None;
+    }
+    let found = look(rows, facts, 100);
+    assert_eq!(found[0].evidence["since_exact"], false);
+    assert!(found[0].explanation.contains("first look"), "{}", found[0].explanation);
 }
 
 #[test]
@@ -60,8 +73,93 @@ fn one_look_proves_nothing() {
     moved[1].nvcsw += 1;
     moved[1].off_cpu_since_ns = Some(99 * S);
     judge.advance(census(100, moved), ProbeReading::default());
-    let kinds: Vec<Kind> = judge.ledger.open().iter().map(|life| life.finding.kind).collect();
-    assert_eq!(kinds, [Kind::LockWait], "the other one does wait for it, and no more is known");
+    assert!(judge.ledger.open().is_empty(), "the other one does wait, but the lock may be passed around");
+}
+
+/// A reading of what each waiter's lock names as its owner, then the next census.
+fn read_and_advance(judge: &mut Judge, at_s: u64, rows: &[ThreadRow], owners: &[(usize, u32)]) -> Turn {
+    let read = |(index, owner): &(usize, u32)| thread_facts(&rows[*index], mutex_bytes(2, 0, *owner, 1, 0));
+    judge.learn(facts(owners.iter().map(read).collect()));
+    judge.advance(census(at_s, rows.to_vec()), ProbeReading::default())
+}
+
+fn kinds(judge: &Judge) -> Vec<Kind> {
+    judge.ledger.open().iter().map(|life| life.finding.kind).collect()
+}
+
+#[test]
+fn a_lock_that_could_not_be_read_is_not_said_to_have_no_owner() {
+    // FUTEX_LOCK_PI, the word not read.
+    let waiter = with_syscall(row(10, 10), 202, [0x1000, 0x86, 0, 0, 0, 0]);
+    let learnt = facts(vec![thread_facts(&waiter, Vec::new())]);
+    assert!(look(vec![waiter], learnt, 200).is_empty());
+}
+
+/// 10 and 11 wait for one lock, 12 and 13 are awake.
+fn a_queue() -> Vec<ThreadRow> {
+    let mut rows = vec![in_mutex(10, 10, 0x1000), in_mutex(10, 11, 0x1000), row(10, 12), row(10, 13)];
+    rows[1].off_cpu_since_ns = Some(91 * S);
+    for awake in &mut rows[2..] {
+        (awake.state, awake.on_cpu) = (0, true);
+    }
+    rows
+}
+
+#[test]
+fn a_lock_that_is_passed_around_is_not_held() {
+    let rows = a_queue();
+    let mut judge = judge();
+    judge.advance(census(100, rows.clone()), ProbeReading::default());
+    // The waiters sleep all along, but somebody else has the lock each time.
+    for at in 101..130 {
+        let owner = 12 + at as u32 % 2;
+        let turn = read_and_advance(&mut judge, at, &rows, &[(0, owner), (1, owner)]);
+        assert!(kinds(&judge).is_empty(), "second {at}");
+        assert!(turn.ripe_at_ns.is_some());
+    }
+}
+
+#[test]
+fn a_queue_that_moves_is_not_a_hold() {
+    let mut rows = a_queue();
+    let mut judge = judge();
+    judge.advance(census(100, rows.clone()), ProbeReading::default());
+    // By chance the same thread has it at each look; but whoever is first in the queue gets it in between.
+    for at in 101..130 {
+        read_and_advance(&mut judge, at, &rows, &[(0, 12), (1, 12)]);
+        assert!(kinds(&judge).is_empty(), "second {at}");
+        let first = usize::from(rows[0].off_cpu_since_ns > rows[1].off_cpu_since_ns);
+        rows[first].nvcsw += 1;
+        rows[first].off_cpu_since_ns = Some(at * S - S / 2);
+    }
+}
+
+#[test]
+fn a_busy_holder_is_named_once_the_queue_stood_still() {
+    let rows = a_queue();
+    let mut judge = judge();
+    judge.advance(census(100, rows.clone()), ProbeReading::default());
+    for at in 101..105 {
+        let turn = read_and_advance(&mut judge, at, &rows, &[(0, 12), (1, 12)]);
+        assert!(kinds(&judge).is_empty(), "second {at}");
+        assert_eq!(turn.ripe_at_ns, Some(105 * S));
+    }
+    read_and_advance(&mut judge, 105, &rows, &[(0, 12), (1, 12)]);
+    assert_eq!(kinds(&judge), [Kind::LockWait]);
+    assert!(judge.ledger.open()[0].finding.title.contains("is running"));
+}
+
+#[test]
+fn owners_that_end_after_passing_the_lock_on_abandon_nothing() {
+    let rows = a_queue();
+    let mut judge = judge();
+    judge.advance(census(100, rows.clone()), ProbeReading::default());
+    // Each look names a thread that has ended by the next census.
+    for at in 101..130 {
+        let owner = 1000 + at as u32;
+        read_and_advance(&mut judge, at, &rows, &[(0, owner), (1, owner)]);
+        assert!(kinds(&judge).is_empty(), "second {at}");
+    }
 }
 
 #[test]
@@ -105,6 +203,28 @@ fn a_convoy_is_one_finding_with_its_root() {
 fn a_leader_in_accept_is_rest() {
     let (mut rows, facts) = mutexes(&[10, 10]);
     rows[0] = with_syscall(row(10, 10), 288, [3, 0, 0, 0, 0, 0]);
+    assert!(look(rows.clone(), facts.clone(), 200).is_empty());
+    // With several listeners it waits in epoll_wait.
+    let socket = |state: &str| SocketFact {
+        inode: 7,
+        protocol: "tcp".to_owned(),
+        state: state.to_owned(),
+        local: None,
+        remote: None,
+        unread: 0,
+        unsent: 0,
+    };
+    rows[0] = with_syscall(row(10, 10), 232, [3, 0, 1, u64::MAX, 0, 0]);
+    let with = |states: &[&str]| {
+        let watched = states.iter().map(|state| socket(state)).collect();
+        let mut facts = facts.clone();
+        let target = "anon_inode:[eventpoll]".to_owned();
+        facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, socket: None, watched });
+        look(rows.clone(), facts, 200).len()
+    };
+    assert_eq!((with(&["LISTEN", "LISTEN"]), with(&["LISTEN", "ESTAB"]), with(&[])), (0, 1, 1));
+    assert_eq!((with(&["LISTEN", "UNKNOWN"]), with(&["UNKNOWN", "ESTAB"])), (0, 1), "not known yet, and clear");
+    // Its descriptor could not be read in time.
     assert!(look(rows, facts, 200).is_empty());
 }
 
@@ -125,18 +245,27 @@ fn waiting_for_a_worker_is_rest_but_closes_a_circle() {
 #[test]
 fn an_owner_that_is_gone_or_left_behind() {
     let (rows, facts) = mutexes(&[4242]);
-    let found = look(rows.clone(), facts.clone(), 91);
+    let look = |rows: Vec<ThreadRow>, learnt: Facts| {
+        let mut judge = judge();
+        for at in 91..93 {
+            assert!(judge.advance(census(at, rows.clone()), ProbeReading::default()).changes.is_empty());
+            judge.learn(learnt.clone());
+        }
+        judge.advance(census(93, rows), ProbeReading::default());
+        judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect::<Vec<_>>()
+    };
+    let found = look(rows.clone(), facts.clone());
     assert_eq!((found[0].kind, found[0].confidence), (Kind::AbandonedLock, Confidence::Certain));
     assert!(found[0].explanation.contains("no such thread lives"));
     // The id lives on in another process.
     let mut with_parent = rows.clone();
     with_parent.push(row(4000, 4242));
-    let found = look(with_parent, facts.clone(), 91);
+    let found = look(with_parent, facts.clone());
     assert!(found[0].title.contains("forked"), "{}", found[0].title);
     // Without proof of the layout nothing is said.
     let mut unproven = facts;
     unproven.processes[0].libc = crate::proc::Libc::Unknown;
-    assert!(look(rows, unproven, 91).iter().all(|f| f.kind != Kind::AbandonedLock));
+    assert!(look(rows, unproven).iter().all(|f| f.kind != Kind::AbandonedLock));
 }
 
 #[test]
@@ -210,6 +339,18 @@ fn bad_timeouts_by_wait_and_by_event() {
     assert!(turn.changes.is_empty());
     let turn = judge.advance(census(300, vec![row(10, 10)]), ProbeReading::default());
     assert_eq!(turn.changes.iter().map(|(change, _)| *change).collect::<Vec<_>>(), [Change::Resolved]);
+}
+
+#[test]
+fn a_far_timer_of_an_event_loop_is_no_warning() {
+    let far = |number| with_syscall(row(10, 10), number, [3, 0, 1 << 30, 1 << 30, 0, 0]);
+    let severity = |number| {
+        let row = far(number);
+        let found = look(vec![row.clone()], facts(vec![thread_facts(&row, Vec::new())]), 100);
+        found.iter().map(|f| (f.kind, f.severity)).collect::<Vec<_>>()
+    };
+    assert_eq!(severity(232), [(Kind::BadTimeout, Severity::Info)], "epoll_wait");
+    assert_eq!(severity(7), [(Kind::BadTimeout, Severity::Warning)], "poll");
 }
 
 #[test]

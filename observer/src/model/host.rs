@@ -1,11 +1,14 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
 use super::decode::{self, Known, Memory};
+use super::holding::{Named, Queue};
 use super::probes::ProbeHistory;
 use super::scope::Scope;
 use super::wait::{Class, Owner, OwnerScope, Wait};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
-use crate::proc::{BlockedRead, ConnectingSocket, Facts, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant};
+use crate::proc::{
+    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What is known of one suspect thread beyond its row.
@@ -17,6 +20,10 @@ struct Suspect {
     wait: Option<Wait>,
     /// The thread slept through from the census before these facts to the census after them.
     confirmed: bool,
+    /// `CLOCK_MONOTONIC` of the census before these facts, nanoseconds.
+    learnt_ns: u64,
+    /// What the readings of this one sleep say of the lock's owner.
+    named: Option<Named>,
 }
 
 impl Suspect {
@@ -49,6 +56,8 @@ pub struct Host {
     processes: BTreeMap<ProcessId, ProcessFacts>,
     /// Holders outside the scope whose own wait is part of a chain.
     chased: BTreeSet<Pid>,
+    /// Epoll instances and the sockets they watch, for a wait that has just begun again.
+    epolls: BTreeMap<(ProcessId, i32), FdFact>,
     connecting: Vec<ConnectingSocket>,
     unread: Vec<(ProcessId, SocketFact)>,
     blocked_reads: Vec<BlockedRead>,
@@ -80,6 +89,7 @@ impl Host {
         self.note_first_sight(now);
         let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
         self.processes.retain(|id, _| processes.contains(id));
+        self.epolls.retain(|(id, _), _| processes.contains(id));
         self.probes.learn(reading, now);
     }
 
@@ -109,7 +119,36 @@ impl Host {
                 continue;
             };
             let (syscall, wait) = (row.syscall, self.decode(row, Some(&facts)));
-            self.suspects.insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false });
+            let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
+            // An earlier reading that is still here is one of the same sleep.
+            let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
+            let named = owner.map(|(word, owner)| Named::again(before, word, owner));
+            let learnt_ns = self.now_ns();
+            if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
+                self.epolls.insert((facts.process, fd.fd), fd.clone());
+            }
+            self.suspects.insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named });
+        }
+        self.note_heads();
+    }
+
+    /// Finds the first in the queue of each lock.
+    fn note_heads(&mut self) {
+        let mut heads: BTreeMap<Queue, (u64, Pid)> = BTreeMap::new();
+        let mut queues: Vec<(Pid, Queue)> = Vec::new();
+        for (tid, suspect) in &self.suspects {
+            let Some((row, wait)) = self.row(*tid).zip(suspect.wait.as_ref()) else { continue };
+            let Some(queue) = Queue::of(row, wait) else { continue };
+            let place = (self.since(row).ns, *tid);
+            heads.entry(queue).and_modify(|head| *head = place.min(*head)).or_insert(place);
+            queues.push((*tid, queue));
+        }
+        let now = self.now_ns();
+        for (tid, queue) in queues {
+            if let Some(named) = self.suspects.get_mut(&tid).and_then(|suspect| suspect.named.as_mut()) {
+                let is_head = heads.get(&queue).is_some_and(|head| head.1 == tid);
+                named.head_since_ns = is_head.then(|| named.head_since_ns.unwrap_or(now));
+            }
         }
     }
 
@@ -117,12 +156,18 @@ impl Host {
         let clocks = self.clocks?;
         let known = Known {
             memory: Memory(facts.map_or(&[], |f| f.memory.as_slice())),
-            fd: facts.and_then(|f| f.fd.as_ref()),
+            fd: self.descriptor(row, facts),
             libc: self.processes.get(&row.process).map_or(Libc::Unknown, |p| p.libc),
             clocks,
             since_ns: self.since(row).ns,
         };
         decode::decode(row, &known)
+    }
+
+    /// The descriptor a thread waits on: as just read, or what an earlier reading told of an epoll instance.
+    fn descriptor<'a>(&'a self, row: &ThreadRow, facts: Option<&'a ThreadFacts>) -> Option<&'a FdFact> {
+        let fresh = facts.and_then(|f| f.fd.as_ref()).filter(|fd| fd.is_settled());
+        fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row).fd?)))
     }
 
     /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
@@ -267,6 +312,24 @@ impl Host {
         Some(elsewhere.map_or(Owner::Gone(word.own_tid), Owner::Elsewhere))
     }
 
+    /// Since when, at least, the lock that a thread waits for has not changed hands (`CLOCK_MONOTONIC`,
+    /// nanoseconds): since its owner sleeps, or since this thread is the first in the queue, which the next
+    /// release would wake. `None` if that cannot be said of this thread.
+    pub fn held_since(&self, waiter: Pid) -> Option<u64> {
+        let suspect = self.suspects.get(&waiter).filter(|s| s.confirmed)?;
+        let Owner::Thread(owner) = self.owner_of(suspect.wait.as_ref()?, self.row(waiter)?)? else { return None };
+        let asleep = self.row(owner).filter(|row| row.is_blocked()).map(|row| self.since(row).ns);
+        // An owner that fell asleep after the reading may have let go before.
+        let asleep = asleep.filter(|since| *since <= suspect.learnt_ns);
+        asleep.into_iter().chain(suspect.named.as_ref().and_then(|named| named.head_since_ns)).min()
+    }
+
+    /// Whether the owner that a lock records is proven to be gone: named before and after a census in which it
+    /// did not live. One reading alone may be of an owner that passed the lock on and ended.
+    pub fn is_owner_gone(&self, waiter: Pid) -> bool {
+        self.suspects.get(&waiter).is_some_and(|s| s.confirmed && s.named.as_ref().is_some_and(|named| named.gone))
+    }
+
     /// Threads that carry this id in the PID namespace of `waiter`.
     fn by_own_tid(&self, waiter: &ThreadRow, own_tid: Pid) -> impl Iterator<Item = &ThreadRow> {
         // In observer's own namespace ids need no translation.
@@ -327,10 +390,10 @@ impl Host {
         }
         let time = super::duration(self.blocked_ns(row));
         let Some(wait) = self.wait(tid) else {
-            return format!("is in state {} for {time}", row.state_letter());
+            return format!("has been in state {} for {time}", row.state_letter());
         };
         if wait.class == Class::Stopped {
-            return format!("is {} for {time}", super::stopped_how(row));
+            return format!("has been {} for {time}", super::stopped_how(row));
         }
         let thing = wait.resource.as_ref().map(|r| format!(" on {}", r.describe())).unwrap_or_default();
         format!("has been in {}(){thing} for {time}", wait.syscall)

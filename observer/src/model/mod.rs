@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod graph;
+mod holding;
 pub mod host;
 pub mod observation;
 pub mod probes;

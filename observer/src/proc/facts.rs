@@ -31,6 +31,26 @@ pub struct MemoryRange {
     pub len: u32,
 }
 
+impl FdFact {
+    /// Whether it is clear if an epoll instance watches listening sockets only: every socket is known, or one of the
+    /// known ones does not listen.
+    pub fn is_settled(&self) -> bool {
+        self.watched.iter().any(|s| s.state != "LISTEN" && s.state != UNKNOWN)
+            || self.watched.iter().all(|s| s.state != UNKNOWN)
+    }
+}
+
+/// State of a socket that was not found, or not in time.
+const UNKNOWN: &str = "UNKNOWN";
+
+impl SocketFact {
+    /// A socket of which nothing is known but its inode.
+    pub(super) fn unknown(inode: u64) -> Self {
+        let (protocol, state) = ("unknown".to_owned(), UNKNOWN.to_owned());
+        Self { inode, protocol, state, local: None, remote: None, unread: 0, unsent: 0 }
+    }
+}
+
 impl MemoryRange {
     /// Longest piece that is ever read.
     pub const MAX_LEN: u32 = 64 * 1024;
@@ -61,6 +81,10 @@ pub struct FdFact {
     /// The socket behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<SocketFact>,
+    /// The sockets an epoll instance watches; of one that is not known, only the inode. Empty where there are none,
+    /// or too many to list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<SocketFact>,
 }
 
 /// A socket, from socket diagnostics or `/proc/PID/net`.

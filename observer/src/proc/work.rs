@@ -96,7 +96,8 @@ pub(super) fn add_sockets(wants: &[ThreadWant], threads: &mut [ThreadFacts], soc
     let mut inodes: BTreeMap<Pid, BTreeSet<u64>> = BTreeMap::new();
     let inode = |thread: &ThreadFacts| thread.fd.as_ref().and_then(|fd| fds::socket_inode(&fd.target));
     for (want, thread) in wants.iter().zip(threads.iter()) {
-        if let Some(inode) = inode(thread) {
+        let watched = thread.fd.iter().flat_map(|fd| &fd.watched).map(|socket| socket.inode);
+        for inode in inode(thread).into_iter().chain(watched) {
             inodes.entry(want.process.pid).or_default().insert(inode);
         }
     }
@@ -106,6 +107,11 @@ pub(super) fn add_sockets(wants: &[ThreadWant], threads: &mut [ThreadFacts], soc
             let wanted = inode(thread);
             if let Some(fd) = thread.fd.as_mut() {
                 fd.socket = found.iter().find(|s| Some(s.inode) == wanted).cloned();
+                for socket in &mut fd.watched {
+                    if let Some(known) = found.iter().find(|s| s.inode == socket.inode) {
+                        socket.clone_from(known);
+                    }
+                }
             }
         }
     }

@@ -12,6 +12,8 @@ use std::fmt::Write;
 const SHOW_ALL: usize = 4;
 /// Threads listed per process; the rest is counted.
 const LISTED: usize = 40;
+/// Links of a chain shown.
+const LINKS: usize = 20;
 /// Width of running text.
 const WIDTH: usize = 100;
 
@@ -73,11 +75,13 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     let finding = &life.finding;
     let mut out = String::new();
     let age = host.clocks().map(|c| duration(c.real_ns.saturating_sub(finding.since.0))).unwrap_or_default();
+    let exact = finding.evidence.get("since_exact").and_then(|v| v.as_bool()) != Some(false);
+    let (or_earlier, at_least) = if exact { ("", "") } else { (" or earlier", "≥") };
     let kind = paint.bold(finding.kind.name());
     let sure = json::confidence(finding.confidence);
     let _ = writeln!(
         out,
-        "{} {kind} ({sure}) in {} pid {}, since {} ({age})",
+        "{} {kind} ({sure}) in {} pid {}, since {}{or_earlier} ({at_least}{age})",
         paint.severity(finding.severity),
         clean(&finding.comm),
         finding.process.pid,
@@ -85,7 +89,7 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     );
     out.push_str(&paint.bold(&wrap(&clean(&finding.title), "  ")));
     out.push_str(&wrap(&clean(&finding.explanation), "  "));
-    for link in &finding.chain {
+    for link in finding.chain.iter().take(LINKS) {
         let held = match link.held_by {
             Some(held) => format!("held by {}", host.name(held.tid)),
             None => "holder unknown".to_owned(),
@@ -98,6 +102,9 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
             clean(&held),
             paint.dim(&format!("[{}: {}]", json::confidence(link.confidence), link.how)),
         );
+    }
+    if let Some(more @ 1..) = finding.chain.len().checked_sub(LINKS) {
+        let _ = writeln!(out, "    + {more} more (--output json lists all)");
     }
     let stack = finding.evidence.get("kernel_stack").and_then(|v| v.as_array());
     for frame in stack.into_iter().flatten().filter_map(|f| f.as_str()).take(12) {

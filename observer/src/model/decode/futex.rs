@@ -193,11 +193,15 @@ impl Word<'_> {
             if self.value == 3 && writer != 0 && writer <= FUTEX_TID_MASK {
                 let owner =
                     OwnerWord { own_tid: writer, scope: self.scope(false), how: "glibc rwlock writer", proven: true };
-                return Some((Class::Lock, resource("held for writing".to_owned()), Some(owner)));
+                return Some((Class::Lock, resource("(write-locked)".to_owned()), Some(owner)));
             }
             let count = readers >> 3;
             if offset == 8 && self.value == 2 && readers & 1 == 0 && (1..1 << 20).contains(&count) {
-                return Some((Class::Lock, resource(format!("held by {count} reader(s)")), None));
+                return Some((
+                    Class::Lock,
+                    resource(format!("(held by {count} reader{})", if count == 1 { "" } else { "s" })),
+                    None,
+                ));
             }
             None
         };

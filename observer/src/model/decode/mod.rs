@@ -141,8 +141,15 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
         }
     } else {
         wait.resource = resource(&call, &args, known);
+        if call.class == Class::Event && watches_only_listeners(&call, &args, known) {
+            wait.class = Class::Accept;
+        }
         if call.class == Class::Connect {
             wait.peer = socket_address(args[1], known.memory);
+            if let (Some(path), Some(resource)) = (unix_address(&args, known.memory), wait.resource.as_mut()) {
+                resource.kind = ResourceKind::Unix;
+                resource.remote = Some(path);
+            }
             if let (Some(peer), Some(resource)) = (wait.peer, wait.resource.as_mut()) {
                 resource.remote = Some(peer.to_string());
             }
@@ -174,6 +181,12 @@ fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource>
     }
     resource.detail = Some(fact.target.clone());
     Some(resource)
+}
+
+/// An epoll instance whose sockets are all listening: the wait is for a connection, as in `accept`.
+fn watches_only_listeners(call: &Call, args: &[u64; 6], known: &Known<'_>) -> bool {
+    let watched = known.fd.filter(|fact| call.fd(args) == Some(fact.fd)).map_or(&[][..], |fact| &fact.watched);
+    !watched.is_empty() && watched.iter().all(|socket| socket.state == "LISTEN")
 }
 
 fn child(call: &Call, args: &[u64; 6]) -> Resource {
@@ -215,6 +228,22 @@ fn kind_of(fact: &FdFact) -> ResourceKind {
         _ if target.starts_with('/') => ResourceKind::File,
         _ => ResourceKind::Other,
     }
+}
+
+/// The name in a `sockaddr_un` in the target's memory; `@` stands for the first byte of an abstract one.
+fn unix_address(args: &[u64; 6], memory: Memory<'_>) -> Option<String> {
+    if i32::from(u16::from_ne_bytes(memory.bytes(args[1])?)) != libc::AF_UNIX {
+        return None;
+    }
+    let len = usize::try_from(args[2].min(110)).ok()?.checked_sub(2)?;
+    let name: Vec<u8> =
+        (0..len as u64).map_while(|i| memory.bytes::<1>(args[1].checked_add(2 + i)?)).flatten().collect();
+    let (mark, name) = match name.split_first()? {
+        (0, rest) => ("@", rest),
+        _ => ("", &name[..]),
+    };
+    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    Some(format!("{mark}{}", String::from_utf8_lossy(&name[..end]))).filter(|text| !text.is_empty())
 }
 
 /// A `sockaddr_in` or `sockaddr_in6` in the target's memory.

@@ -205,3 +205,13 @@ fn any_number_and_any_bytes_are_survived() {
         }
     }
 }
+
+#[test]
+fn a_unix_socket_is_named_by_the_address_asked_for() {
+    for (name, expected) in [(&b"/run/db.sock\0\0"[..], "/run/db.sock"), (b"\0db\0", "@db")] {
+        let address = [&1_u16.to_ne_bytes()[..], name].concat();
+        let row = with_syscall(row(1, 1), 42, [3, 0x1000, address.len() as u64, 0, 0, 0]);
+        let resource = decode(&row, &known(&[piece(0x1000, address)])).unwrap().resource.unwrap();
+        assert_eq!((resource.kind, resource.remote.as_deref()), (ResourceKind::Unix, Some(expected)));
+    }
+}
