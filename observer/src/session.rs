@@ -216,11 +216,6 @@ impl Session {
             }
         }
     }
-
-    /// Takes no more turns; hands over what a report needs.
-    pub fn finish(self) -> (Judge, Account) {
-        (self.judge, self.account)
-    }
 }
 
 #[derive(Default)]

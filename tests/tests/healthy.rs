@@ -150,7 +150,7 @@ fn an_idle_go_program() -> Result<()> {
     let source = dir.path().join("main.go");
     std::fs::write(
         &source,
-        "package main\n\nimport (\n\t\"bufio\"\n\t\"fmt\"\n\t\"net\"\n\t\"os\"\n)\n\nfunc main() {\n\tl, err := net.Listen(\"tcp\", \"127.0.0.1:0\")\n\tif err != nil {\n\t\tpanic(err)\n\t}\n\tgo l.Accept()\n\tfor range 8 {\n\t\tgo func() { <-make(chan int) }()\n\t}\n\tfmt.Println(\"ready\")\n\tbufio.NewReader(os.Stdin).ReadString('\\n')\n}\n",
+        "package main\n\nimport (\n\t\"bufio\"\n\t\"fmt\"\n\t\"net\"\n\t\"os\"\n)\n\nfunc main() {\n\tl, err := net.Listen(\"tcp\", \"127.0.0.1:0\")\n\tif err != nil {\n\t\tpanic(err)\n\t}\n\tgo l.Accept()\n\tfor i := 0; i < 8; i++ {\n\t\tgo func() { <-make(chan int) }()\n\t}\n\tfmt.Println(\"ready\")\n\tbufio.NewReader(os.Stdin).ReadString('\\n')\n}\n",
     )?;
     let out = dir.path().join("idle");
     let built = Command::new("go").arg("build").arg("-o").arg(&out).arg(&source).current_dir(dir.path()).status()?;

@@ -209,10 +209,13 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     session.follow_children(look.parents);
     let mut output = Output::new(args.output, look.end == End::Live);
     go_round(&mut session, &mut output, args, look.end, &signals)?;
-    let (judge, account) = session.finish();
+    let judge = &session.judge;
     let findings = judge.ledger.open();
-    let pids = shown(&judge, &findings);
-    output.report(&setting, &judge.host, &pids, &findings, &account)?;
+    let pids = shown(judge, &findings);
+    output.report(&setting, &judge.host, &pids, &findings, &session.account)?;
+    // Last, with the report already out: the kernel waits for its readers before it lets a probe go, which on a
+    // saturated machine takes seconds.
+    drop(session);
     Ok(if output.found() { FOUND } else { NOTHING })
 }
 
