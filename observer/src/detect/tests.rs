@@ -229,6 +229,32 @@ fn a_leader_in_accept_is_rest() {
 }
 
 #[test]
+fn a_socket_that_stays_unknown_keeps_no_hang_back() {
+    let (mut rows, mut facts) = mutexes(&[10, 10]);
+    rows[0] = with_syscall(row(10, 10), 232, [3, 0, 1, u64::MAX, 0, 0]);
+    let unknown = SocketFact {
+        inode: 7,
+        protocol: "unknown".to_owned(),
+        state: "UNKNOWN".to_owned(),
+        local: None,
+        remote: None,
+        unread: 0,
+        unsent: 0,
+    };
+    let target = "anon_inode:[eventpoll]".to_owned();
+    facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, socket: None, watched: vec![unknown] });
+    let mut judge = judge();
+    let found: Vec<usize> = (200..206)
+        .map(|at| {
+            judge.advance(census(at, rows.clone()), ProbeReading::default());
+            judge.learn(facts.clone());
+            judge.ledger.open().len()
+        })
+        .collect();
+    assert_eq!(found, [0, 0, 0, 1, 1, 1], "asked three times, then taken as it is");
+}
+
+#[test]
 fn waiting_for_a_worker_is_rest_but_closes_a_circle() {
     // 10 joins 11; 11 sleeps.
     let mut rows =

@@ -24,6 +24,8 @@ struct Suspect {
     learnt_ns: u64,
     /// What the readings of this one sleep say of the lock's owner.
     named: Option<Named>,
+    /// How often it was read during this one sleep.
+    readings: u32,
 }
 
 impl Suspect {
@@ -31,9 +33,14 @@ impl Suspect {
     /// may change, and what could not be read may become readable.
     fn is_settled(&self) -> bool {
         let is_lock = self.wait.as_ref().is_none_or(|wait| wait.class == Class::Lock || wait.owner.is_some());
-        !is_lock && self.facts.memory.iter().all(|piece| piece.error.is_none())
+        let is_read = self.facts.memory.iter().all(|piece| piece.error.is_none());
+        !is_lock && is_read && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
     }
 }
+
+/// What stays unknown after so many readings of one sleep (a socket of a kind that cannot be listed) is taken as
+/// it is: a hang must not be kept back for ever.
+const READINGS: u32 = 3;
 
 /// Since when a thread is off the CPU, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +125,8 @@ impl Host {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
             };
-            let (syscall, wait) = (row.syscall, self.decode(row, Some(&facts)));
+            let readings = 1 + self.suspects.get(&facts.tid).map_or(0, |suspect| suspect.readings);
+            let (syscall, wait) = (row.syscall, self.decode(row, Some((&facts, readings))));
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
             // An earlier reading that is still here is one of the same sleep.
             let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
@@ -127,7 +135,8 @@ impl Host {
             if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
                 self.epolls.insert((facts.process, fd.fd), fd.clone());
             }
-            self.suspects.insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named });
+            self.suspects
+                .insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings });
         }
         self.note_heads();
     }
@@ -152,11 +161,12 @@ impl Host {
         }
     }
 
-    fn decode(&self, row: &ThreadRow, facts: Option<&ThreadFacts>) -> Option<Wait> {
+    /// Decodes with what was read of it, and how often.
+    fn decode(&self, row: &ThreadRow, read: Option<(&ThreadFacts, u32)>) -> Option<Wait> {
         let clocks = self.clocks?;
         let known = Known {
-            memory: Memory(facts.map_or(&[], |f| f.memory.as_slice())),
-            fd: self.descriptor(row, facts),
+            memory: Memory(read.map_or(&[], |(facts, _)| facts.memory.as_slice())),
+            fd: self.descriptor(row, read),
             libc: self.processes.get(&row.process).map_or(Libc::Unknown, |p| p.libc),
             clocks,
             since_ns: self.since(row).ns,
@@ -165,8 +175,9 @@ impl Host {
     }
 
     /// The descriptor a thread waits on: as just read, or what an earlier reading told of an epoll instance.
-    fn descriptor<'a>(&'a self, row: &ThreadRow, facts: Option<&'a ThreadFacts>) -> Option<&'a FdFact> {
-        let fresh = facts.and_then(|f| f.fd.as_ref()).filter(|fd| fd.is_settled());
+    fn descriptor<'a>(&'a self, row: &ThreadRow, read: Option<(&'a ThreadFacts, u32)>) -> Option<&'a FdFact> {
+        let fresh =
+            read.and_then(|(facts, readings)| facts.fd.as_ref().filter(|fd| fd.is_settled() || readings >= READINGS));
         fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row).fd?)))
     }
 
