@@ -2,7 +2,7 @@
 
 use crate::detect::{Change, Life, Severity};
 use crate::model::Host;
-use crate::report::{Account, Setting, json, processes, text};
+use crate::report::{Account, Setting, json, lately, processes, text};
 use clap::ValueEnum;
 use std::io::{IsTerminal, Write};
 
@@ -84,7 +84,12 @@ impl Output {
                     .map_err(std::io::Error::from)?;
                 writeln!(out)?;
             }
-            Format::Text if self.live => write!(out, "{}", text::footer(setting, account))?,
+            Format::Text if self.live => {
+                for view in &views {
+                    write!(out, "{}", lately::to_text(host, view.id.pid))?;
+                }
+                write!(out, "{}", text::footer(setting, account))?;
+            }
             Format::Text => write!(out, "{}", text::report(setting, host, &views, findings, account, self.paint))?,
         }
         out.flush()?;

@@ -1,6 +1,6 @@
 //! `observer.report/v1` and `observer.finding/v1`. Fields may be added here, never renamed or dropped.
 
-use super::{Account, ProcessView, Setting};
+use super::{Account, ProcessView, Setting, lately};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Life, Link, Moment};
 use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
@@ -121,6 +121,7 @@ pub fn process(host: &Host, view: &ProcessView<'_>) -> Value {
         "missing": facts.map(|f| f.missing.as_slice()).unwrap_or_default(),
         "threads": view.threads.iter().map(|row| thread(host, row)).collect::<Vec<_>>(),
         "waits": host.probes().stats().iter().filter(|s| s.pid == view.id.pid).collect::<Vec<_>>(),
+        "lately": lately::to_json(host, view.id.pid),
         "goroutines": null,
         // Not measured yet: null is "unknown", never "none".
         "debts": {

@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod json;
+pub mod lately;
 pub mod text;
 
 pub use account::Account;

@@ -1,6 +1,6 @@
 //! What a tired engineer reads: findings first, then the threads that matter, then one line for the rest.
 
-use super::{Account, ProcessView, Setting, json};
+use super::{Account, ProcessView, Setting, json, lately};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Change, Life, Severity};
 use crate::model::{Class, Host, Owner, Wait, duration};
@@ -253,6 +253,7 @@ pub fn process(host: &Host, view: &ProcessView<'_>, involved: &BTreeSet<u32>, pa
         let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
+    out.push_str(&lately::to_text(host, view.id.pid));
     out
 }
 
@@ -288,7 +289,9 @@ pub fn report(
 
 /// The account in one line: how it was seen, and what was not.
 pub fn footer(setting: &Setting, account: &Account) -> String {
-    let lost: u64 = account.threads_lost.values().chain(account.events_dropped.values()).sum();
+    // A wait that began before the probes came is no loss: the census has it.
+    let dropped = account.events_dropped.iter().filter(|(reason, _)| *reason != "unpaired").map(|(_, count)| count);
+    let lost: u64 = account.threads_lost.values().chain(dropped).sum();
     let mut out = format!(
         "{} threads seen by {} in {}, {} censuses",
         account.threads_seen,
