@@ -3,6 +3,7 @@
 //! A newcomer needs stable Rust only: the object is a generated file in git. Renewing it takes a nightly
 //! toolchain with `rust-src`, or Debian's `rustc-web` and `rust-web-src`, and bpf-linker.
 
+use crate::setup;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs;
@@ -159,7 +160,7 @@ fn has_core_source(rustc: &Path) -> bool {
 
 fn install_compiler() -> Result<()> {
     println!("ebpf: no nightly toolchain with rust-src; installing Debian's compiler");
-    succeed(Command::new("apt-get").args(["install", "-y", "--no-install-recommends"]).args(PACKAGES)).context(
+    setup::install_packages(&PACKAGES).context(
         "need `rustup toolchain install nightly --component rust-src`, or a Debian system with apt-get as root",
     )
 }

@@ -120,15 +120,21 @@ pub(crate) fn prepare(purpose: Purpose) -> Result<()> {
         bail!("{advice}");
     }
     eprintln!("xtask: installing {} (for {})", packages.join(" "), names.join(", "));
-    // The package lists of a fresh machine may be empty or old: renew them only if the first try fails.
-    if install(&packages).is_err() {
-        invoke::run(Command::new("apt-get").args(["update", "--quiet=2"]))?;
-        install(&packages)?;
-    }
+    install_packages(&packages)?;
     match missing.iter().find(|need| !(need.present)()) {
         Some(need) => bail!("{} is still missing after installing {:?}", need.name, need.packages),
         None => Ok(()),
     }
+}
+
+/// Installs Debian packages as root. The package lists of a fresh machine may be empty or old: they are renewed only
+/// if the first try fails.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
+    if install(packages).is_err() {
+        invoke::run(Command::new("apt-get").args(["update", "--quiet=2"]))?;
+        install(packages)?;
+    }
+    Ok(())
 }
 
 fn install(packages: &[&str]) -> Result<()> {
