@@ -149,6 +149,11 @@ impl ThreadRow {
         self.state & state::FROZEN != 0 || self.flags & task_flags::FROZEN != 0 || self.jobctl & JOBCTL_TRAP_FREEZE != 0
     }
 
+    /// Stopped by a signal, held by a tracer, or frozen; and not on its way out.
+    pub fn is_stopped(&self) -> bool {
+        !self.is_exiting() && (matches!(self.state_letter(), 'T' | 't') || self.is_frozen())
+    }
+
     /// The letter `ps` shows: R S D T t Z X I.
     pub fn state_letter(&self) -> char {
         use state as s;

@@ -42,7 +42,9 @@ impl Rule for LockWait {
                 }
                 End::Cycle(_) | End::Abandoned(_) => continue,
             };
-            if !is_lock {
+            // A holder that is stopped is the whole story: `stopped` tells it, with those who wait.
+            let is_stopped = matches!(root, Root::Thread(tid) if host.row(tid).is_some_and(|row| row.is_stopped()));
+            if !is_lock || is_stopped {
                 continue;
             }
             match leads_followers(host, root) {
@@ -148,15 +150,10 @@ fn finding(
                 "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
                 host.name(tid)
             );
-            finding.remedy = match host.wait(tid).map(|wait| wait.class) {
-                Some(Class::Stopped) => {
-                    format!("Let {} go on: it cannot release {lock} while it is stopped.", host.name(tid))
-                }
-                _ => format!(
-                    "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
-                    host.name(tid)
-                ),
-            };
+            finding.remedy = format!(
+                "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
+                host.name(tid)
+            );
             finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);
         }
         None => {

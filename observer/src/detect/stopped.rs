@@ -22,7 +22,7 @@ impl Rule for Stopped {
     fn check(&self, context: &Context<'_>) -> Verdict {
         let host = context.host;
         let mut stopped: BTreeMap<ProcessId, &ThreadRow> = BTreeMap::new();
-        for row in host.rows().iter().filter(|row| is_stopped(row) && !row.is_kernel_thread()) {
+        for row in host.rows().iter().filter(|row| row.is_stopped() && !row.is_kernel_thread()) {
             stopped.entry(row.process).or_insert(row);
         }
         let mut verdict = Verdict::default();
@@ -43,14 +43,10 @@ impl Rule for Stopped {
     }
 }
 
-fn is_stopped(row: &ThreadRow) -> bool {
-    !row.is_exiting() && (matches!(row.state_letter(), 'T' | 't') || row.is_frozen())
-}
-
 fn waiters(context: &Context<'_>, process: ProcessId, stopped: &ThreadRow) -> Vec<Waiter> {
     let host = context.host;
     let mut waiters = Vec::new();
-    for row in host.rows().iter().filter(|row| row.process.pid == stopped.ppid && row.is_blocked() && !is_stopped(row))
+    for row in host.rows().iter().filter(|row| row.process.pid == stopped.ppid && row.is_blocked() && !row.is_stopped())
     {
         let Some(wait) = host.wait(row.tid) else {
             continue;
@@ -72,11 +68,11 @@ fn waiters(context: &Context<'_>, process: ProcessId, stopped: &ThreadRow) -> Ve
         let Some((first, last)) = chain.hops.first().zip(chain.hops.last()) else {
             continue;
         };
-        let ends_here = host.row(root).is_some_and(|row| row.process == process && is_stopped(row));
+        let ends_here = host.row(root).is_some_and(|row| row.process == process && row.is_stopped());
         if !ends_here || first.resource.kind == ResourceKind::Child || first.resource.kind == ResourceKind::Thread {
             continue;
         }
-        let Some(row) = host.row(first.waiter).filter(|row| !is_stopped(row)) else {
+        let Some(row) = host.row(first.waiter).filter(|row| !row.is_stopped()) else {
             continue;
         };
         let words = format!("{} waits for {}, which it holds", host.name(first.waiter), last.resource.describe());
@@ -100,7 +96,7 @@ fn finding(host: &Host, stopped: &ThreadRow, waiters: &[Waiter], since: u64) -> 
     let mut finding = Finding::new(Kind::Stopped, host, stopped.process, "stopped")
         .since_mono(since, host)
         .with_threads(waiters.iter().filter_map(|w| Some(w.link.as_ref()?.from.tid)))
-        .with_threads(host.threads_of(stopped.process.pid).filter(|row| is_stopped(row)).map(|row| row.tid))
+        .with_threads(host.threads_of(stopped.process.pid).filter(|row| row.is_stopped()).map(|row| row.tid))
         .fact("how", how)
         .fact("stopped_ns", host.blocked_ns(stopped))
         .fact("tracer_pid", stopped.tracer)

@@ -325,6 +325,16 @@ fn stopped_counts_only_while_somebody_waits() {
 }
 
 #[test]
+fn a_stopped_holder_is_one_finding() {
+    let (mut rows, facts) = mutexes(&[10, 10]);
+    rows[0] = row(10, 10);
+    rows[0].state = state::STOPPED;
+    let found = look(rows, facts, 200);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Stopped], "{found:#?}");
+    assert_eq!((found[0].threads.as_slice(), found[0].chain.len()), (&[10, 11][..], 1));
+}
+
+#[test]
 fn bad_timeouts_by_wait_and_by_event() {
     let poll = |ms: i32| with_syscall(row(10, 10), 7, [0, 0, u64::from(ms as u32), 0, 0, 0]);
     let kinds = |ms| {

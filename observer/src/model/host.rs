@@ -375,7 +375,7 @@ impl Host {
     pub fn is_process_stopped(&self, pid: Pid) -> bool {
         let mut any = false;
         for row in self.threads_of(pid).filter(|row| !row.is_exiting()) {
-            if !(matches!(row.state_letter(), 'T' | 't') || row.is_frozen()) {
+            if !row.is_stopped() {
                 return false;
             }
             any = true;

@@ -102,7 +102,7 @@ pub fn needs(row: &ThreadRow) -> Needs {
 /// Decodes the wait of a blocked thread. `None` when it is not in a system call and not stopped.
 pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
     let letter = row.state_letter();
-    let stopped = matches!(letter, 'T' | 't') || row.is_frozen();
+    let stopped = row.is_stopped();
     let Some((call, in_progress)) = call(row, known.memory) else {
         let class = if stopped {
             Class::Stopped
