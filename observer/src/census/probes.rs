@@ -22,6 +22,8 @@ use thiserror::Error;
 
 /// Inode number of the initial PID namespace (`PROC_PID_INIT_INO`).
 const INITIAL_PIDNS: u32 = 0xEFFF_FFFC;
+/// Events taken by one drain; several times what the ring holds.
+const MOST_EVENTS: usize = 8192;
 /// Drains after which the aggregate of a process that is no longer listed is dropped.
 const FORGET_AFTER: u32 = 3;
 
@@ -224,10 +226,13 @@ impl ProbePlane {
     /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and
     /// `outside_view`: events and aggregates of processes without a name in observer's namespace.
     pub fn drain(&mut self) -> Result<ProbeReading, ProbeError> {
-        let mut outside = 0u64;
+        let (mut outside, mut malformed) = (0u64, 0u64);
         let mut events = Vec::new();
-        while let Some(item) = self.ring.next() {
+        // A program that sends faster than we read must not keep us here: what is left waits in the ring.
+        for _ in 0..MOST_EVENTS {
+            let Some(item) = self.ring.next() else { break };
             let Some(event) = object::read::<Event>(&item) else {
+                malformed += 1;
                 continue;
             };
             match translate(&event, self.in_initial_namespace, &self.view) {
@@ -240,8 +245,10 @@ impl ProbePlane {
         }
         let stats = self.stats(&mut outside)?;
         let mut account = self.account()?;
-        if outside > 0 {
-            account.insert("outside_view".to_owned(), outside);
+        for (name, count) in [("outside_view", outside), ("malformed", malformed)] {
+            if count > 0 {
+                account.insert(name.to_owned(), count);
+            }
         }
         Ok(ProbeReading { events, stats, account })
     }
