@@ -1,14 +1,14 @@
 //! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
 //! host; what it produces are turns.
 
-use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source};
+use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source, ThreadRow};
 use crate::detect::{Judge, Turn};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
 use crate::proc::{Facts, GatherSettings, Gatherer, children_of};
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
@@ -172,19 +172,16 @@ impl Session {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
         let by_filter = scope.processes.is_none() && scope.filter.needs_identity();
         let mut whole = WholeProcesses::default();
-        let mut last = None;
-        for row in host.rows().iter().filter(|row| row.tid == row.process.pid && !row.is_kernel_thread()) {
-            if last == Some(row.process) || row.is_exiting() {
-                continue;
-            }
-            last = Some(row.process);
+        let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_kernel_thread() && !row.is_exiting();
+        for row in host.rows().iter().filter(leads) {
             let in_scope = scope.contains(row, host);
             if by_filter || in_scope && scope.processes.is_some() {
                 whole.identify.push(row.process);
             }
             if in_scope {
                 whole.sockets_of.push(row.process);
-                if host.is_process_stopped(row.process.pid) {
+                // The other threads are looked through only where the first one is stopped.
+                if row.is_stopped() && host.is_process_stopped(row.process.pid) {
                     whole.unread_of.push(row.process);
                 }
             }
@@ -228,8 +225,8 @@ struct WholeProcesses {
 fn merge(all: &mut Facts, more: Facts) {
     let Facts { threads, processes, connecting, unread, blocked_reads, lost } = more;
     all.threads.extend(threads);
-    let known: BTreeMap<ProcessId, ()> = all.processes.iter().map(|p| (p.process, ())).collect();
-    all.processes.extend(processes.into_iter().filter(|p| !known.contains_key(&p.process)));
+    let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
+    all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.connecting = connecting;
     all.unread = unread;
     all.blocked_reads = blocked_reads;

@@ -178,6 +178,26 @@ where
     Ok(program.try_into()?)
 }
 
+/// Tries rungs from the best one down until one holds. `step` keeps in the vector what it attached; dropping it takes
+/// that off again.
+fn descend(
+    rungs: impl IntoIterator<Item = Rung>,
+    mut step: impl FnMut(Rung, &mut Vec<Link>) -> Result<(), Failure>,
+) -> (FamilyStatus, Vec<Link>) {
+    let mut status = FamilyStatus::default();
+    for rung in rungs {
+        let mut held = Vec::new();
+        match step(rung, &mut held) {
+            Ok(()) => {
+                status.rung = Some(rung);
+                return (status, held);
+            }
+            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
+        }
+    }
+    (status, Vec::new())
+}
+
 /// Attaches one family on the best rung that holds.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
@@ -186,26 +206,14 @@ pub(super) fn attach(
     family: Family,
     rungs: &[Rung],
 ) -> FamilyStatus {
-    let mut status = FamilyStatus::default();
-    for &rung in rungs {
-        let mut held = Vec::new();
-        let outcome = match (rung, types) {
-            (Rung::Fentry | Rung::TpBtf, None) => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
-            (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, &mut held),
-            (Rung::Kprobe, _) => each(family, |call| kprobe(ebpf, call, &mut held)),
-            (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
-            (Rung::Tracepoint, _) => each(family, |call| tracepoint(ebpf, call, &mut held)),
-        };
-        match outcome {
-            Ok(()) => {
-                links.held.append(&mut held);
-                status.rung = Some(rung);
-                break;
-            }
-            // Dropping what was attached takes it off again.
-            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
-        }
-    }
+    let (status, mut held) = descend(rungs.iter().copied(), |rung, held| match (rung, types) {
+        (Rung::Fentry | Rung::TpBtf, None) => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
+        (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, held),
+        (Rung::Kprobe, _) => each(family, |call| kprobe(ebpf, call, held)),
+        (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
+        (Rung::Tracepoint, _) => each(family, |call| tracepoint(ebpf, call, held)),
+    });
+    links.held.append(&mut held);
     status
 }
 
@@ -319,25 +327,15 @@ pub(super) fn attach_tcp_state(
     types: Option<&KernelTypes>,
     rungs: &[Rung],
 ) -> FamilyStatus {
-    let mut status = FamilyStatus::default();
-    for &rung in rungs.iter().filter(|rung| matches!(rung, Rung::TpBtf | Rung::Tracepoint)) {
-        let mut held = Vec::new();
-        let outcome = match (rung, types) {
-            (Rung::TpBtf, Some(types)) if types.offsets.sock_protocol != observer_ebpf::ABSENT => {
-                btf_tracepoint(ebpf, types, "tcp_state_btf", "inet_sock_set_state", &mut held)
-            }
-            (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
-            _ => plain_tracepoint(ebpf, "tcp_state_tracepoint", ("sock", "inet_sock_set_state"), &mut held),
-        };
-        match outcome {
-            Ok(()) => {
-                links.held.append(&mut held);
-                status.rung = Some(rung);
-                break;
-            }
-            Err(failure) => status.falls.push(Fall { rung, reason: failure.into_reason() }),
+    let rungs = rungs.iter().copied().filter(|rung| matches!(rung, Rung::TpBtf | Rung::Tracepoint));
+    let (status, mut held) = descend(rungs, |rung, held| match (rung, types) {
+        (Rung::TpBtf, Some(types)) if types.offsets.sock_protocol != observer_ebpf::ABSENT => {
+            btf_tracepoint(ebpf, types, "tcp_state_btf", "inet_sock_set_state", held)
         }
-    }
+        (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
+        _ => plain_tracepoint(ebpf, "tcp_state_tracepoint", ("sock", "inet_sock_set_state"), held),
+    });
+    links.held.append(&mut held);
     status
 }
 

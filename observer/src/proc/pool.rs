@@ -9,6 +9,7 @@
 
 use super::{BlockedRead, ProcError};
 use crate::census::ProcessId;
+use crate::host::clock;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,13 +17,6 @@ use std::time::{Duration, Instant};
 
 /// A clock: `CLOCK_MONOTONIC`, nanoseconds.
 pub type Clock = fn() -> u64;
-
-/// Now, `CLOCK_MONOTONIC` nanoseconds.
-pub fn mono_ns() -> u64 {
-    // It fails for clocks that do not exist only.
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |t| u64::try_from(Duration::from(t).as_nanos()).unwrap_or(u64::MAX))
-}
 
 /// Sizes of the pool.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +40,7 @@ impl Default for PoolSettings {
             max_stuck: 8,
             grace: Duration::from_millis(20),
             blocked_after: Duration::from_millis(100),
-            clock: mono_ns,
+            clock: clock::monotonic_ns,
         }
     }
 }

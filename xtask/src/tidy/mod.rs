@@ -118,3 +118,14 @@ fn begins_as_elf(root: &Path, path: &Path) -> bool {
     std::fs::File::open(root.join(path)).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
         && magic == *b"\x7fELF"
 }
+
+/// Lines that a check of tokens complains about, for the tests of such checks.
+#[cfg(test)]
+fn lines_of(check: fn(&Path, &[tokens::Token]) -> Vec<Violation>, path: &str, source: &str) -> Vec<usize> {
+    let tokens = tokens::lex(source).unwrap_or_default();
+    check(Path::new(path), &tokens).iter().map(|violation| violation.line).collect()
+}
+
+/// No complaint.
+#[cfg(test)]
+const NONE: [usize; 0] = [];

@@ -226,14 +226,11 @@ fn is_path_separator(tokens: &[Token], at: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokens::lex;
+    use super::super::{NONE, lines_of};
     use super::*;
 
-    const NONE: [usize; 0] = [];
-
     fn lines(path: &str, source: &str) -> Vec<usize> {
-        let tokens = lex(source).unwrap_or_default();
-        check(Path::new(path), &tokens).iter().map(|violation| violation.line).collect()
+        lines_of(check, path, source)
     }
 
     #[test]

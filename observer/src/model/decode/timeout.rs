@@ -7,7 +7,7 @@ use crate::model::wait::Timeout;
 use crate::proc::MemoryRange;
 
 /// A poll-family or futex timeout longer than this is called absurd: 24 hours.
-pub const ABSURD_NS: i64 = 24 * 3600 * NS_PER_S;
+pub const ABSURD_NS: i64 = observer_ebpf::ABSURD_NS as i64;
 
 const NS_PER_S: i64 = 1_000_000_000;
 const NS_PER_MS: i64 = 1_000_000;

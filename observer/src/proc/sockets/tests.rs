@@ -3,7 +3,7 @@
 
 use super::{Sockets, Table, procnet, state_bit};
 use crate::census::ProcessId;
-use crate::proc::pool::mono_ns;
+use crate::host::clock::monotonic_ns;
 use crate::proc::tests::victim::{Victim, wait_for};
 use crate::proc::{ConnectingSocket, GatherSettings, Gatherer, ThreadWant, exists};
 use nix::errno::Errno;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn sockets() -> Sockets {
-    Sockets::new(mono_ns, Instant::now() + LIMIT)
+    Sockets::new(monotonic_ns, Instant::now() + LIMIT)
 }
 
 fn me() -> ProcessId {
@@ -33,7 +33,7 @@ fn connect_to_full() -> (SocketAddr, u64, Vec<OwnedFd>) {
     bind(listener.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
     listen(&listener, Backlog::new(0).unwrap()).unwrap();
     let address: SockaddrIn = getsockname(listener.as_raw_fd()).unwrap();
-    let since = mono_ns();
+    let since = monotonic_ns();
     let mut held = vec![listener];
     for _ in 0..4 {
         let fd = open(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
@@ -67,7 +67,7 @@ fn a_connection_attempt_and_when_it_began() {
 
     // Where netlink is refused.
     let listed = procnet::read(std::process::id(), Table::Tcp, state_bit::SYN_SENT, Instant::now() + LIMIT).unwrap();
-    let now = mono_ns();
+    let now = monotonic_ns();
     let slow: Vec<_> = listed.iter().filter(|s| s.remote == Some(remote)).collect();
     assert_eq!(slow.len(), found.len());
     for socket in slow {

@@ -32,7 +32,7 @@ fn a_page_that_is_never_served_holds_one_reader_only() {
     let mut gatherer = Gatherer::new(GatherSettings::default());
 
     let start = Instant::now();
-    let before = crate::proc::pool::mono_ns();
+    let before = crate::host::clock::monotonic_ns();
     let first = gatherer.gather(&wants, &[stuck.id, fine.id], &[], &[]);
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
     assert_eq!(error(&first, 0), Some("deadline"));
