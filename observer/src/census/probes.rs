@@ -16,7 +16,6 @@ use observer_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -203,11 +202,6 @@ impl ProbePlane {
     /// Which rung each family stands on, and why not a better one.
     pub fn status(&self) -> &ProbeStatus {
         &self.status
-    }
-
-    /// Readable when an event is waiting: for `poll` and `epoll`.
-    pub fn poll_fd(&self) -> BorrowedFd<'_> {
-        self.ring.as_fd()
     }
 
     /// Replaces the list of observed processes (ids of the initial PID namespace). Has an effect only if

@@ -84,11 +84,6 @@ impl Capability {
         }
         Self { kernel, machine, lockdown, effective, tracefs, facts }
     }
-
-    /// Whether a capability (its bit number) is effective.
-    pub fn has(&self, bit: u32) -> bool {
-        bit < 64 && self.effective >> bit & 1 == 1
-    }
 }
 
 fn fact(name: &str, present: bool, detail: &str, lost: &str, remedy: &str) -> Fact {
