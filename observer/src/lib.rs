@@ -3,12 +3,13 @@
 //!
 //! Data flows one way through the rooms, in this order: [`host`] (facts about the machine) →
 //! [`census`] (every thread) → [`proc`] (identity and memory of suspects) → [`model`] (waits, locks,
-//! owners) → [`detect`] (findings) → [`report`]. [`session`] wires them. `model` and
+//! owners) → [`detect`] (findings) → [`explain`] (stacks) → [`report`]. [`session`] wires them. `model` and
 //! `detect` do no I/O and know no clock.
 
 pub mod census;
 pub mod cli;
 pub mod detect;
+pub mod explain;
 pub mod host;
 pub mod model;
 pub mod proc;
