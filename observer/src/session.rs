@@ -2,16 +2,22 @@
 //! host; what it produces are turns.
 
 use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source, ThreadRow};
-use crate::detect::{Judge, Turn};
+use crate::detect::{Change, Judge, Turn};
+use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
-use crate::proc::{Facts, GatherSettings, Gatherer, children_of};
+use crate::proc::{Facts, GatherSettings, Gatherer, StackFact, StackWant, children_of};
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
+/// What a turn spends on stacks that the judgement wants; the rest comes with a later turn.
+const FOR_JUDGEMENT: Duration = Duration::from_millis(100);
+/// What it spends on the stacks of a finding that is about to be printed.
+const FOR_REPORT: Duration = Duration::from_secs(1);
 
 /// Why a look could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +34,9 @@ pub struct Session {
     source: Box<dyn Source>,
     probes: Option<ProbePlane>,
     gatherer: Gatherer,
+    explainer: Explainer,
+    /// Stacks explained between two turns: they belong to the next observation.
+    between: Vec<StackFact>,
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
@@ -48,6 +57,8 @@ impl Session {
             source,
             probes,
             gatherer: Gatherer::new(GatherSettings::default()),
+            explainer: Explainer::new(ExplainSettings::default()),
+            between: Vec::new(),
             kallsyms: None,
             recorder: None,
             parents: Vec::new(),
@@ -85,7 +96,9 @@ impl Session {
         let turn = self.judge.advance(census, reading);
         let history = self.judge.host.probes();
         self.account.note_probes(history.account(), history.forgotten());
-        let facts = self.gather();
+        let mut facts = self.gather();
+        facts.stacks.append(&mut self.between);
+        self.explain_suspects(&turn, &mut facts);
         self.account.lose_facts(&facts.lost);
         if let (Some(recorder), Some((mut census, probes))) = (&mut self.recorder, kept) {
             // A look at one process must not write down what else runs on the host.
@@ -100,6 +113,36 @@ impl Session {
         }
         (self.account.self_cpu_ns, self.account.self_rss_bytes) = host::own_usage();
         Ok(turn)
+    }
+
+    /// The stacks that the next judgement wants, and those of the findings that are about to be printed.
+    fn explain_suspects(&mut self, turn: &Turn, facts: &mut Facts) {
+        let wants = self.judge.host.stack_wants(&self.judge.scope);
+        let mut stacks = self.explain(&wants, FOR_JUDGEMENT);
+        let reported = turn.changes.iter().filter(|(change, _)| *change != Change::Resolved);
+        let threads: BTreeSet<Pid> = reported.flat_map(|(_, life)| life.finding.threads.iter().copied()).collect();
+        let wants = self.judge.host.report_wants(threads);
+        stacks.extend(self.explain(&wants, FOR_REPORT));
+        facts.stacks.extend(stacks);
+        facts.blocked_reads.extend(self.explainer.blocked());
+    }
+
+    /// Explains every blocked thread of the processes looked at. The next turn shows which of them slept through.
+    pub fn explain_all(&mut self, deadline: Duration) {
+        let host = &self.judge.host;
+        let pids = self.judge.scope.processes.iter().flatten();
+        let threads: BTreeSet<Pid> = pids.flat_map(|pid| host.threads_of(*pid)).map(|row| row.tid).collect();
+        let wants = host.report_wants(threads);
+        let stacks = self.explain(&wants, deadline);
+        self.between.extend(stacks);
+    }
+
+    fn explain(&mut self, wants: &[StackWant], deadline: Duration) -> Vec<StackFact> {
+        let deadline = if wants.is_empty() { Duration::ZERO } else { deadline };
+        let explained = self.explainer.stacks(wants, deadline);
+        self.account.fail_unwinds(&explained.lost);
+        self.judge.learn_stacks(&explained.stacks);
+        explained.stacks
     }
 
     /// Lets new children into the scope, and tells the probes whom to listen to.
@@ -223,8 +266,9 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, processes, connecting, unread, blocked_reads, lost } = more;
+    let Facts { threads, stacks, processes, connecting, unread, blocked_reads, lost } = more;
     all.threads.extend(threads);
+    all.stacks.extend(stacks);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.connecting = connecting;

@@ -24,6 +24,7 @@ cargo xtask test [FILTER…]             everything a change must pass; with FIL
 cargo xtask tidy                       the rules of this code base, and licences of what it depends on
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
+cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
@@ -52,7 +53,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["tidy"] => Ok(passed(tidy::run()? & licences::run()?)),
         ["ebpf"] => ebpf::run(false).map(|()| ExitCode::SUCCESS),
         ["ebpf", "--check"] => ebpf::run(true).map(|()| ExitCode::SUCCESS),
-        ["bench", what @ ("census" | "tax"), flags @ ..] => {
+        ["bench", what @ ("census" | "stacks" | "tax"), flags @ ..] => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

@@ -79,6 +79,12 @@ const NEEDS: &[Need] = &[
         for_what: Purpose::Benches,
         present: || invoke::is_installed("bpftrace"),
     },
+    Need {
+        name: "gdb and eu-stack",
+        packages: &["gdb", "elfutils"],
+        for_what: Purpose::Benches,
+        present: || invoke::is_installed("gdb") && invoke::is_installed("eu-stack"),
+    },
 ];
 
 fn has_c_compiler() -> bool {

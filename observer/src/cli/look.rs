@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const FIRST_GAP: Duration = Duration::from_millis(300);
 /// Facts that are wanted again at once get that much time to become others.
 const SOONEST: Duration = Duration::from_millis(100);
+/// What the stacks of a report may take, all threads of the processes looked at together.
+const FOR_STACKS: Duration = Duration::from_secs(5);
 /// `--once` waits at most so much longer than the threshold.
 const ONCE_SLACK: Duration = Duration::from_secs(3);
 
@@ -30,6 +32,9 @@ pub(super) struct LookArgs {
     /// Time between two censuses
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     pub interval: Duration,
+    /// In text, the stack of every blocked thread of the processes shown, not only of those that matter
+    #[arg(long)]
+    pub stacks: bool,
     /// Form of the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub output: Format,
@@ -207,8 +212,15 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
         session.record(Recorder::create(path, &header)?);
     }
     session.follow_children(look.parents);
-    let mut output = Output::new(args.output, look.end == End::Live);
+    let mut output = Output::new(args.output, look.end == End::Live, args.stacks);
     go_round(&mut session, &mut output, args, look.end, &signals)?;
+    let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
+    if args.output != Format::Ndjson && any_alive(&session, &targets) {
+        // Two steps: the stacks, and who slept while they were read.
+        session.explain_all(FOR_STACKS);
+        let turn = session.turn()?;
+        output.changes(&session.judge.host, &turn.changes)?;
+    }
     let judge = &session.judge;
     let findings = judge.ledger.open();
     let pids = shown(judge, &findings);

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bench_census;
+mod bench_stacks;
 mod doctor;
 mod generate;
 mod look;
@@ -52,6 +53,9 @@ enum Command {
     /// Measure censuses: for `cargo xtask bench census`
     #[command(hide = true)]
     BenchCensus(bench_census::Args),
+    /// Measure stacks: for `cargo xtask bench stacks`
+    #[command(hide = true)]
+    BenchStacks(bench_stacks::Args),
 }
 
 /// Parses the arguments, runs the command, and answers with the exit status.
@@ -81,6 +85,7 @@ pub fn run() -> ExitCode {
         Command::Completions(args) => generate::completions(&args),
         Command::Man => generate::man(),
         Command::BenchCensus(args) => bench_census::run(&args),
+        Command::BenchStacks(args) => bench_stacks::run(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status),

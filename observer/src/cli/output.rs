@@ -22,16 +22,18 @@ pub(super) struct Output {
     format: Format,
     paint: text::Paint,
     live: bool,
+    stacks: text::Stacks,
     found: bool,
 }
 
 impl Output {
-    /// `live`: text findings are printed as they come, not with the report.
-    pub(super) fn new(format: Format, live: bool) -> Self {
+    /// `live`: text findings are printed as they come, not with the report. `all_stacks`: of every thread shown.
+    pub(super) fn new(format: Format, live: bool, all_stacks: bool) -> Self {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let colour = std::io::stdout().is_terminal() && !no_colour && !dumb;
-        Self { format, paint: text::Paint { colour }, live, found: false }
+        let stacks = if all_stacks { text::Stacks::All } else { text::Stacks::Listed };
+        Self { format, paint: text::Paint { colour }, live, stacks, found: false }
     }
 
     /// Whether findings of severity warning or above have been seen.
@@ -59,7 +61,7 @@ impl Output {
         if self.format == Format::Text && self.live {
             let mut out = std::io::stdout().lock();
             for view in processes(host, pids.iter().copied()) {
-                write!(out, "{}", text::process(host, &view, &Default::default(), self.paint))?;
+                write!(out, "{}", text::process(host, &view, &Default::default(), text::Stacks::None, self.paint))?;
             }
             writeln!(out)?;
         }
@@ -90,7 +92,9 @@ impl Output {
                 }
                 write!(out, "{}", text::footer(setting, account))?;
             }
-            Format::Text => write!(out, "{}", text::report(setting, host, &views, findings, account, self.paint))?,
+            Format::Text => {
+                write!(out, "{}", text::report(setting, host, &views, findings, account, self.stacks, self.paint))?
+            }
         }
         out.flush()?;
         Ok(())

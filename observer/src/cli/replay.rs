@@ -16,6 +16,9 @@ pub(super) struct Args {
     /// Another threshold than the one in force when it was made
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     threshold: Option<Duration>,
+    /// In text, the stack of every thread of the processes shown, not only of those that matter
+    #[arg(long)]
+    stacks: bool,
     /// Form of the results
     #[arg(long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -29,7 +32,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     }
     let mut judge = Judge::new(scope);
     let mut account = Account::default();
-    let mut output = Output::new(args.output, false);
+    let mut output = Output::new(args.output, false, args.stacks);
     loop {
         let observation = match recording.next_observation() {
             Ok(Some(observation)) => observation,
@@ -49,8 +52,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         account.lose_facts(&observation.facts.lost);
         let turn = judge.advance(observation.census, observation.probes);
         account.note_probes(judge.host.probes().account(), judge.host.probes().forgotten());
-        output.changes(&judge.host, &turn.changes)?;
+        // The stacks of a finding come with the facts behind the census that opened it.
         judge.learn(observation.facts);
+        output.changes(&judge.host, &turn.changes)?;
     }
     anyhow::ensure!(account.censuses > 0, "{} holds no observation: nothing to judge", args.file.display());
     let header = &recording.header;

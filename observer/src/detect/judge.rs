@@ -3,7 +3,7 @@
 use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
 use crate::census::{Census, ProbeReading};
 use crate::model::{Host, Scope};
-use crate::proc::Facts;
+use crate::proc::{Facts, StackFact};
 
 /// What one census brought.
 #[derive(Debug, Default)]
@@ -38,6 +38,11 @@ impl Judge {
         let verdict = run(&self.rules, &self.host, &self.scope);
         let findings: Vec<Finding> = verdict.findings;
         Turn { changes: self.ledger.update(findings, now), ripe_at_ns: verdict.ripe_at_ns }
+    }
+
+    /// Takes stacks that were explained after that census.
+    pub fn learn_stacks(&mut self, stacks: &[StackFact]) {
+        self.host.learn_stacks(stacks);
     }
 
     /// Takes what was gathered after that census.

@@ -5,7 +5,7 @@
 
 use super::bus_errors;
 use object::elf::FileHeader64;
-use object::read::elf::ElfFile;
+use object::read::elf::{ElfFile, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSection, ObjectSegment, SegmentFlags};
 use std::borrow::Cow;
 use std::fs::File;
@@ -146,6 +146,14 @@ impl Image {
             return None;
         }
         data.decompress().ok()
+    }
+
+    /// Address (svma) and size of the first program header of this type.
+    pub fn program_header(&self, kind: object::elf::ProgramType) -> Option<(u64, u64)> {
+        let elf = self.elf().ok()?;
+        let mut headers = elf.elf_program_headers().iter().take(MAX_SEGMENTS);
+        let header = headers.find(|header| header.p_type(LittleEndian) == kind)?;
+        Some((header.p_vaddr(LittleEndian), header.p_memsz(LittleEndian)))
     }
 
     /// Bytes in memory from this svma to the end of what its segment has in the file.

@@ -7,5 +7,14 @@
 //! Everything a target provides (ELF, DWARF, Go's tables, perf maps, its stack) is hostile input: bounded, checked,
 //! never a panic. Files are mapped, not read ([`image`]); what is learnt of one is kept by build-id.
 
+mod address_space;
 mod bus_errors;
+mod explainer;
+pub mod go;
 pub mod image;
+mod job;
+mod library;
+pub mod names;
+mod unwind;
+
+pub use explainer::{ExplainSettings, Explained, Explainer};

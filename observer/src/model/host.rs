@@ -4,6 +4,7 @@ use super::decode::{self, Known, Memory};
 use super::holding::{Named, Queue};
 use super::probes::ProbeHistory;
 use super::scope::Scope;
+use super::stacks::Stacks;
 use super::wait::{Class, Owner, OwnerScope, Wait};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
@@ -69,6 +70,7 @@ pub struct Host {
     unread: Vec<(ProcessId, SocketFact)>,
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
+    pub(super) stacks: Stacks,
 }
 
 /// How often a row's thread was switched out: the same number twice means it slept in between.
@@ -93,6 +95,7 @@ impl Host {
             suspect.confirmed = still;
             still
         });
+        self.stacks.advance(|tid| find(rows, tid));
         self.note_first_sight(now);
         let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
         self.processes.retain(|id, _| processes.contains(id));
@@ -115,6 +118,7 @@ impl Host {
 
     /// Facts gathered after the last census.
     pub fn learn(&mut self, facts: Facts) {
+        self.learn_stacks(&facts.stacks);
         for process in facts.processes {
             self.processes.insert(process.process, process);
         }

@@ -7,6 +7,7 @@ pub mod host;
 pub mod observation;
 pub mod probes;
 pub mod scope;
+mod stacks;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod wait;

@@ -1,5 +1,6 @@
 //! Facts about suspects: plain data, gathered by this room, judged by `model`.
 
+use super::stack::StackFact;
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -223,6 +224,9 @@ pub struct BlockedRead {
 pub struct Facts {
     /// Per suspect thread.
     pub threads: Vec<ThreadFacts>,
+    /// User stacks, of suspects and of what is reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stacks: Vec<StackFact>,
     /// Per process, when first needed or changed.
     pub processes: Vec<ProcessFacts>,
     /// Sockets in SYN-SENT.

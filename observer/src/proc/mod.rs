@@ -13,6 +13,7 @@ pub mod facts;
 mod fds;
 mod gather;
 mod identity;
+pub mod maps;
 pub mod memory;
 pub mod pool;
 mod runtime;

@@ -29,6 +29,8 @@ pub struct PoolSettings {
     pub grace: Duration,
     /// A step longer than this is reported as blocked.
     pub blocked_after: Duration,
+    /// Stack of a reader, bytes.
+    pub stack_bytes: usize,
     /// The clock of [`BlockedRead::since_ns`].
     pub clock: Clock,
 }
@@ -40,6 +42,7 @@ impl Default for PoolSettings {
             max_stuck: 8,
             grace: Duration::from_millis(20),
             blocked_after: Duration::from_millis(100),
+            stack_bytes: 256 << 10,
             clock: clock::monotonic_ns,
         }
     }
@@ -87,6 +90,7 @@ struct State {
 
 struct Running {
     process: ProcessId,
+    /// What it reads; empty while it only computes.
     what: &'static str,
     since: Instant,
     since_ns: u64,
@@ -109,8 +113,13 @@ impl Steps {
         }
     }
 
+    /// The job goes on without the target: however long that takes, the target does not block it.
+    pub fn compute(&self) {
+        self.begin("");
+    }
+
     /// The job reads nothing more: the process may be read again at once.
-    pub(crate) fn finish(&self) {
+    pub fn finish(&self) {
         self.shared.lock().running.remove(&self.id);
     }
 }
@@ -177,7 +186,7 @@ impl ReaderPool {
             .lock()
             .running
             .values()
-            .filter(|r| r.since.elapsed() >= limit)
+            .filter(|r| r.since.elapsed() >= limit && !r.what.is_empty())
             .map(|r| BlockedRead { process: r.process, what: r.what.to_owned(), since_ns: r.since_ns })
             .collect();
         blocked.sort_by_key(|b| b.process);
@@ -217,7 +226,7 @@ impl ReaderPool {
             let shared = Arc::clone(&self.shared);
             let spawned = std::thread::Builder::new()
                 .name("observer-read".into())
-                .stack_size(256 * 1024)
+                .stack_size(self.shared.settings.stack_bytes)
                 .spawn(move || read_until_idle(&shared));
             if let Err(e) = spawned {
                 log::warn!("cannot start a reader thread: {e}");

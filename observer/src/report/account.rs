@@ -16,6 +16,8 @@ pub struct Account {
     pub events_dropped: BTreeMap<String, u64>,
     /// Facts that could not be had, by reason, since the start.
     pub facts_lost: BTreeMap<String, u64>,
+    /// Stacks that did not reach their root, and what kept them from it, by reason, since the start.
+    pub unwind_failed: BTreeMap<String, u64>,
     /// CPU time of observer itself, nanoseconds.
     pub self_cpu_ns: u64,
     /// Resident memory of observer itself, bytes.
@@ -31,6 +33,13 @@ impl Account {
     pub fn lose_facts(&mut self, lost: &BTreeMap<String, u64>) {
         for (reason, count) in lost {
             *self.facts_lost.entry(reason.clone()).or_default() += count;
+        }
+    }
+
+    /// Adds to the stacks that are incomplete.
+    pub fn fail_unwinds(&mut self, failed: &BTreeMap<String, u64>) {
+        for (reason, count) in failed {
+            *self.unwind_failed.entry(reason.clone()).or_default() += count;
         }
     }
 
@@ -65,7 +74,7 @@ impl Account {
             "events_dropped": counts(&self.events_dropped),
             "probes": counts(&self.probes),
             "facts_lost": counts(&self.facts_lost),
-            "unwind_failed": {},
+            "unwind_failed": counts(&self.unwind_failed),
             "self_cpu_ns": self.self_cpu_ns,
             "self_rss_bytes": self.self_rss_bytes,
             "census_ns": self.census_ns,

@@ -1,6 +1,6 @@
 //! `observer.report/v1` and `observer.finding/v1`. Fields may be added here, never renamed or dropped.
 
-use super::{Account, ProcessView, Setting, lately};
+use super::{Account, ProcessView, Setting, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Life, Link, Moment};
 use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
@@ -84,6 +84,7 @@ fn wait(host: &Host, row: &ThreadRow, wait: &Wait) -> Value {
 fn thread(host: &Host, row: &ThreadRow) -> Value {
     let since = host.since(row);
     let decoded = host.wait(row.tid);
+    let stack = host.stack(row.tid);
     json!({
         "tid": row.tid,
         "comm": row.comm,
@@ -93,7 +94,8 @@ fn thread(host: &Host, row: &ThreadRow) -> Value {
         "cpu_ns": row.cpu_ns,
         "context_switches": { "voluntary": row.nvcsw, "involuntary": row.nivcsw },
         "wait": decoded.map(|decoded| wait(host, row, &decoded)),
-        "stack": [],
+        "stack": stack.map_or_else(Vec::new, stacks::frames),
+        "stack_end": stack.map(stacks::end),
         "kernel_stack": host.kernel_stack(row.tid),
     })
 }
@@ -140,6 +142,10 @@ fn link(link: &Link) -> Value {
     })
 }
 
+fn stack_group(group: &stacks::Group<'_>) -> Value {
+    json!({ "threads": group.tids, "frames": stacks::frames(group.stack), "end": stacks::end(group.stack) })
+}
+
 /// One finding.
 pub fn finding(host: &Host, life: &Life) -> Value {
     let finding = &life.finding;
@@ -164,6 +170,7 @@ pub fn finding(host: &Host, life: &Life) -> Value {
         "remedy": finding.remedy,
         "chain": finding.chain.iter().map(link).collect::<Vec<_>>(),
         "evidence": finding.evidence,
+        "stacks": stacks::groups(host, finding.threads.iter().copied()).iter().map(stack_group).collect::<Vec<_>>(),
     })
 }
 

@@ -4,6 +4,7 @@
 pub mod account;
 pub mod json;
 pub mod lately;
+mod stacks;
 pub mod text;
 
 pub use account::Account;

@@ -1,6 +1,6 @@
 //! What a tired engineer reads: findings first, then the threads that matter, then one line for the rest.
 
-use super::{Account, ProcessView, Setting, json, lately};
+use super::{Account, ProcessView, Setting, json, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Change, Life, Severity};
 use crate::model::{Class, Host, Owner, Wait, duration};
@@ -14,6 +14,10 @@ const SHOW_ALL: usize = 4;
 const LISTED: usize = 40;
 /// Links of a chain shown.
 const LINKS: usize = 20;
+/// Different stacks shown under a finding, or under a small process.
+const STACKS: usize = 4;
+/// Threads named above a stack that they share.
+const NAMED: usize = 3;
 /// Width of running text.
 const WIDTH: usize = 100;
 
@@ -110,7 +114,29 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     for frame in stack.into_iter().flatten().filter_map(|f| f.as_str()).take(12) {
         let _ = writeln!(out, "    {}", paint.dim(&clean(frame)));
     }
+    let groups = stacks::groups(host, finding.threads.iter().copied());
+    out.push_str(&stack_groups(host, &groups, STACKS, "    ", paint));
     out.push_str(&wrap(&format!("→ {}", clean(&finding.remedy)), "  "));
+    out
+}
+
+/// Stacks, those of the same place once.
+fn stack_groups(host: &Host, groups: &[stacks::Group<'_>], most: usize, indent: &str, paint: Paint) -> String {
+    let mut out = String::new();
+    for group in groups.iter().take(most) {
+        let mut who: Vec<String> = group.tids.iter().take(NAMED).map(|tid| clean(&host.name(*tid))).collect();
+        if let Some(more @ 1..) = group.tids.len().checked_sub(NAMED) {
+            who.push(format!("{more} more"));
+        }
+        let who = who.join(", ");
+        let _ = writeln!(out, "{indent}stack of {who}:");
+        for line in stacks::to_text(group.stack, "").lines() {
+            let _ = writeln!(out, "{indent}  {}", paint.dim(&clean(line)));
+        }
+    }
+    if let Some(more @ 1..) = groups.len().checked_sub(most) {
+        let _ = writeln!(out, "{indent}+ {more} more stacks (--stacks shows all)");
+    }
     out
 }
 
@@ -207,8 +233,25 @@ fn table(lines: &[[String; 7]]) -> String {
     out
 }
 
+/// Whose stacks a process shows beside those of its findings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stacks {
+    /// Nobody's.
+    None,
+    /// Of the threads that are listed.
+    Listed,
+    /// Every thread's.
+    All,
+}
+
 /// One process: the threads that matter, the rest folded.
-pub fn process(host: &Host, view: &ProcessView<'_>, involved: &BTreeSet<u32>, paint: Paint) -> String {
+pub fn process(
+    host: &Host,
+    view: &ProcessView<'_>,
+    involved: &BTreeSet<u32>,
+    with_stacks: Stacks,
+    paint: Paint,
+) -> String {
     let facts = host.process(view.id);
     let comm = host.row(view.id.pid).map(|row| clean(&row.comm)).unwrap_or_default();
     let mut out = format!("{} {} ({comm})", paint.bold("PROCESS"), view.id.pid);
@@ -227,6 +270,7 @@ pub fn process(host: &Host, view: &ProcessView<'_>, involved: &BTreeSet<u32>, pa
     let total = view.threads.len();
     let _ = writeln!(out, ", {total} thread{}", if total == 1 { "" } else { "s" });
     let mut lines = Vec::new();
+    let mut listed = Vec::new();
     let mut folded: BTreeMap<String, usize> = BTreeMap::new();
     let mut cut = 0;
     for row in &view.threads {
@@ -234,6 +278,7 @@ pub fn process(host: &Host, view: &ProcessView<'_>, involved: &BTreeSet<u32>, pa
         let shown = total <= SHOW_ALL || involved.contains(&row.tid) || !is_idle(row, wait.as_ref());
         if shown && lines.len() < LISTED {
             lines.push(thread_line(host, row, wait.as_ref()));
+            listed.push(row.tid);
         } else if shown {
             cut += 1;
         } else if let Some(wait) = &wait {
@@ -254,6 +299,13 @@ pub fn process(host: &Host, view: &ProcessView<'_>, involved: &BTreeSet<u32>, pa
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
     out.push_str(&lately::to_text(host, view.id.pid));
+    let (tids, most) = match with_stacks {
+        Stacks::None => (Vec::new(), 0),
+        // Those of a finding are printed with it.
+        Stacks::Listed => (listed.into_iter().filter(|tid| !involved.contains(tid)).collect(), STACKS),
+        Stacks::All => (view.threads.iter().map(|row| row.tid).collect(), usize::MAX),
+    };
+    out.push_str(&stack_groups(host, &stacks::groups(host, tids), most, "  ", paint));
     out
 }
 
@@ -264,6 +316,7 @@ pub fn report(
     views: &[ProcessView<'_>],
     findings: &[&Life],
     account: &Account,
+    with_stacks: Stacks,
     paint: Paint,
 ) -> String {
     let mut out = String::new();
@@ -281,7 +334,7 @@ pub fn report(
         let _ = writeln!(out, "{} nothing found in {what}\n", paint.bold("OK"));
     }
     for view in views {
-        out.push_str(&process(host, view, &involved, paint));
+        out.push_str(&process(host, view, &involved, with_stacks, paint));
     }
     out.push_str(&paint.dim(&footer(setting, account)));
     out

@@ -1,12 +1,12 @@
-//! What observer costs, measured: `cargo xtask bench census` and `cargo xtask bench tax`.
+//! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks` and `cargo xtask bench tax`.
 //!
-//! Both measure only processes they start themselves, in a PID namespace of their own, and write a table
-//! into docs/overhead.md.
+//! They measure only processes they start themselves, and write a table into docs/overhead.md.
 
 mod census;
 mod companion;
 mod limits;
 mod namespace;
+mod stacks;
 mod table;
 mod tax;
 
@@ -27,6 +27,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
     let observer = observer()?;
     let table = match what {
         "census" => census::measure(&observer, quick)?,
+        "stacks" => stacks::measure(&observer, quick)?,
         _ => tax::measure(&observer, quick)?,
     };
     println!("\n{table}");

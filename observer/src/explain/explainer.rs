@@ -1,0 +1,161 @@
+//! Stacks for whoever asks, within a deadline; what comes later is handed over with the next answer.
+
+use super::job::{Outcome, explain};
+use super::library::Library;
+use crate::census::ProcessId;
+use crate::proc::pool::{PoolSettings, ReaderPool};
+use crate::proc::{BlockedRead, StackFact, StackWant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// How stacks are explained.
+#[derive(Clone, Copy, Debug)]
+pub struct ExplainSettings {
+    /// The readers.
+    pub pool: PoolSettings,
+}
+
+impl Default for ExplainSettings {
+    fn default() -> Self {
+        // Names of C++ nest deeply: their readers get a larger stack of their own.
+        Self { pool: PoolSettings { workers: 2, stack_bytes: 2 << 20, ..PoolSettings::default() } }
+    }
+}
+
+/// What an [`Explainer`] answers.
+#[derive(Debug, Default)]
+pub struct Explained {
+    /// One per thread asked for, now or earlier, that is finished by now.
+    pub stacks: Vec<StackFact>,
+    /// Stacks without their root, unusable files, refusals: by reason.
+    pub lost: BTreeMap<String, u64>,
+    /// Threads that were asked for and are not finished.
+    pub pending: usize,
+    /// Time the readers spent on reading and walking these stacks, naming excluded, nanoseconds.
+    pub walk_ns: u64,
+}
+
+/// Walks and names user stacks.
+pub struct Explainer {
+    pool: ReaderPool,
+    library: Arc<Library>,
+    /// Under way: the threads asked for of each process.
+    pending: BTreeMap<ProcessId, usize>,
+    sender: Sender<(ProcessId, Outcome)>,
+    outcomes: Receiver<(ProcessId, Outcome)>,
+    pages_lost: u64,
+}
+
+impl Explainer {
+    /// An explainer without threads: its readers start when they are needed.
+    pub fn new(settings: ExplainSettings) -> Self {
+        let (sender, outcomes) = channel();
+        Self {
+            pool: ReaderPool::new(settings.pool),
+            library: Arc::default(),
+            pending: BTreeMap::new(),
+            sender,
+            outcomes,
+            pages_lost: 0,
+        }
+    }
+
+    /// Explains the stacks of these threads, and returns within `deadline` with what is finished.
+    ///
+    /// A process whose earlier question is still open is not asked again.
+    pub fn stacks(&mut self, wants: &[StackWant], deadline: Duration) -> Explained {
+        let until = Instant::now() + deadline;
+        let mut explained = Explained::default();
+        let mut by_process: BTreeMap<ProcessId, Vec<StackWant>> = BTreeMap::new();
+        for want in wants {
+            by_process.entry(want.process).or_default().push(want.clone());
+        }
+        let mut asked = BTreeSet::new();
+        for (process, wants) in by_process {
+            if self.pending.contains_key(&process) {
+                asked.insert(process);
+                continue;
+            }
+            let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), wants.len());
+            let submitted = self.pool.submit(process, move |steps| {
+                let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
+                let outcome = outcome.fill(|| explain(&library, &wants, steps));
+                steps.finish();
+                drop(outcome);
+            });
+            match submitted {
+                Ok(()) => {
+                    self.pending.insert(process, count);
+                    asked.insert(process);
+                }
+                Err(error) => {
+                    *explained.lost.entry(format!("stack: {}", error.reason())).or_default() += count as u64;
+                }
+            }
+        }
+        self.collect(&asked, until, &mut explained);
+        self.library.trim();
+        let pages = Library::pages_lost();
+        if pages > self.pages_lost {
+            explained.lost.insert("page of a file that was cut short".to_owned(), pages - self.pages_lost);
+            self.pages_lost = pages;
+        }
+        explained.pending = self.pending.values().sum();
+        explained
+    }
+
+    /// Takes what is finished; waits for the processes asked for until the time is up.
+    fn collect(&mut self, asked: &BTreeSet<ProcessId>, until: Instant, explained: &mut Explained) {
+        loop {
+            let open = asked.iter().any(|process| self.pending.contains_key(process));
+            let left = if open { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+            match self.outcomes.recv_timeout(left.min(self.pool.grace())) {
+                Ok((process, outcome)) => {
+                    self.pending.remove(&process);
+                    let Outcome { stacks, lost, walk_ns } = outcome;
+                    explained.walk_ns += walk_ns;
+                    explained.stacks.extend(stacks);
+                    for (reason, count) in lost {
+                        *explained.lost.entry(reason).or_default() += count;
+                    }
+                }
+                Err(_) if left.is_zero() => break,
+                Err(_) => self.pool.tend(),
+            }
+        }
+        // Not begun: better asked again with fresh registers than walked late.
+        for process in self.pool.withdraw() {
+            if let Some(count) = self.pending.remove(&process) {
+                *explained.lost.entry("stack: deadline".to_owned()).or_default() += count as u64;
+            }
+        }
+    }
+
+    /// Reads of targets that are stuck now.
+    pub fn blocked(&self) -> Vec<BlockedRead> {
+        self.pool.blocked()
+    }
+}
+
+/// An outcome that is sent when it is dropped, also when the work panics: nobody must wait for it for ever.
+struct Unsent<'a> {
+    process: ProcessId,
+    outcome: Outcome,
+    sender: &'a Sender<(ProcessId, Outcome)>,
+}
+
+impl Unsent<'_> {
+    fn fill(mut self, work: impl FnOnce() -> Outcome) -> Self {
+        self.outcome = work();
+        self
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        // Nobody listens any more: observer ends.
+        let _ = self.sender.send((self.process, std::mem::take(&mut self.outcome)));
+    }
+}

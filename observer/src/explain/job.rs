@@ -1,0 +1,185 @@
+//! On a reader: the stacks of one process.
+
+use super::address_space::{AddressSpace, Place};
+use super::library::Library;
+use super::names::{Named, PerfMap};
+use super::unwind::stack_memory::{FIRST, StackMemory};
+use super::unwind::{RawFrame, walk};
+use crate::census::Pid;
+use crate::proc::maps::{self, Mapping};
+use crate::proc::pool::Steps;
+use crate::proc::{Frame, MemoryRange, Stack, StackEnd, StackFact, StackWant, memory};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// First functions of a thread or a program, by name: where no call frame information says so.
+const ROOTS: [&str; 8] = ["_start", "__clone", "clone", "__clone3", "clone3", "start_thread", "_start_c", "_dlstart"];
+
+/// What came out of one process.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) stacks: Vec<StackFact>,
+    /// Stacks that did not reach their root, and files that could not be used, by reason.
+    pub(super) lost: BTreeMap<String, u64>,
+    /// Time spent on reading and walking the stacks, nanoseconds.
+    pub(super) walk_ns: u64,
+}
+
+/// Walks and names the stacks of threads of one process. Nobody waits for a stack whose process is gone.
+pub(super) fn explain(library: &Library, wants: &[StackWant], steps: &Steps) -> Outcome {
+    let mut outcome = Outcome::default();
+    let Some(process) = wants.first().map(|want| want.process) else { return outcome };
+    steps.begin("maps");
+    let mappings = match maps::read(process.pid) {
+        Ok(mappings) if !mappings.is_empty() => mappings,
+        Ok(_) => return outcome.none(wants, "the process has no memory any more"),
+        Err(error) => return outcome.none(wants, &format!("maps: {}", error.kind())),
+    };
+    steps.begin("program files");
+    let space = AddressSpace::new(process.pid, &mappings, library);
+    for (file, why) in &space.unusable {
+        log::debug!("{file}: {why}");
+        outcome.count("unusable file");
+    }
+    steps.begin("stacks");
+    let began = Instant::now();
+    let ranges: Vec<MemoryRange> = wants.iter().map(|want| first_range(&mappings, want.registers.sp)).collect();
+    let threads: Vec<Pid> = wants.iter().map(|want| want.tid).take(4).collect();
+    let read = memory::read(process, &threads, &ranges);
+    let mut walked = Vec::with_capacity(wants.len());
+    for (want, piece) in wants.iter().zip(read) {
+        let gone = piece.error.as_deref().filter(|error| error.starts_with("ESRCH") || *error == "EPERM");
+        walked.push(match gone {
+            Some(error) => (Vec::new(), StackEnd::Stopped(format!("its memory cannot be read: {error}"))),
+            None => {
+                let mut stack = StackMemory::new(want.tid, Some((piece.addr, piece.bytes)));
+                walk(&space, &mut stack, want.registers)
+            }
+        });
+    }
+    outcome.walk_ns = began.elapsed().as_nanos() as u64;
+    // From here on nothing is read of the process: a long look at debug information is no sign of a stuck target.
+    steps.compute();
+    let mut names = Naming { space: &space, process: process.pid, perf_map: None, known: HashMap::new() };
+    for (want, (frames, end)) in wants.iter().zip(walked) {
+        let stack = names.stack(frames, end);
+        if let StackEnd::Stopped(why) = &stack.end {
+            outcome.count(kind_of(why));
+        }
+        outcome.stacks.push(StackFact { tid: want.tid, process, switches: want.switches, stack });
+    }
+    outcome
+}
+
+impl Outcome {
+    fn count(&mut self, reason: &str) {
+        *self.lost.entry(format!("stack: {reason}")).or_default() += 1;
+    }
+
+    fn none(mut self, wants: &[StackWant], why: &str) -> Self {
+        let stack = Arc::new(Stack::missing(why));
+        for want in wants {
+            self.count(kind_of(why));
+            let (tid, process, switches) = (want.tid, want.process, want.switches);
+            self.stacks.push(StackFact { tid, process, switches, stack: Arc::clone(&stack) });
+        }
+        self
+    }
+}
+
+/// The reason without what is special to one stack, so that it can be counted by.
+fn kind_of(why: &str) -> &str {
+    const KINDS: [&str; 9] = [
+        "cut after",
+        "no call frame information",
+        "another stack",
+        "cannot be read",
+        "is not code",
+        "no frame pointer",
+        "leads back to itself",
+        "frame pointer",
+        "no memory",
+    ];
+    KINDS.into_iter().find(|kind| why.contains(kind)).unwrap_or("other")
+}
+
+/// The first piece of a stack, cut at the end of its mapping.
+fn first_range(mappings: &[Mapping], sp: u64) -> MemoryRange {
+    let behind = mappings.partition_point(|mapping| mapping.start <= sp);
+    let end = behind.checked_sub(1).and_then(|at| mappings.get(at)).map_or(0, |mapping| mapping.end);
+    let len = end.saturating_sub(sp).min(FIRST as u64) as u32;
+    MemoryRange { addr: sp, len }
+}
+
+/// Names frames; threads that stand at the same place share one stack.
+struct Naming<'a> {
+    space: &'a AddressSpace,
+    process: Pid,
+    /// Loaded at the first frame that needs it.
+    perf_map: Option<Option<PerfMap>>,
+    known: HashMap<(Vec<RawFrame>, StackEnd), Arc<Stack>>,
+}
+
+impl Naming<'_> {
+    fn stack(&mut self, raw: Vec<RawFrame>, end: StackEnd) -> Arc<Stack> {
+        let key = (raw, end);
+        if let Some(known) = self.known.get(&key) {
+            return Arc::clone(known);
+        }
+        let mut frames = Vec::with_capacity(key.0.len());
+        for raw in &key.0 {
+            self.name(raw, &mut frames);
+        }
+        let is_root = |frame: &Frame| frame.function.as_deref().is_some_and(|name| ROOTS.contains(&name));
+        let end = match &key.1 {
+            StackEnd::Stopped(_) if frames.last().is_some_and(is_root) => StackEnd::Root,
+            end => end.clone(),
+        };
+        let stack = Arc::new(Stack { frames, end });
+        self.known.insert(key, Arc::clone(&stack));
+        stack
+    }
+
+    fn name(&mut self, raw: &RawFrame, frames: &mut Vec<Frame>) {
+        let bare = Frame { address: raw.address, offset: raw.address, found_by: raw.found_by, ..Frame::default() };
+        match self.space.at(raw.lookup()) {
+            Place::Nowhere => frames.push(bare),
+            Place::Generated => {
+                let function = self.perf_map().and_then(|map| map.lookup(raw.lookup())).map(str::to_owned);
+                frames.push(Frame { function, ..bare });
+            }
+            Place::Module(loaded, lookup) => {
+                let svma = lookup.wrapping_add(u64::from(raw.is_return));
+                let module = Some(loaded.path.clone());
+                let build_id = loaded.image.build_id().map(str::to_owned);
+                let bare = Frame { module, build_id, offset: svma, ..bare };
+                let named = loaded.resolve(svma, raw.is_return);
+                if named.is_empty() {
+                    frames.push(bare);
+                    return;
+                }
+                frames.extend(named.iter().map(|Named { function, file, line, inlined }| Frame {
+                    function: function.clone(),
+                    file: file.clone(),
+                    line: *line,
+                    inlined: *inlined,
+                    ..bare.clone()
+                }));
+            }
+        }
+    }
+
+    fn perf_map(&mut self) -> Option<&PerfMap> {
+        let process = self.process;
+        let load = || PerfMap::load(Path::new(&format!("/proc/{process}/root")), own_pid(process)?);
+        self.perf_map.get_or_insert_with(load).as_ref()
+    }
+}
+
+/// The process id inside the process' own PID namespace: the last one of `NSpid` in `/proc/PID/status`.
+fn own_pid(process: Pid) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_ascii_whitespace().last()?.parse().ok()
+}

@@ -1,0 +1,235 @@
+//! Files that hold code, mapped once and kept: every process that maps one shares what is known of it.
+//!
+//! The key is the file itself (device, inode, size, times), not its build-id: a target chooses its build-id, and a forged one
+//! would put false names into the stacks of its neighbours.
+
+use super::bus_errors;
+use super::go::{GoFrame, PcLineTable};
+use super::image::{Image, ImageError};
+use super::names::{Named, Names};
+use super::unwind::cfi::Cfi;
+use super::unwind::stack_memory;
+use crate::census::Pid;
+use crate::proc::maps::Mapping;
+use nix::fcntl::OFlag;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Images kept, whoever uses them.
+const MAX_IMAGES: usize = 1024;
+/// Memory for names of images that nobody uses at the moment, bytes.
+const MAX_BYTES: usize = 256 << 20;
+/// Addresses of one image whose names are kept.
+const MAX_RESOLVED: usize = 64 << 10;
+/// The vdso has two pages; a mapping that claims more is not read.
+const MAX_VDSO: u64 = 64 << 10;
+
+/// What is known of one file that holds code.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) image: Arc<Image>,
+    /// Path as the target that came first saw it.
+    pub(super) path: String,
+    /// Where that target sees its files.
+    root: PathBuf,
+    pub(super) cfi: Cfi,
+    go: OnceLock<Option<PcLineTable>>,
+    names: OnceLock<Names>,
+    resolved: Mutex<HashMap<(u64, bool), Arc<[Named]>>>,
+}
+
+impl Loaded {
+    fn new(image: Image, path: &str, root: PathBuf) -> Arc<Self> {
+        let image = Arc::new(image);
+        Arc::new(Self {
+            cfi: Cfi::new(&image),
+            image,
+            path: path.to_owned(),
+            root,
+            go: OnceLock::new(),
+            names: OnceLock::new(),
+            resolved: Mutex::default(),
+        })
+    }
+
+    /// The tables of a Go program.
+    pub(super) fn go(&self) -> Option<&PcLineTable> {
+        let find = || {
+            PcLineTable::find(&self.image).unwrap_or_else(|error| {
+                log::debug!("{}: {error}", self.path);
+                None
+            })
+        };
+        self.go.get_or_init(find).as_ref()
+    }
+
+    /// Its symbols and debug information, found at first need.
+    pub(super) fn names(&self) -> &Names {
+        self.names.get_or_init(|| {
+            let names = Names::load(Arc::clone(&self.image), &self.root, &self.path);
+            for note in names.notes() {
+                log::debug!("{}: {note}", self.path);
+            }
+            names
+        })
+    }
+
+    /// The functions at an svma, innermost first; empty where nothing names them.
+    pub(super) fn resolve(&self, svma: u64, is_return_address: bool) -> Arc<[Named]> {
+        let key = (svma, is_return_address);
+        let lock = || self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&key) {
+            return Arc::clone(known);
+        }
+        let from_go = self.go().map(|go| go.frames(svma.wrapping_sub(u64::from(is_return_address))));
+        let found: Arc<[Named]> = match from_go {
+            Some(frames) if !frames.is_empty() => frames.into_iter().map(named).collect(),
+            _ => self.names().lookup(svma, is_return_address).frames.into(),
+        };
+        let mut resolved = lock();
+        if resolved.len() >= MAX_RESOLVED {
+            resolved.clear();
+        }
+        resolved.insert(key, Arc::clone(&found));
+        found
+    }
+
+    fn approximate_bytes(&self) -> usize {
+        let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner).len();
+        resolved * 256 + self.names.get().map_or(0, Names::approximate_bytes)
+    }
+}
+
+fn named(frame: GoFrame) -> Named {
+    let GoFrame { function, file, line, inlined } = frame;
+    Named { function: Some(function), file, line, inlined }
+}
+
+/// A file as it is now: another one after any change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FileKey {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    /// The root directory of the target: debug files are looked for there.
+    root: (u64, u64),
+}
+
+/// The files known so far.
+#[derive(Debug, Default)]
+pub(super) struct Library {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    images: HashMap<FileKey, (Arc<Loaded>, u64)>,
+    vdsos: Vec<Arc<Loaded>>,
+    calls: u64,
+}
+
+impl Library {
+    /// The file behind a mapping; an error says why it cannot be used.
+    pub(super) fn open(&self, pid: Pid, mapping: &Mapping) -> Result<Arc<Loaded>, String> {
+        let file = open(pid, mapping)?;
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        let about = file.metadata().map_err(|e| e.to_string())?;
+        let key = FileKey {
+            device: about.dev(),
+            inode: about.ino(),
+            size: about.size(),
+            modified: (about.mtime(), about.mtime_nsec()),
+            changed: (about.ctime(), about.ctime_nsec()),
+            root: root.metadata().map_or((0, 0), |root| (root.dev(), root.ino())),
+        };
+        if let Some(known) = self.known(&key) {
+            return Ok(known);
+        }
+        let image = Image::map(&file).map_err(|error: ImageError| error.to_string())?;
+        let loaded = Loaded::new(image, mapping.path(), root);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = state.calls;
+        Ok(Arc::clone(&state.images.entry(key).or_insert((loaded, calls)).0))
+    }
+
+    fn known(&self, key: &FileKey) -> Option<Arc<Loaded>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.calls += 1;
+        let calls = state.calls;
+        let (loaded, used) = state.images.get_mut(key)?;
+        *used = calls;
+        Some(Arc::clone(loaded))
+    }
+
+    /// The code the kernel maps into every process: there is no file, it is read from memory.
+    pub(super) fn vdso(&self, pid: Pid, mapping: &Mapping) -> Option<Arc<Loaded>> {
+        let size = mapping.end - mapping.start;
+        if size > MAX_VDSO {
+            return None;
+        }
+        let bytes = stack_memory::read(pid, mapping.start, size as usize);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = state.vdsos.iter().find(|known| known.image.bytes() == bytes) {
+            return Some(Arc::clone(known));
+        }
+        let loaded = Loaded::new(Image::from_bytes(bytes).ok()?, "[vdso]", PathBuf::from("/"));
+        // A process can put its own bytes there: only a few kinds are remembered.
+        if state.vdsos.len() < 8 {
+            state.vdsos.push(Arc::clone(&loaded));
+        }
+        Some(loaded)
+    }
+
+    /// Forgets what has not been used for longest, until the rest fits.
+    pub(super) fn trim(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_use: Vec<(u64, usize, FileKey)> =
+            state.images.iter().map(|(key, (loaded, used))| (*used, loaded.approximate_bytes(), *key)).collect();
+        by_use.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        let mut bytes = 0;
+        for (number, (_, size, key)) in by_use.into_iter().enumerate() {
+            bytes += size;
+            if number >= MAX_IMAGES || bytes > MAX_BYTES {
+                state.images.remove(&key);
+            }
+        }
+    }
+
+    /// Pages of mapped files that vanished while we looked.
+    pub(super) fn pages_lost() -> u64 {
+        bus_errors::replaced()
+    }
+}
+
+/// Opens the mapped file itself, also one that was deleted or lies in another mount namespace.
+fn open(pid: Pid, mapping: &Mapping) -> Result<File, String> {
+    // The names in map_files are not padded, those in maps are.
+    let direct = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end));
+    let refused = match open_regular(&direct) {
+        Ok(file) => return Ok(file),
+        Err(error) => error,
+    };
+    // Without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE: by name, if that is still the same file.
+    let by_name = PathBuf::from(format!("/proc/{pid}/root{}", mapping.path()));
+    let program = PathBuf::from(format!("/proc/{pid}/exe"));
+    [by_name, program]
+        .iter()
+        .filter_map(|path| open_regular(path).ok())
+        .find(|file| file.metadata().is_ok_and(|about| about.ino() == mapping.inode))
+        .ok_or_else(|| format!("cannot be opened ({refused})"))
+}
+
+/// Opens a regular file for reading: a device must not notice that we look.
+fn open_regular(path: &Path) -> std::io::Result<File> {
+    let file = File::options().read(true).custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
