@@ -39,6 +39,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         let (threads, took, kernel) = (census.rows.len(), census.took_ns, census.kernel_ns);
         judge.advance(census, ProbeReading::default());
         let wants = judge.host.wants(&judge.scope, &BTreeSet::new());
+        let stacks = judge.host.stack_wants(&judge.scope);
+        log::debug!("the stacks of {} threads would be wanted", stacks.len());
         log::debug!("{} threads would be looked at more closely", wants.len());
         let detect = taken.elapsed().as_nanos() as u64;
         if round > 0 {

@@ -8,14 +8,20 @@ use super::unwind::{RawFrame, walk};
 use crate::census::Pid;
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
-use crate::proc::{Frame, MemoryRange, Stack, StackEnd, StackFact, StackWant, memory};
+use crate::proc::{Frame, MemoryFact, MemoryRange, Stack, StackEnd, StackFact, StackWant, memory};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// First functions of a thread or a program, by name: where no call frame information says so.
 const ROOTS: [&str; 8] = ["_start", "__clone", "clone", "__clone3", "clone3", "start_thread", "_start_c", "_dlstart"];
+
+/// Threads whose stacks are in our memory at the same time.
+const TOGETHER: usize = 256;
+/// A process that keeps a reader busy for longer (by its size, or by files made to) gets no more names.
+const LONGEST: Duration = Duration::from_secs(10);
+const OUT_OF_TIME: &str = "out of time for this process";
 
 /// What came out of one process.
 #[derive(Debug, Default)]
@@ -32,45 +38,73 @@ pub(super) fn explain(library: &Library, wants: &[StackWant], steps: &Steps) -> 
     let mut outcome = Outcome::default();
     let Some(process) = wants.first().map(|want| want.process) else { return outcome };
     steps.begin("maps");
-    let mappings = match maps::read(process.pid) {
-        Ok(mappings) if !mappings.is_empty() => mappings,
-        Ok(_) => return outcome.none(wants, "the process has no memory any more"),
-        Err(error) => return outcome.none(wants, &format!("maps: {}", error.kind())),
+    let (via, mappings) = match mappings(process.pid, wants) {
+        Ok(found) => found,
+        Err(error) => return outcome.none(wants, &error),
     };
     steps.begin("program files");
-    let space = AddressSpace::new(process.pid, &mappings, library);
+    let space = AddressSpace::new(via, &mappings, library);
     for (file, why) in &space.unusable {
         log::debug!("{file}: {why}");
         outcome.count("unusable file");
     }
-    steps.begin("stacks");
-    let began = Instant::now();
-    let ranges: Vec<MemoryRange> = wants.iter().map(|want| first_range(&mappings, want.registers.sp)).collect();
-    let threads: Vec<Pid> = wants.iter().map(|want| want.tid).take(4).collect();
-    let read = memory::read(process, &threads, &ranges);
-    let mut walked = Vec::with_capacity(wants.len());
-    for (want, piece) in wants.iter().zip(read) {
-        let gone = piece.error.as_deref().filter(|error| error.starts_with("ESRCH") || *error == "EPERM");
-        walked.push(match gone {
-            Some(error) => (Vec::new(), StackEnd::Stopped(format!("its memory cannot be read: {error}"))),
-            None => {
-                let mut stack = StackMemory::new(want.tid, Some((piece.addr, piece.bytes)));
-                walk(&space, &mut stack, want.registers)
+    let until = Instant::now() + LONGEST;
+    let mut names = Naming { space: &space, via, perf_map: None, known: HashMap::new(), until };
+    for wants in wants.chunks(TOGETHER) {
+        steps.begin("stacks");
+        let walked = walk_all(&space, &mappings, wants, until, &mut outcome);
+        // Here nothing is read of the process: a long look at debug information is no sign of a stuck target.
+        steps.compute();
+        for (want, (frames, end)) in wants.iter().zip(walked) {
+            let stack = names.stack(frames, end);
+            if let StackEnd::Stopped(why) = &stack.end {
+                outcome.count(kind_of(why));
             }
-        });
-    }
-    outcome.walk_ns = began.elapsed().as_nanos() as u64;
-    // From here on nothing is read of the process: a long look at debug information is no sign of a stuck target.
-    steps.compute();
-    let mut names = Naming { space: &space, process: process.pid, perf_map: None, known: HashMap::new() };
-    for (want, (frames, end)) in wants.iter().zip(walked) {
-        let stack = names.stack(frames, end);
-        if let StackEnd::Stopped(why) = &stack.end {
-            outcome.count(kind_of(why));
+            outcome.stacks.push(StackFact { tid: want.tid, process, switches: want.switches, stack });
         }
-        outcome.stacks.push(StackFact { tid: want.tid, process, switches: want.switches, stack });
     }
     outcome
+}
+
+/// The mappings of a process, and the thread through which they can be read: a main thread that has ended shows none.
+fn mappings(pid: Pid, wants: &[StackWant]) -> Result<(Pid, Vec<Mapping>), String> {
+    let mut why = "the process has no memory any more".to_owned();
+    for via in std::iter::once(pid).chain(wants.iter().map(|want| want.tid).take(3)) {
+        match maps::read(via) {
+            Ok(mappings) if !mappings.is_empty() => return Ok((via, mappings)),
+            Ok(_) => {}
+            Err(error) => why = format!("its maps cannot be read: {}", error.kind()),
+        }
+    }
+    Err(why)
+}
+
+fn walk_all(
+    space: &AddressSpace,
+    mappings: &[Mapping],
+    wants: &[StackWant],
+    until: Instant,
+    outcome: &mut Outcome,
+) -> Vec<(Vec<RawFrame>, StackEnd)> {
+    let began = Instant::now();
+    let ranges: Vec<MemoryRange> = wants.iter().map(|want| first_range(mappings, want.registers.sp)).collect();
+    let threads: Vec<Pid> = wants.iter().map(|want| want.tid).take(4).collect();
+    let process = wants.first().map(|want| want.process);
+    let read = process.map_or_else(Vec::new, |process| memory::read(process, &threads, &ranges));
+    let walk_one = |(want, piece): (&StackWant, MemoryFact)| {
+        let gone = piece.error.as_deref().filter(|error| error.starts_with("ESRCH") || *error == "EPERM");
+        if let Some(error) = gone {
+            return (Vec::new(), StackEnd::Stopped(format!("its memory cannot be read: {error}")));
+        }
+        if Instant::now() > until {
+            return (Vec::new(), StackEnd::Stopped(OUT_OF_TIME.to_owned()));
+        }
+        let mut stack = StackMemory::new(want.tid, Some((piece.addr, piece.bytes)));
+        walk(space, &mut stack, want.registers)
+    };
+    let walked = wants.iter().zip(read).map(walk_one).collect();
+    outcome.walk_ns += began.elapsed().as_nanos() as u64;
+    walked
 }
 
 impl Outcome {
@@ -91,7 +125,8 @@ impl Outcome {
 
 /// The reason without what is special to one stack, so that it can be counted by.
 fn kind_of(why: &str) -> &str {
-    const KINDS: [&str; 9] = [
+    const KINDS: [&str; 10] = [
+        OUT_OF_TIME,
         "cut after",
         "no call frame information",
         "another stack",
@@ -116,10 +151,12 @@ fn first_range(mappings: &[Mapping], sp: u64) -> MemoryRange {
 /// Names frames; threads that stand at the same place share one stack.
 struct Naming<'a> {
     space: &'a AddressSpace,
-    process: Pid,
+    /// A thread through which the process is read.
+    via: Pid,
     /// Loaded at the first frame that needs it.
     perf_map: Option<Option<PerfMap>>,
     known: HashMap<(Vec<RawFrame>, StackEnd), Arc<Stack>>,
+    until: Instant,
 }
 
 impl Naming<'_> {
@@ -155,7 +192,10 @@ impl Naming<'_> {
                 let module = Some(loaded.path.clone());
                 let build_id = loaded.image.build_id().map(str::to_owned);
                 let bare = Frame { module, build_id, offset: svma, ..bare };
-                let named = loaded.resolve(svma, raw.is_return);
+                let named = match Instant::now() < self.until {
+                    true => loaded.resolve(svma, raw.is_return),
+                    false => Arc::default(),
+                };
                 if named.is_empty() {
                     frames.push(bare);
                     return;
@@ -172,14 +212,14 @@ impl Naming<'_> {
     }
 
     fn perf_map(&mut self) -> Option<&PerfMap> {
-        let process = self.process;
-        let load = || PerfMap::load(Path::new(&format!("/proc/{process}/root")), own_pid(process)?);
+        let via = self.via;
+        let load = || PerfMap::load(Path::new(&format!("/proc/{via}/root")), own_pid(via)?);
         self.perf_map.get_or_insert_with(load).as_ref()
     }
 }
 
-/// The process id inside the process' own PID namespace: the last one of `NSpid` in `/proc/PID/status`.
-fn own_pid(process: Pid) -> Option<Pid> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_ascii_whitespace().last()?.parse().ok()
+/// The process id inside the process' own PID namespace: the last one of `NStgid` in `/proc/PID/status`.
+fn own_pid(via: Pid) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{via}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NStgid:"))?.split_ascii_whitespace().last()?.parse().ok()
 }

@@ -51,8 +51,13 @@ impl Host {
     pub fn stack_wants(&self, scope: &Scope) -> Vec<StackWant> {
         let long = scope.threshold_ns / 2;
         let ambiguous = |row: &&ThreadRow| {
+            // The cheap questions first: this is asked of every thread at every census.
             let futex = row.syscall.is_some_and(|call| Call::lookup(call.number, row.compat).is_futex());
-            futex && self.blocked_ns(row) >= long && scope.contains(row, self) && self.is_ownerless(row)
+            futex
+                && self.blocked_ns(row) >= long
+                && self.stacks.get(row.tid).is_none()
+                && scope.contains(row, self)
+                && self.is_ownerless(row)
         };
         let mut tids: BTreeSet<Pid> = self.rows().iter().filter(ambiguous).map(|row| row.tid).collect();
         for chain in graph::chains(self) {

@@ -90,7 +90,15 @@ fn replay(bytes: &[u8]) -> Vec<String> {
     let findings = judge.ledger.open();
     let pids = crate::cli::look::shown(&judge, &findings);
     let views = processes(&judge.host, pids.iter().copied());
-    text::report(&setting, &judge.host, &views, &findings, &account, text::Stacks::Listed, text::Paint { colour: true });
+    text::report(
+        &setting,
+        &judge.host,
+        &views,
+        &findings,
+        &account,
+        text::Stacks::Listed,
+        text::Paint { colour: true },
+    );
     json::report(&setting, &judge.host, &views, &findings, &account);
     findings.iter().map(|life| life.finding.kind.name().to_owned()).collect()
 }

@@ -16,6 +16,8 @@ type Slice<'a> = EndianSlice<'a, LittleEndian>;
 const MAX_RULES: usize = 64 << 10;
 /// Entries of an index that is made here, for an image that brings none.
 const MAX_ENTRIES: usize = 4 << 20;
+/// Bytes of one entry: every one of them may be an instruction to go through.
+const LONGEST_ENTRY: usize = 256 << 10;
 /// Steps of one DWARF expression.
 const MAX_STEPS: u32 = 256;
 /// Expressions longer than this are not evaluated.
@@ -234,6 +236,9 @@ where
     let entry = section.fde_from_offset(bases, S::Offset::from(offset), S::cie_from_offset).ok()?;
     if !entry.contains(svma) {
         return None;
+    }
+    if entry.entry_len() > LONGEST_ENTRY {
+        return Some(Rule::Unsupported("its call frame information is too long to be true"));
     }
     let signal = entry.is_signal_trampoline();
     let mut context = UnwindContext::new();
