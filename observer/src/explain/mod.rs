@@ -9,3 +9,4 @@
 
 mod bus_errors;
 pub mod image;
+pub mod names;
