@@ -24,9 +24,9 @@ const MAX_FILE: usize = 4 << 10;
 /// Budgets in reads ([`Metered`]), some nanoseconds each: for the index,
 const INDEX_BUDGET: u64 = 64 << 20;
 /// for an address,
-const LOOKUP_BUDGET: u64 = 64 << 20;
+const LOOKUP_BUDGET: u64 = 32 << 20;
 /// and for all addresses together, which limits the memory, too.
-const TOTAL_BUDGET: u64 = 256 << 20;
+const TOTAL_BUDGET: u64 = 128 << 20;
 
 const SECTIONS: [SectionId; 10] = [
     SectionId::DebugAbbrev,

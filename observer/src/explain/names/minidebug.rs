@@ -31,7 +31,7 @@ pub(super) fn unxz(packed: &[u8]) -> Result<Vec<u8>, &'static str> {
     }
     let check = match packed.get(7).ok_or("xz data cut short")? & 0xf {
         0 => 0,
-        kind => 4 << (usize::from(kind) - 1) / 3,
+        kind => 4 << ((usize::from(kind) - 1) / 3),
     };
     let mut at = 12;
     let mut unpacked = Vec::new();

@@ -198,6 +198,9 @@ mod tests {
         assert_eq!((read.0.unwrap(), read.1.unwrap(), read.2.unwrap()), (1, 0x302, 5));
         assert!(read.3.is_err());
         assert_eq!(spent, 3);
+        let long = vec![0; MAX_LINE_HEADER + 1];
+        assert!(within(u64::MAX, || Metered::new(&long, Cost::Plain).truncate(long.len())).0.is_ok());
+        assert!(within(u64::MAX, || Metered::new(&long, Cost::Lines).truncate(long.len())).0.is_err());
         let mut kept = Metered::new(&[0; 9], Cost::Kept);
         assert!(within(3, || kept.read_u8()).0.is_err());
     }
