@@ -82,6 +82,8 @@ impl Explainer {
             let submitted = self.pool.submit(process, move |steps| {
                 let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
                 let outcome = outcome.fill(|| explain(&library, &wants, steps));
+                steps.compute();
+                library.trim();
                 steps.finish();
                 drop(outcome);
             });
@@ -96,7 +98,6 @@ impl Explainer {
             }
         }
         self.collect(&asked, until, &mut explained);
-        self.library.trim();
         let pages = Library::pages_lost();
         if pages > self.pages_lost {
             explained.lost.insert("page of a file that was cut short".to_owned(), pages - self.pages_lost);

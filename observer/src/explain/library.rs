@@ -186,17 +186,20 @@ impl Library {
         Some(loaded)
     }
 
-    /// Forgets what has not been used for longest, until the rest fits.
+    /// Forgets what has not been used for longest, until the rest fits. May wait for other readers.
     pub(super) fn trim(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut by_use: Vec<(u64, usize, FileKey)> =
-            state.images.iter().map(|(key, (loaded, used))| (*used, loaded.approximate_bytes(), *key)).collect();
-        by_use.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        let lock = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept: Vec<(u64, FileKey, Arc<Loaded>)> =
+            lock().images.iter().map(|(key, (loaded, used))| (*used, *key, Arc::clone(loaded))).collect();
+        // Without the lock: another reader may be at work in one of them for a while.
+        let mut sizes: Vec<(u64, usize, FileKey)> =
+            kept.into_iter().map(|(used, key, loaded)| (used, loaded.approximate_bytes(), key)).collect();
+        sizes.sort_unstable_by_key(|(used, ..)| std::cmp::Reverse(*used));
         let mut bytes = 0;
-        for (number, (_, size, key)) in by_use.into_iter().enumerate() {
+        for (number, (_, size, key)) in sizes.into_iter().enumerate() {
             bytes += size;
             if number >= MAX_IMAGES || bytes > MAX_BYTES {
-                state.images.remove(&key);
+                lock().images.remove(&key);
             }
         }
     }

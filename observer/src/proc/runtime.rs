@@ -2,12 +2,11 @@
 
 use super::Libc;
 use super::elf::{Elf, PF_W, PT_LOAD, Section};
+use super::in_root::open_in_root;
 use crate::census::Pid;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// Maps beyond this many bytes are not looked at (about 80,000 mappings).
@@ -195,20 +194,10 @@ fn static_libc(elf: &Elf) -> Libc {
 }
 
 /// The text of a small file as the target sees it.
-///
-/// The target chooses what is there: links are resolved within its root, and only a regular file is opened,
-/// so that neither a FIFO nor a device nor a file of the host is.
 fn read_in_root(pid: Pid, path: &Path, cap: u64) -> Option<String> {
-    let root = File::open(format!("/proc/{pid}/root")).ok()?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let file = File::from(openat2(&root, path, how).ok()?);
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
+    let file = open_in_root(Path::new(&format!("/proc/{pid}/root")), path).ok()?;
     let mut bytes = Vec::new();
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?.take(cap).read_to_end(&mut bytes).ok()?;
+    file.take(cap).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
