@@ -15,6 +15,10 @@ use std::sync::Arc;
 const REACH: u64 = 16 << 10;
 /// How much farther, once a call was found that may have led here by a tail call only.
 const FARTHER: u64 = 512;
+/// Functions that jump to the next one instead of calling it, in a row.
+const TAIL_CALLS: u32 = 2;
+/// Without a symbol, so much of a function is searched for a jump.
+const LONGEST_STUB: u64 = 64;
 /// Without symbols: a function is not larger than this.
 const LARGEST: u64 = 64 << 10;
 
@@ -92,9 +96,29 @@ fn led(space: &AddressSpace, here: &Here, call: Call, caller: Option<&Arc<Loaded
         return Led::Here;
     }
     match loaded.names().lookup(svma, false).symbol {
-        Some(function) if function.start == target => Led::Here,
+        Some(function) if leads_to(loaded, target, function.start, TAIL_CALLS) => Led::Here,
         Some(_) => Led::Elsewhere,
         None if target <= svma && svma - target < LARGEST => Led::Here,
         None => Led::Elsewhere,
     }
+}
+
+/// Whether the function at `from` is the one at `to`, or ends in a jump there.
+fn leads_to(loaded: &Arc<Loaded>, from: u64, to: u64, jumps: u32) -> bool {
+    if from == to {
+        return true;
+    }
+    let Some(code) = loaded.image.at(from).filter(|_| jumps > 0) else { return false };
+    let end = loaded.names().lookup(from, false).symbol.map_or(LONGEST_STUB, |function| function.end - from);
+    let code = code.get(..(end.min(LARGEST) as usize).min(code.len())).unwrap_or_default();
+    // Every byte that may begin a jump is tried: a wrong reading of one hardly ever hits the very start of a function.
+    let mut targets = (0..code.len()).filter_map(|at| {
+        let behind = |length: u64| from.wrapping_add(at as u64 + length);
+        match *code.get(at..)? {
+            [0xe9, a, b, c, d, ..] => Some(behind(5).wrapping_add_signed(i64::from(i32::from_le_bytes([a, b, c, d])))),
+            [0xeb, distance, ..] => Some(behind(2).wrapping_add_signed(i64::from(distance as i8))),
+            _ => None,
+        }
+    });
+    targets.any(|target| target == to || jumps > 1 && leads_to(loaded, target, to, jumps - 1))
 }
