@@ -2,7 +2,8 @@
 //!
 //! The parsers of DWARF recurse as deep as the entries nest, and read as long as there is something to read. The file
 //! is the target's, so both are limited here, below the parsers: every read is paid for, and one that cannot pay or
-//! stands too deep in the stack fails. Outside [`within`] all reads fail.
+//! stands too deep in the stack fails. What the parsers keep may be many times what they read, so memory is looked at,
+//! too, now and then. Outside [`within`] all reads fail.
 
 use gimli::{Error, LittleEndian, Reader, ReaderOffsetId, Result};
 use std::borrow::Cow;
@@ -17,9 +18,15 @@ const MAX_STRING_SCAN: usize = 1 << 20;
 /// Room is made for as many files as a line table's header could hold: a longer header is an error, bytes.
 const MAX_LINE_HEADER: usize = 2 << 20;
 
+/// Reads fail when the memory of this process has grown by so much, bytes.
+const MAX_GROWTH: u64 = 256 << 20;
+/// It is looked at after so many reads, as a power of two.
+const MEMORY_INTERVAL: u32 = 20;
+
 thread_local! {
     static LEFT: Cell<u64> = const { Cell::new(0) };
     static FLOOR: Cell<usize> = const { Cell::new(usize::MAX) };
+    static MEMORY: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 /// What a section's reads cost.
@@ -37,6 +44,7 @@ pub(super) enum Cost {
 pub(super) fn within<T>(budget: u64, work: impl FnOnce() -> T) -> (T, u64) {
     LEFT.set(budget);
     FLOOR.set(stack_pointer().saturating_sub(MAX_STACK));
+    MEMORY.set(None);
     let result = work();
     let spent = budget - LEFT.replace(0);
     FLOOR.set(usize::MAX);
@@ -48,6 +56,24 @@ pub(super) fn within<T>(budget: u64, work: impl FnOnce() -> T) -> (T, u64) {
 fn stack_pointer() -> usize {
     let here = 0_u8;
     std::hint::black_box(&raw const here).addr()
+}
+
+/// Whether this process grew too large since this was first asked within [`within`]. Other threads' memory is counted,
+/// too: by design, as they share the limit of the process.
+#[cold]
+fn outgrown() -> bool {
+    // Pages, as `proc_pid_statm(5)` has them: the second field is what is resident, the third what of it is files.
+    let now = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
+        let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        Some(fields.next()?.ok()?.saturating_sub(fields.next()?.ok()?) * 4096)
+    });
+    match (now, MEMORY.get()) {
+        (Some(now), Some(before)) => now.saturating_sub(before) > MAX_GROWTH,
+        (now, _) => {
+            MEMORY.set(now);
+            false
+        }
+    }
 }
 
 /// Bytes of a DWARF section.
@@ -65,10 +91,13 @@ impl<'a> Metered<'a> {
     #[inline]
     fn pay(&self, units: usize) -> Result<()> {
         let price = if self.cost == Cost::Plain { units as u64 } else { 4 * units as u64 };
-        match LEFT.get().checked_sub(price) {
+        let before = LEFT.get();
+        match before.checked_sub(price) {
             Some(left) if stack_pointer() >= FLOOR.get() => {
-                LEFT.set(left);
-                Ok(())
+                let look = before >> MEMORY_INTERVAL != left >> MEMORY_INTERVAL;
+                let outgrown = look && outgrown();
+                LEFT.set(if outgrown { 0 } else { left });
+                if outgrown { Err(self.end()) } else { Ok(()) }
             }
             Some(_) => Err(self.end()),
             None => {
@@ -203,6 +232,24 @@ mod tests {
         assert!(within(u64::MAX, || Metered::new(&long, Cost::Lines).truncate(long.len())).0.is_err());
         let mut kept = Metered::new(&[0; 9], Cost::Kept);
         assert!(within(3, || kept.read_u8()).0.is_err());
+    }
+
+    #[test]
+    fn memory_is_limited() {
+        let mut kept = Vec::new();
+        let reader = Metered::new(&[0], Cost::Plain);
+        let (reads, _) = within(u64::MAX, || {
+            (0..1_u64 << 26)
+                .take_while(|read| {
+                    if read % (1 << 14) == 0 {
+                        kept.push(vec![1_u8; 1 << 20]);
+                    }
+                    reader.clone().read_u8().is_ok()
+                })
+                .count()
+        });
+        // 64 MiB between two looks.
+        assert!((256..=512).contains(&kept.len()), "{} after {reads} reads", kept.len());
     }
 
     #[test]

@@ -14,6 +14,8 @@ const MAX_SYMBOLS: usize = 8 << 20;
 const MAX_SECTIONS: usize = 4096;
 /// Names are cut here, bytes.
 const MAX_NAME: usize = 64 << 10;
+/// So much of two names for one address is compared, bytes.
+const MAX_COMPARED: usize = 256;
 /// So many symbols before an address are asked whether they reach it: functions do not nest, but tables lie.
 const MAX_BACK: usize = 64;
 /// Relocations beyond these are not searched for the name of a stub.
@@ -131,7 +133,7 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
         })
         .collect();
 
-    // The last field is what is kept, the one before decides between names of the same address.
+    // With what decides between names of the same address.
     let mut found: Vec<(Entry, u8)> = Vec::new();
     for symbol in table.iter().take(MAX_SYMBOLS) {
         let kind_of = symbol.st_type();
@@ -159,17 +161,20 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
             Some(_) => found.push((Entry { svma, size, name }, rank)),
         }
     }
-    let preference = |entry: &Entry, rank: u8| {
+    found.sort_unstable_by_key(|(entry, _)| entry.svma);
+    let preference = |(entry, rank): &(Entry, u8)| {
         let name = string(bytes, entry.name).unwrap_or_default();
+        let name = &name[..name.len().min(MAX_COMPARED)];
         let underscores = name.iter().take_while(|&&b| b == b'_').count();
         // `read` rather than `__read`, whichever is the weak one; then `C1` before `C2`.
         (rank >> 1, underscores, rank & 1, name.len(), Reverse(entry.size), name)
     };
-    found.sort_unstable_by(|(a, rank_a), (b, rank_b)| {
-        a.svma.cmp(&b.svma).then_with(|| preference(a, *rank_a).cmp(&preference(b, *rank_b)))
-    });
-    found.dedup_by_key(|(entry, _)| entry.svma);
-    let entries: Vec<Entry> = found.into_iter().map(|(entry, _)| entry).collect();
+    let mut entries: Vec<Entry> = Vec::new();
+    for names in found.chunk_by(|(a, _), (b, _)| a.svma == b.svma) {
+        let best = if let [only] = names { Some(only) } else { names.iter().min_by_key(|name| preference(name)) };
+        entries.extend(best.map(|(entry, _)| Entry { ..*entry }));
+    }
+    entries.shrink_to_fit();
     let mut code: Vec<Range<u64>> = code_of.into_iter().flatten().collect();
     code.sort_unstable_by_key(|range| (range.start, range.end));
     (!entries.is_empty()).then_some((strings, entries, code))
@@ -177,7 +182,6 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
 
 /// The name of a stub through which a function of another module is called: `write@plt`.
 pub(super) fn plt(image: &Image, svma: u64) -> Option<Symbol> {
-    let endian = LittleEndian;
     let elf = image.elf().ok()?;
     let sections = elf.sections().take(MAX_SECTIONS);
     let stubs = sections
@@ -200,7 +204,6 @@ pub(super) fn plt(image: &Image, svma: u64) -> Option<Symbol> {
             return Some(Symbol { name: format!("{name}@plt"), range });
         }
     }
-    let _ = endian;
     None
 }
 
