@@ -25,8 +25,10 @@ const MAX_FILE: usize = 4 << 10;
 const INDEX_BUDGET: u64 = 64 << 20;
 /// for an address,
 const LOOKUP_BUDGET: u64 = 32 << 20;
-/// and for all addresses together, which limits the memory, too.
+/// and for all addresses together, which limits the memory, too: then everything kept is forgotten and begun anew,
 const TOTAL_BUDGET: u64 = 128 << 20;
+/// but not more often than this.
+const MAX_RESTARTS: u32 = 32;
 
 const SECTIONS: [SectionId; 10] = [
     SectionId::DebugAbbrev,
@@ -125,14 +127,17 @@ mod indexed {
 use indexed::Indexed;
 
 enum State {
-    NotYet { image: Arc<Image>, shared: Option<Arc<Image>> },
+    NotYet,
     Ready(Indexed),
     Unusable,
 }
 
 /// The debug information of a module.
 pub(super) struct Dwarf {
+    image: Arc<Image>,
+    shared: Option<Arc<Image>>,
     state: State,
+    restarts: u32,
     spent: u64,
     unpacked: usize,
 }
@@ -146,16 +151,18 @@ pub(super) fn has_dwarf(image: &Image) -> bool {
 
 impl Dwarf {
     pub(super) fn new(image: Arc<Image>, shared: Option<Arc<Image>>) -> Self {
-        Self { state: State::NotYet { image, shared }, spent: 0, unpacked: 0 }
+        Self { image, shared, state: State::NotYet, restarts: 0, spent: 0, unpacked: 0 }
     }
 
     /// The frames at this address, innermost first; empty if nothing is known.
     pub(super) fn lookup(&mut self, svma: u64) -> Vec<Named> {
-        if let State::NotYet { .. } = self.state {
-            self.open();
-        }
         if self.spent > TOTAL_BUDGET {
-            self.state = State::Unusable;
+            self.restarts += 1;
+            self.spent = 0;
+            self.state = if self.restarts > MAX_RESTARTS { State::Unusable } else { State::NotYet };
+        }
+        if let State::NotYet = self.state {
+            self.open();
         }
         let State::Ready(indexed) = &self.state else { return Vec::new() };
         let (frames, spent) =
@@ -165,8 +172,8 @@ impl Dwarf {
     }
 
     fn open(&mut self) {
-        let State::NotYet { image, shared } = std::mem::replace(&mut self.state, State::Unusable) else { return };
-        match Self::index(image, shared) {
+        self.state = State::Unusable;
+        match Self::index(Arc::clone(&self.image), self.shared.clone()) {
             Ok((indexed, spent)) => {
                 let files = indexed.borrow_owner();
                 self.unpacked = files.main.unpacked_bytes() + files.shared.as_ref().map_or(0, File::unpacked_bytes);
