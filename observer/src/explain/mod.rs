@@ -8,4 +8,5 @@
 //! never a panic. Files are mapped, not read ([`image`]); what is learnt of one is kept by build-id.
 
 mod bus_errors;
+pub mod go;
 pub mod image;
