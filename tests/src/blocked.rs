@@ -33,10 +33,8 @@ const CALLS_WITHOUT_LIBRARY: &[Chain] = &[
     ("waiter", &["wait_here", "wait_outer", "waiter"]),
 ];
 
-const SIGNAL: &[Chain] = &[(
-    "signal",
-    &["read", "blocked_here", "middle", "outer", "on_signal", "faults_here", "faults_outer", "faulter"],
-)];
+const SIGNAL: &[Chain] =
+    &[("signal", &["read", "blocked_here", "middle", "outer", "on_signal", "faults_here", "faults_outer", "faulter"])];
 
 const fn c(program: &'static str, command: &'static [&'static str], args: &'static [&'static str]) -> Case {
     Case { recipe: Recipe { program, source: "blocked.c", command }, args, chains: CALLS, root: true, gdb: true }
@@ -123,10 +121,7 @@ pub const WITHOUT_CFI: &[Case] = &[
     ),
     no_cfi("musl_dynamic", &["musl-gcc", "-O2", "-pthread"]),
     no_cfi("musl_static", &["musl-gcc", "-O2", "-pthread", "-static"]),
-    no_cfi(
-        "musl_nocfi",
-        &["musl-gcc", "-O2", "-pthread", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"],
-    ),
+    no_cfi("musl_nocfi", &["musl-gcc", "-O2", "-pthread", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]),
 ];
 
 const fn cpp(program: &'static str, command: &'static [&'static str], chains: &'static [Chain]) -> Case {
@@ -139,10 +134,7 @@ pub const CPP: &[Case] = &[
         "cpp_debug",
         &["g++", "-O2", "-g", "-Wall", "-pthread"],
         &[
-            (
-                "mutex",
-                &["pthread_mutex_lock", "std::mutex::lock", "ledger::lock_book", "ledger::Book::post", "poster"],
-            ),
+            ("mutex", &["pthread_mutex_lock", "std::mutex::lock", "ledger::lock_book", "ledger::Book::post", "poster"]),
             ("lambda", &["read", "blocked_here", "_M_invoke", "run_all", "runner"]),
         ],
     ),
@@ -157,7 +149,7 @@ pub const CPP: &[Case] = &[
 ];
 
 const RUST_CHAINS: &[Chain] = &[
-    ("mutex", &["syscall", "Mutex::lock_contended", "lock_account", "bank::transfer"]),
+    ("mutex", &["syscall", "Mutex::lock_contended", "lock_account", "transfer"]),
     ("condvar", &["syscall", "wait_for_news"]),
     ("recv", &["syscall", "recv", "next_job"]),
     ("park", &["syscall", "park", "park_here"]),
