@@ -169,7 +169,17 @@ pub const RUST: &[Case] = &[
         gdb: false,
         ..rust(
             "rust_legacy",
-            &["rustc", "--edition", "2024", "-O", "-Zunstable-options", "-Csymbol-mangling-version=legacy"],
+            // Stable rustc takes the old mangling only when told that it is none.
+            &[
+                "env",
+                "RUSTC_BOOTSTRAP=1",
+                "rustc",
+                "--edition",
+                "2024",
+                "-O",
+                "-Zunstable-options",
+                "-Csymbol-mangling-version=legacy",
+            ],
         )
     },
 ];

@@ -33,9 +33,9 @@ pub struct Recipe {
 impl Recipe {
     /// The compiler (or what it needs) that is missing here.
     pub fn missing(&self) -> Option<&'static str> {
-        let tools = self.command.iter().filter(|word| !word.starts_with('-') && !word.contains('='));
+        let compiler = self.command.iter().find(|word| **word != "env" && !word.contains('='));
         let linker = self.command.contains(&"-fuse-ld=lld").then_some("ld.lld");
-        tools.take(1).copied().chain(linker).find(|tool| !installed(tool))
+        compiler.copied().into_iter().chain(linker).find(|tool| !installed(tool))
     }
 
     /// The program, built once per content of source, what it includes, and command.

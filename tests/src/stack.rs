@@ -139,7 +139,7 @@ pub fn plain(name: &str) -> String {
     let flat = flat.trim_end_matches("::").replace("::::", "::");
     let parts: Vec<&str> = flat
         .split("::")
-        .map(|part| if part.starts_with("{closure") { "{closure}" } else { part })
+        .map(|part| if part.starts_with("{closure") || part.starts_with("{async_") { "{closure}" } else { part })
         .map(|part| ["part", "constprop", "isra", "cold", "llvm"].iter().fold(part, |part, clone| without(part, clone)))
         .collect();
     match parts.as_slice() {
@@ -186,6 +186,7 @@ mod tests {
             ("<blocked_rust::bank::Account as blocked_rust::bank::Lock>::lock_account", "::lock_account"),
             ("blocked_rust::main::{{closure}}", "blocked_rust::main::{closure}"),
             ("{closure#3}<main::{closure_env#0}, u64>", "{closure}"),
+            ("tokio_hang::handle::{async_fn#0}", "tokio_hang::handle::{closure}"),
             ("work.constprop.0", "work"),
             ("main.blockedHere", "main.blockedHere"),
         ] {

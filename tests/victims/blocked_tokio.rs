@@ -1,6 +1,8 @@
 //! A tokio runtime with a task that blocks its worker on a std mutex and one on parking_lot's, other workers idle, and
 //! a thread of the blocking pool that waits. `cargo` builds it, so that the lock file says which tokio.
 
+#![expect(clippy::unwrap_used, reason = "a victim that cannot reach its state dies aloud")]
+
 mod seats;
 
 use std::hint::black_box;
