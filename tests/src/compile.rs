@@ -1,4 +1,4 @@
-//! C victims become programs, once per content of source, header and flags.
+//! Victims become programs, once per content of source, what it includes, and flags.
 
 use anyhow::{Context, Result, bail};
 use std::collections::hash_map::DefaultHasher;
@@ -17,6 +17,81 @@ pub fn target_dir() -> Result<PathBuf> {
     let test = std::env::current_exe().context("where is this test")?;
     let target = test.ancestors().nth(3).context("a test binary lies in target/<profile>/deps")?;
     Ok(target.to_owned())
+}
+
+/// One way to make a program of a victim's source, for those that whoever unwinds stacks must tell apart.
+#[derive(Clone, Copy, Debug, Hash)]
+pub struct Recipe {
+    /// Name of the program: it becomes the main thread's comm.
+    pub program: &'static str,
+    /// File under `victims`.
+    pub source: &'static str,
+    /// Compiler and its arguments; `-o PROGRAM SOURCE` is added.
+    pub command: &'static [&'static str],
+}
+
+impl Recipe {
+    /// The compiler (or what it needs) that is missing here.
+    pub fn missing(&self) -> Option<&'static str> {
+        let compiler = self.command.iter().find(|word| **word != "env" && !word.contains('='));
+        let linker = self.command.contains(&"-fuse-ld=lld").then_some("ld.lld");
+        compiler.copied().into_iter().chain(linker).find(|tool| !installed(tool))
+    }
+
+    /// The program, built once per content of source, what it includes, and command.
+    pub fn build(&self) -> Result<PathBuf> {
+        let source = sources().join(self.source);
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        for file in [&source, &sources().join("victim.h"), &sources().join("seats.rs")] {
+            std::fs::read(file).with_context(|| format!("no such victim: {}", file.display()))?.hash(&mut hasher);
+        }
+        once(self.program, &hasher, |out| {
+            let (compiler, arguments) = self.command.split_first().context("a compiler")?;
+            run(Command::new(compiler).args(arguments).arg("-o").arg(out).arg(&source))
+        })
+    }
+}
+
+/// Whether this program is in PATH.
+pub fn installed(tool: &str) -> bool {
+    let look = Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", tool]).status();
+    look.is_ok_and(|status| status.success())
+}
+
+/// Runs a tool to its end; what it wrote to stderr becomes the error.
+fn run(command: &mut Command) -> Result<()> {
+    let run = command.output().with_context(|| format!("a victim needs {:?}", command.get_program()))?;
+    if !run.status.success() {
+        bail!("{command:?}:\n{}", String::from_utf8_lossy(&run.stderr));
+    }
+    Ok(())
+}
+
+/// A program under `target/victims`, made unless it is there already.
+fn once(program: &str, content: &DefaultHasher, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+
+    // The program's own name stays the first part: it becomes the process's comm (15 bytes).
+    let dir = target_dir()?.join("victims").join(format!("{:016x}", content.finish()));
+    let path = dir.join(program);
+    if path.exists() {
+        return Ok(path);
+    }
+    std::fs::create_dir_all(&dir)?;
+    let unfinished = dir.join(format!("{program}.{}", std::process::id()));
+    make(&unfinished)?;
+    std::fs::rename(&unfinished, &path)?;
+    Ok(path)
+}
+
+/// The directory with the classes of `victims/<name>.java`.
+pub fn java_classes(name: &str) -> Result<PathBuf> {
+    let source = sources().join(name).with_extension("java");
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(&source)?.hash(&mut hasher);
+    once(name, &hasher, |out| run(Command::new("javac").arg("-d").arg(out).arg(&source)))
 }
 
 /// Which machine a victim is built for.
@@ -59,39 +134,15 @@ pub fn can_build(abi: Abi) -> Result<(), String> {
 }
 
 fn gcc(source: &Path, out: &Path, abi: Abi) -> Result<()> {
-    let run = Command::new("gcc")
-        .args(["-O2", "-g", "-Wall"])
-        .args(abi.flags())
-        .arg("-o")
-        .arg(out)
-        .arg(source)
-        .output()
-        .context("gcc is needed for the victims")?;
-    if !run.status.success() {
-        bail!("gcc {}:\n{}", source.display(), String::from_utf8_lossy(&run.stderr));
-    }
-    Ok(())
+    run(Command::new("gcc").args(["-O2", "-g", "-Wall"]).args(abi.flags()).arg("-o").arg(out).arg(source))
 }
 
 /// The program built from `victims/<name>.c`.
 pub fn victim(name: &str, abi: Abi) -> Result<PathBuf> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-
     let source = sources().join(name).with_extension("c");
     let mut hasher = DefaultHasher::new();
     std::fs::read(&source).with_context(|| format!("no such victim: {}", source.display()))?.hash(&mut hasher);
     std::fs::read(sources().join("victim.h"))?.hash(&mut hasher);
     abi.flags().hash(&mut hasher);
-    // The program's own name stays the first part: it becomes the process's comm (15 bytes).
-    let dir = target_dir()?.join("victims").join(format!("{:016x}", hasher.finish()));
-    let program = dir.join(name);
-    if program.exists() {
-        return Ok(program);
-    }
-    std::fs::create_dir_all(&dir)?;
-    let unfinished = dir.join(format!("{name}.{}", std::process::id()));
-    gcc(&source, &unfinished, abi)?;
-    std::fs::rename(&unfinished, &program)?;
-    Ok(program)
+    once(name, &hasher, |out| gcc(&source, out, abi))
 }

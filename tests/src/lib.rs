@@ -1,21 +1,26 @@
 //! Victims and scenarios: real programs that hang in a known way, and healthy ones that do not.
 //!
-//! - [`compile`]: C sources under `tests/victims` become programs, once per content.
+//! - [`blocked`]: the programs of the stack tests, and the functions their threads are blocked in.
+//! - [`compile`]: sources under `tests/victims` become programs, once per content.
 //! - [`guard`]: a started process, killed with its descendants when the guard is dropped.
 //! - [`victim`]: a program that reaches one known state, and the truth it tells about it.
 //! - [`observer`]: the binary under test, run with a deadline.
 //! - [`report`]: what it said, and the assertions scenarios share.
+//! - [`stack`], [`gdb`]: user stacks as observer reports them, and as gdb shows them.
 //! - [`contract`]: the keys every report and finding must have.
 //! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
 //!
 //! The scenarios themselves are in `tests/tests`.
 
+pub mod blocked;
 pub mod compile;
 pub mod contract;
 pub mod deadline;
+pub mod gdb;
 pub mod guard;
 pub mod observer;
 pub mod procfs;
 pub mod report;
 pub mod skip;
+pub mod stack;
 pub mod victim;

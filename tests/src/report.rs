@@ -1,6 +1,7 @@
 //! What observer said, and the assertions scenarios share.
 
 use crate::contract;
+use crate::stack::Stack;
 use crate::victim::{Truth, TruthThread, address};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -70,6 +71,33 @@ impl Report {
     pub fn thread(&self, pid: i32, tid: i32) -> Result<&Value> {
         let all = self.process(pid)?["threads"].as_array().context("threads")?;
         all.iter().find(|t| t["tid"] == tid).with_context(|| format!("no thread {tid} of {pid} in the report"))
+    }
+}
+
+/// User stacks.
+impl Report {
+    /// The stack of a thread.
+    pub fn stack(&self, pid: i32, tid: i32) -> Result<Stack> {
+        Stack::read(self.thread(pid, tid)?)
+    }
+
+    /// All stacks of a process, with the threads' ids and names.
+    pub fn stacks(&self, pid: i32) -> Result<Vec<(i64, &str, Stack)>> {
+        let threads = self.process(pid)?["threads"].as_array().context("threads")?;
+        let read = |thread| -> Result<(i64, &str, Stack)> {
+            let thread: &Value = thread;
+            let tid = thread["tid"].as_i64().context("tid")?;
+            Ok((tid, thread["comm"].as_str().context("comm")?, Stack::read(thread)?))
+        };
+        threads.iter().map(read).collect()
+    }
+
+    /// The stack of the only thread of that name.
+    pub fn stack_of(&self, pid: i32, comm: &str) -> Result<Stack> {
+        let mut named = self.stacks(pid)?.into_iter().filter(|(_, name, _)| *name == comm);
+        let (_, _, stack) = named.next().with_context(|| format!("no thread {comm} in {pid}"))?;
+        ensure!(named.next().is_none(), "more than one thread {comm} in {pid}");
+        Ok(stack)
     }
 }
 

@@ -225,7 +225,11 @@ impl Unready {
         let mut command = Command::new(program);
         command.args(args);
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        let what = format!("{name} {}", args.join(" "));
+        Self::start_command(command, format!("{name} {}", args.join(" ")))
+    }
+
+    /// Starts any command that tells truth the way victims do.
+    pub fn start_command(command: Command, what: String) -> Result<Self> {
         Ok(Self { guard: Guard::start(command, Stdio::inherit())?, what })
     }
 

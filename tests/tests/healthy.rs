@@ -3,7 +3,7 @@
 //! A file of its own, so that the contended programs (they use whole CPUs) disturb nobody else's clocks.
 
 use anyhow::{Context, Result, ensure};
-use observer_tests::compile::{sources, target_dir};
+use observer_tests::compile::{installed, sources, target_dir};
 use observer_tests::deadline::wait_for_age;
 use observer_tests::guard::Guard;
 use observer_tests::observer::{OLD_ENOUGH, Observer};
@@ -55,11 +55,6 @@ fn family(guard: &Guard) -> Vec<i32> {
     pids
 }
 
-fn has(tool: &str) -> bool {
-    let look = Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", tool]).status();
-    look.is_ok_and(|status| status.success())
-}
-
 #[test]
 fn idle_programs() -> Result<()> {
     expect_victims_silent(IDLE)
@@ -93,7 +88,7 @@ fn everyday_programs() -> Result<()> {
 }
 
 fn runtime(what: &str, command: &[&str]) -> Result<()> {
-    if !has(command[0]) {
+    if !installed(command[0]) {
         skip!("{} is not installed", command[0]);
     }
     let guard = program(command, Some("ready"))?;
@@ -143,7 +138,7 @@ fn an_idle_rust_program() -> Result<()> {
 
 #[test]
 fn an_idle_go_program() -> Result<()> {
-    if !has("go") {
+    if !installed("go") {
         skip!("go is not installed");
     }
     let dir = tempfile::tempdir()?;

@@ -7,7 +7,9 @@
  */
 #ifndef VICTIM_H
 #define VICTIM_H
+#ifndef _GNU_SOURCE /* g++ defines it */
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -86,7 +88,7 @@ static inline void die_with_parent(void) { CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL
 
 static inline void victim_init(void) {
     die_with_parent();
-    seats = mmap(NULL, sizeof(struct seat) * MAX_SEATS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    seats = (struct seat *)mmap(NULL, sizeof(struct seat) * MAX_SEATS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (seats == MAP_FAILED) die("mmap");
 }
 

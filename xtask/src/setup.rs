@@ -68,6 +68,31 @@ const NEEDS: &[Need] = &[
     Need { name: "Node.js", packages: &["nodejs"], for_what: Purpose::Tests, present: || invoke::is_installed("node") },
     Need { name: "Go", packages: &["golang-go"], for_what: Purpose::Tests, present: || invoke::is_installed("go") },
     Need {
+        name: "a C++ compiler",
+        packages: &["g++"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("g++"),
+    },
+    Need {
+        name: "a C compiler for musl",
+        packages: &["musl-tools"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("musl-gcc"),
+    },
+    Need {
+        name: "the LLVM linker",
+        packages: &["lld"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("ld.lld"),
+    },
+    Need { name: "gdb", packages: &["gdb"], for_what: Purpose::Tests, present: || invoke::is_installed("gdb") },
+    Need {
+        name: "eu-stack",
+        packages: &["elfutils"],
+        for_what: Purpose::Benches,
+        present: || invoke::is_installed("eu-stack"),
+    },
+    Need {
         name: "strace",
         packages: &["strace"],
         for_what: Purpose::Benches,
