@@ -2,7 +2,7 @@
 
 use crate::stack::{Frame, Stack, last_part};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// One frame gdb shows; only these fields of [`Frame`] are set: function, file, line, address.
@@ -25,14 +25,42 @@ fn frame(line: &str) -> Option<Frame> {
     })
 }
 
+/// Where the second part of gdb's output begins.
+const KINDS: &str = "kinds of frames";
+
+/// Takes out the frames that gdb inferred from tail calls: nothing of them is on the stack. `output` is that of `info frame` for
+/// every frame.
+fn drop_tail_calls(threads: &mut BTreeMap<i32, Vec<Frame>>, output: &str) {
+    let (mut at, mut level) = (None, None);
+    let mut inferred = BTreeSet::new();
+    for line in output.lines() {
+        if line.starts_with("Thread ") {
+            at = lwp(line);
+        } else if let Some(rest) = line.strip_prefix("Stack level ") {
+            level = rest.split(',').next().and_then(|number| number.parse::<usize>().ok());
+        } else if line.trim_start().starts_with("tail call frame") {
+            inferred.extend(at.zip(level));
+        }
+    }
+    for (tid, level) in inferred.into_iter().rev() {
+        if let Some(frames) = threads.get_mut(&tid).filter(|frames| level < frames.len()) {
+            frames.remove(level);
+        }
+    }
+}
+
+fn lwp(line: &str) -> Option<i32> {
+    let (_, rest) = line.split_once("LWP ")?;
+    rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
 /// The frames of every thread, by thread id.
 fn parse(output: &str) -> BTreeMap<i32, Vec<Frame>> {
     let mut threads = BTreeMap::new();
     let mut at = None;
     for line in output.lines() {
         if line.starts_with("Thread ") {
-            let lwp = line.split_once("LWP ").map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit));
-            at = lwp.and_then(|digits| digits.collect::<String>().parse().ok());
+            at = lwp(line);
         } else if let (Some(tid), Some(frame)) = (at, frame(line)) {
             threads.entry(tid).or_insert_with(Vec::new).push(frame);
         }
@@ -51,11 +79,16 @@ pub fn backtraces(pid: i32) -> Result<BTreeMap<i32, Vec<Frame>>> {
         "set print frame-info location-and-address",
         "set backtrace past-main on",
         "thread apply all bt",
+        &format!("echo {KINDS}\\n"),
+        "thread apply all -s frame apply all -s -q info frame",
     ] {
         gdb.args(["-ex", command]);
     }
     let run = gdb.output().context("gdb")?;
-    let threads = parse(&String::from_utf8_lossy(&run.stdout));
+    let output = String::from_utf8_lossy(&run.stdout);
+    let (stacks, kinds) = output.split_once(KINDS).unwrap_or((&output, ""));
+    let mut threads = parse(stacks);
+    drop_tail_calls(&mut threads, kinds);
     if threads.is_empty() {
         bail!("gdb showed no stack of {pid}: {}", String::from_utf8_lossy(&run.stderr));
     }

@@ -123,7 +123,7 @@ pub fn plain(name: &str) -> String {
         Some((front, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => front,
         _ => name,
     };
-    let name = name.replace("{{closure}}", "{closure}").replace("->", "").replace("operator()", "operator");
+    let name = qualified(name).replace("{{closure}}", "{closure}").replace("->", "").replace("operator()", "operator");
     let mut flat = String::new();
     let mut nesting = 0_usize;
     for c in name.chars() {
@@ -148,6 +148,26 @@ pub fn plain(name: &str) -> String {
     }
 }
 
+/// `<a::T>::f` and `<a::T as b::Trait>::f`, as the new mangling of Rust has them, are `a::T::f`.
+fn qualified(name: &str) -> String {
+    let Some(inner) = name.strip_prefix('<') else { return name.to_owned() };
+    let mut depth = 1_usize;
+    let mut stop = None;
+    for (at, c) in inner.char_indices() {
+        match c {
+            '<' => depth += 1,
+            // Not the arrow of a function type.
+            '>' if !inner[..at].ends_with('-') => depth -= 1,
+            ' ' if depth == 1 && stop.is_none() && inner[at..].starts_with(" as ") => stop = Some(at),
+            _ => {}
+        }
+        if depth == 0 {
+            return qualified(&format!("{}{}", &inner[..stop.unwrap_or(at)], &inner[at + 1..]));
+        }
+    }
+    name.to_owned()
+}
+
 fn without<'a>(name: &'a str, clone: &str) -> &'a str {
     name.split_once(&format!(".{clone}")).map_or(name, |(front, _)| front)
 }
@@ -163,7 +183,7 @@ fn c_library(name: &str) -> &str {
 /// The last part of a name: all that a debugger says of a Rust function with line tables only.
 pub fn last_part(name: &str) -> String {
     let name = plain(name);
-    name.rsplit("::").next().unwrap_or_default().to_owned()
+    c_library(name.rsplit("::").next().unwrap_or_default()).to_owned()
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl Explainer {
 
     /// Explains the stacks of these threads, and returns within `deadline` with what is finished.
     ///
-    /// A process whose earlier question is still open is not asked again.
+    /// A process answers one question at a time: what it was asked earlier comes first.
     pub fn stacks(&mut self, wants: &[StackWant], deadline: Duration) -> Explained {
         let until = Instant::now() + deadline;
         let mut explained = Explained::default();
@@ -72,32 +72,38 @@ impl Explainer {
         for want in wants {
             by_process.entry(want.process).or_default().push(want.clone());
         }
-        let mut asked = BTreeSet::new();
-        for (process, wants) in by_process {
-            if self.pending.contains_key(&process) {
-                asked.insert(process);
-                continue;
-            }
-            let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), wants.len());
-            let submitted = self.pool.submit(process, move |steps| {
-                let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
-                let outcome = outcome.fill(|| explain(&library, &wants, steps));
-                steps.compute();
-                library.trim();
-                steps.finish();
-                drop(outcome);
+        let asked: BTreeSet<ProcessId> = by_process.keys().copied().collect();
+        loop {
+            by_process.retain(|process, wants| {
+                let busy = self.pending.contains_key(process);
+                if !busy {
+                    self.submit(*process, std::mem::take(wants), &mut explained);
+                }
+                busy
             });
-            match submitted {
-                Ok(()) => {
-                    self.pending.insert(process, count);
-                    asked.insert(process);
+            // What is still in `by_process` waits for its earlier question.
+            let left = until.saturating_duration_since(Instant::now());
+            let open = if self.pending.keys().any(|process| asked.contains(process)) { left } else { Duration::ZERO };
+            match self.outcomes.recv_timeout(open.min(self.pool.grace())) {
+                Ok((process, outcome)) => {
+                    if let Some(wants) = by_process.get_mut(&process) {
+                        wants.retain(|want| !outcome.stacks.iter().any(|fact| is_answer(fact, want)));
+                    }
+                    self.take(process, outcome, &mut explained);
                 }
-                Err(error) => {
-                    *explained.lost.entry(format!("stack: {}", error.reason())).or_default() += count as u64;
-                }
+                Err(_) if open.is_zero() => break,
+                Err(_) => self.pool.tend(),
             }
         }
-        self.collect(&asked, until, &mut explained);
+        for wants in by_process.values() {
+            explained.lose("stack: deadline", wants.len());
+        }
+        // Not begun: better asked again with fresh registers than walked late.
+        for process in self.pool.withdraw() {
+            if let Some(count) = self.pending.remove(&process) {
+                explained.lose("stack: deadline", count);
+            }
+        }
         let pages = Library::pages_lost();
         if pages > self.pages_lost {
             explained.lost.insert("page of a file that was cut short".to_owned(), pages - self.pages_lost);
@@ -107,30 +113,34 @@ impl Explainer {
         explained
     }
 
-    /// Takes what is finished; waits for the processes asked for until the time is up.
-    fn collect(&mut self, asked: &BTreeSet<ProcessId>, until: Instant, explained: &mut Explained) {
-        loop {
-            let open = asked.iter().any(|process| self.pending.contains_key(process));
-            let left = if open { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
-            match self.outcomes.recv_timeout(left.min(self.pool.grace())) {
-                Ok((process, outcome)) => {
-                    self.pending.remove(&process);
-                    let Outcome { stacks, lost, walk_ns } = outcome;
-                    explained.walk_ns += walk_ns;
-                    explained.stacks.extend(stacks);
-                    for (reason, count) in lost {
-                        *explained.lost.entry(reason).or_default() += count;
-                    }
-                }
-                Err(_) if left.is_zero() => break,
-                Err(_) => self.pool.tend(),
-            }
+    fn submit(&mut self, process: ProcessId, wants: Vec<StackWant>, explained: &mut Explained) {
+        if wants.is_empty() {
+            return;
         }
-        // Not begun: better asked again with fresh registers than walked late.
-        for process in self.pool.withdraw() {
-            if let Some(count) = self.pending.remove(&process) {
-                *explained.lost.entry("stack: deadline".to_owned()).or_default() += count as u64;
+        let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), wants.len());
+        let submitted = self.pool.submit(process, move |steps| {
+            let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
+            let outcome = outcome.fill(|| explain(&library, &wants, steps));
+            steps.compute();
+            library.trim();
+            steps.finish();
+            drop(outcome);
+        });
+        match submitted {
+            Ok(()) => {
+                self.pending.insert(process, count);
             }
+            Err(error) => explained.lose(&format!("stack: {}", error.reason()), count),
+        }
+    }
+
+    fn take(&mut self, process: ProcessId, outcome: Outcome, explained: &mut Explained) {
+        self.pending.remove(&process);
+        let Outcome { stacks, lost, walk_ns } = outcome;
+        explained.walk_ns += walk_ns;
+        explained.stacks.extend(stacks);
+        for (reason, count) in lost {
+            *explained.lost.entry(reason).or_default() += count;
         }
     }
 
@@ -138,6 +148,17 @@ impl Explainer {
     pub fn blocked(&self) -> Vec<BlockedRead> {
         self.pool.blocked()
     }
+}
+
+impl Explained {
+    fn lose(&mut self, reason: &str, count: usize) {
+        *self.lost.entry(reason.to_owned()).or_default() += count as u64;
+    }
+}
+
+/// Whether a stack is the one wanted.
+fn is_answer(fact: &StackFact, want: &StackWant) -> bool {
+    fact.tid == want.tid && fact.process == want.process && fact.switches == want.switches
 }
 
 /// An outcome that is sent when it is dropped, also when the work panics: nobody must wait for it for ever.

@@ -140,13 +140,16 @@ impl Names {
         if let Some(dwarf) = &self.dwarf {
             frames = dwarf.lock().unwrap_or_else(PoisonError::into_inner).lookup(svma);
         }
-        let (name, range) = symbol.map_or((None, None), |Symbol { name, range }| (Some(demangle(&name)), Some(range)));
-        match (frames.last_mut(), name) {
-            // Units of hand-written code have lines, but no functions.
-            (Some(outermost), name) => outermost.function = outermost.function.take().or(name),
-            (None, Some(name)) => frames.push(Named { function: Some(name), ..Named::default() }),
-            (None, None) => {}
+        let Some(Symbol { name: raw, range }) = symbol else { return Lookup { frames, symbol: None } };
+        let name = demangle(&raw);
+        // A mangled symbol holds the whole path and the arguments; debug information often only the last part.
+        let is_fuller = name != raw;
+        match frames.last_mut() {
+            Some(outermost) if is_fuller || outermost.function.is_none() => outermost.function = Some(name),
+            Some(_) => {}
+            None => frames.push(Named { function: Some(name), ..Named::default() }),
         }
+        let range = Some(range);
         Lookup { frames, symbol: range }
     }
 
