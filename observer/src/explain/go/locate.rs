@@ -21,8 +21,12 @@ use std::ops::Range;
 
 /// Bytes of a file that are searched for a table that no section names.
 const MAX_SEARCH: usize = 1 << 30;
-/// Words that may be a table, or the pointer to one, and are looked at more closely.
-const MAX_CANDIDATES: usize = 16;
+/// Places that may be a table and are looked at more closely.
+const MAX_TABLES: usize = 8;
+/// Pointers to a table, in place and by relocation, that are looked at as the begin of `moduledata`.
+const MAX_POINTERS: usize = 4;
+/// Program headers that are looked at.
+const MAX_SEGMENTS: usize = 256;
 /// Relocations of a file that are looked at: some 200 MB of them.
 const MAX_RELOCATIONS: usize = 1 << 23;
 /// Bytes of `moduledata` that are read.
@@ -91,7 +95,7 @@ pub(super) fn table(image: &Image) -> Result<Option<Found>, GoTableError> {
 /// Looks for the begin of a table in all segments.
 fn search(image: &Image) -> Result<Option<Found>, GoTableError> {
     let mut failed = Ok(None);
-    let mut budget = (MAX_SEARCH, MAX_CANDIDATES);
+    let mut budget = (MAX_SEARCH, MAX_TABLES);
     for executable in [false, true] {
         for load in image.loads().iter().filter(|load| load.executable == executable) {
             let Some(range) = file_range(image, load.svma) else { continue };
@@ -149,7 +153,7 @@ fn module_data(image: &Image, table: u64, header: Header) -> Option<ModuleData> 
         words.map(move |(index, _)| start.saturating_add(index as u64 * 8))
     });
     let relocated = relocations.iter().filter(|&(_, addend)| addend == table).map(|(place, _)| place);
-    in_place.take(MAX_CANDIDATES).chain(relocated.take(MAX_CANDIDATES)).find_map(read)
+    in_place.take(MAX_POINTERS).chain(relocated.take(MAX_POINTERS)).find_map(read)
 }
 
 fn read_module_data(
@@ -266,7 +270,7 @@ impl<'a> Relocations<'a> {
 /// The writable segments: first svma and bytes in the file.
 fn writable(image: &Image) -> impl Iterator<Item = (u64, &[u8])> {
     let elf = image.elf().ok();
-    let headers = elf.map(|elf| elf.elf_program_headers()).unwrap_or_default().iter().take(MAX_CANDIDATES * 16);
+    let headers = elf.map(|elf| elf.elf_program_headers()).unwrap_or_default().iter().take(MAX_SEGMENTS);
     let writable = headers.filter(|header| {
         header.p_type(LittleEndian) == elf::PT_LOAD && header.p_flags(LittleEndian).contains(elf::PF_W)
     });
