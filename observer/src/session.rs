@@ -127,14 +127,16 @@ impl Session {
         facts.blocked_reads.extend(self.explainer.blocked());
     }
 
-    /// Explains every blocked thread of the processes looked at. The next turn shows which of them slept through.
-    pub fn explain_all(&mut self, deadline: Duration) {
+    /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them
+    /// slept through; the answer is how many were asked for.
+    pub fn explain_all(&mut self, deadline: Duration) -> usize {
         let host = &self.judge.host;
         let pids = self.judge.scope.processes.iter().flatten();
         let threads: BTreeSet<Pid> = pids.flat_map(|pid| host.threads_of(*pid)).map(|row| row.tid).collect();
         let wants = host.report_wants(threads);
         let stacks = self.explain(&wants, deadline);
         self.between.extend(stacks);
+        wants.len()
     }
 
     fn explain(&mut self, wants: &[StackWant], deadline: Duration) -> Vec<StackFact> {

@@ -123,7 +123,8 @@ pub fn plain(name: &str) -> String {
         Some((front, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => front,
         _ => name,
     };
-    let name = qualified(name).replace("{{closure}}", "{closure}").replace("->", "").replace("operator()", "operator");
+    let name = name.replace("{{vtable.shim}}", "").replace("::{shim:vtable#0}", "");
+    let name = qualified(&name).replace("{{closure}}", "{closure}").replace("->", "").replace("operator()", "operator");
     let mut flat = String::new();
     let mut nesting = 0_usize;
     for c in name.chars() {

@@ -185,7 +185,8 @@ fn inlined_functions_have_file_and_line() -> Result<()> {
     let frames = stack.expect_chain(&["inlined_inner", "inlined_outer", "not_inlined"])?;
     let expected = [("line_of_inner", true), ("line_of_outer", true), ("line_of_call", false)];
     for (frame, (line, inlined)) in frames.iter().zip(expected) {
-        ensure!(frame.line == Some(u64::try_from(truth.number(line)?)?), "{line}: {frame:?}: {stack:?}");
+        let said = truth.number(line)?;
+        ensure!(frame.line == Some(u64::try_from(said)?), "{line} is {said}: {frame:?}: {stack:?}");
         ensure!(frame.file.as_deref().is_some_and(|file| file.ends_with("blocked.c")), "{frame:?}");
         ensure!(frame.inlined == inlined, "{line}: {frame:?}: {stack:?}");
     }

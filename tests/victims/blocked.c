@@ -11,6 +11,7 @@
  *
  * The main thread is always in main > attend > read. Every call is followed by work, so that none is a tail call.
  */
+#include <sched.h>
 #include "victim.h"
 #include <alloca.h>
 #ifdef WITH_LIBRARY
@@ -22,7 +23,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t news = PTHREAD_COND_INITIALIZER;
 static const char *mode;
 static int quiet;
-static int line_of_inner, line_of_outer, line_of_call;
+static volatile int line_of_inner, line_of_outer, line_of_call;
 
 NOINLINE int blocked_here(int fd) {
     char c;
@@ -269,6 +270,7 @@ int main(int argc, char **argv) {
         for (int i = 0; i < 3; i++) start_thread(large, new_seat(names[i], "read", SYS_read));
     } else if (is_mode(mode, "inlined")) {
         start_thread(inlined, new_seat("inlined", "read", SYS_read));
+        while (line_of_inner == 0) sched_yield();
     } else if (is_mode(mode, "deep")) {
         start_thread(deep, new_seat("deep", "read", SYS_read));
 #ifdef WITH_LIBRARY

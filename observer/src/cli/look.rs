@@ -20,6 +20,8 @@ const FIRST_GAP: Duration = Duration::from_millis(300);
 const SOONEST: Duration = Duration::from_millis(100);
 /// What the stacks of a report may take, all threads of the processes looked at together.
 const FOR_STACKS: Duration = Duration::from_secs(5);
+/// How often the stack of a thread is tried that runs in between.
+const TRIES: usize = 3;
 /// `--once` waits at most so much longer than the threshold.
 const ONCE_SLACK: Duration = Duration::from_secs(3);
 
@@ -216,10 +218,7 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     go_round(&mut session, &mut output, args, look.end, &signals)?;
     let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
     if args.output != Format::Ndjson && any_alive(&session, &targets) {
-        // Two steps: the stacks, and who slept while they were read.
-        session.explain_all(FOR_STACKS);
-        let turn = session.turn()?;
-        output.changes(&session.judge.host, &turn.changes)?;
+        explain_all(&mut session, &mut output)?;
     }
     let judge = &session.judge;
     let findings = judge.ledger.open();
@@ -288,6 +287,19 @@ fn go_round(
         if signals.wait_until(next)? {
             break;
         }
+    }
+    Ok(())
+}
+
+/// The stacks of the processes looked at, for the report: read, then confirmed by a census. Threads that sleep in short
+/// turns may need more than one try.
+fn explain_all(session: &mut Session, output: &mut Output) -> anyhow::Result<()> {
+    for _ in 0..TRIES {
+        if session.explain_all(FOR_STACKS) == 0 {
+            break;
+        }
+        let turn = session.turn()?;
+        output.changes(&session.judge.host, &turn.changes)?;
     }
     Ok(())
 }
