@@ -204,7 +204,10 @@ mod tests {
             ("std::function<int (int)>::operator()(int) const", "std::function::operator"),
             ("operator()", "operator"),
             ("blocked_rust::bank::transfer::h0123456789abcdef", "blocked_rust::bank::transfer"),
-            ("<blocked_rust::bank::Account as blocked_rust::bank::Lock>::lock_account", "::lock_account"),
+            (
+                "<blocked_rust::bank::Account as blocked_rust::bank::Lock>::lock_account",
+                "blocked_rust::bank::Account::lock_account",
+            ),
             ("blocked_rust::main::{{closure}}", "blocked_rust::main::{closure}"),
             ("{closure#3}<main::{closure_env#0}, u64>", "{closure}"),
             ("tokio_hang::handle::{async_fn#0}", "tokio_hang::handle::{closure}"),

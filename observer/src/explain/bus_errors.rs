@@ -31,9 +31,10 @@ pub(super) fn install() {
 
 extern "C" fn on_bus_error(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel hands a valid siginfo to a handler that is installed with SA_SIGINFO.
-    let code = unsafe { (*info).si_code };
-    // SAFETY: as above; the address is set for every SIGBUS the kernel raises for a fault.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let info = unsafe { &*info };
+    let code = info.si_code;
+    // SAFETY: the address is set for every SIGBUS that the kernel raises for a fault.
+    let address = unsafe { info.si_addr() } as usize;
     if code == BUS_ADRERR {
         // SAFETY: it replaces a page that lies in a file mapping of this process and cannot be read any more; that
         // file mappings are read-only is a rule of this room, so nobody loses what was written there.

@@ -28,6 +28,9 @@ const MAX_RESOLVED: usize = 64 << 10;
 /// The vdso has two pages; a mapping that claims more is not read.
 const MAX_VDSO: u64 = 64 << 10;
 
+/// Names by svma and whether it is a return address.
+type Resolved = HashMap<(u64, bool), Arc<[Named]>>;
+
 /// What is known of one file that holds code.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -39,7 +42,7 @@ pub(super) struct Loaded {
     pub(super) cfi: Cfi,
     go: OnceLock<Option<PcLineTable>>,
     names: OnceLock<Names>,
-    resolved: Mutex<HashMap<(u64, bool), Arc<[Named]>>>,
+    resolved: Mutex<Resolved>,
 }
 
 impl Loaded {
