@@ -15,7 +15,7 @@ use std::time::Duration;
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
 /// What a turn spends on stacks that the judgement wants; the rest comes with a later turn.
-const FOR_JUDGEMENT: Duration = Duration::from_millis(100);
+const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
 const FOR_REPORT: Duration = Duration::from_secs(1);
 

@@ -5,6 +5,7 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
+use crate::model::frames::{Job, JobKind, Reading, Rest};
 use crate::model::graph::{self, Chain, End};
 use crate::model::{Class, Confidence, Host, Owner, ResourceKind, duration};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,8 +35,14 @@ impl Rule for LockWait {
             let is_lock = matches!(first.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock);
             let root = match chain.end {
                 End::Root(tid) => Root::Thread(tid),
-                // Only the readers of a rwlock are never recorded: elsewhere the owner could not be read, this time.
-                End::Unknown if last.resource.kind != ResourceKind::Rwlock => continue,
+                // The readers of a rwlock are never recorded, and a job that must not block says enough by itself. Elsewhere
+                // the owner could not be read, this time, or whoever has the lock may well be at rest with it.
+                End::Unknown
+                    if last.resource.kind != ResourceKind::Rwlock && interrupted(host, last.waiter).is_none() =>
+                {
+                    continue;
+                }
+                End::Unknown if is_by_frames(host, last.waiter) && interrupted(host, last.waiter).is_none() => continue,
                 End::Unknown => {
                     let pid = host.row(last.waiter).map_or(0, |row| row.process.pid);
                     Root::Lock(pid, last.resource.address.unwrap_or(0))
@@ -96,6 +103,10 @@ fn held_since(host: &Host, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> 
 fn leads_followers(host: &Host, root: Root) -> Option<bool> {
     let Root::Thread(tid) = root else { return Some(false) };
     let Some(wait) = host.wait(tid) else { return Some(false) };
+    // By its frames, a loop that servers enter with the lock held.
+    if wait.reading.as_ref().is_some_and(|reading| reading.leads && reading.rest == Rest::Idle) {
+        return Some(true);
+    }
     // A descriptor that was not read has no kind yet.
     let is_read = wait.resource.as_ref().is_none_or(|r| r.fd.is_none() || r.kind != ResourceKind::Other);
     match wait.class {
@@ -103,6 +114,20 @@ fn leads_followers(host: &Host, root: Root) -> Option<bool> {
         Class::Event => is_read.then_some(false),
         _ => Some(false),
     }
+}
+
+/// Whether only the frames say that a thread waits for a lock.
+fn is_by_frames(host: &Host, waiter: Pid) -> bool {
+    host.confirmed_wait(waiter).is_some_and(|(_, wait)| wait.by_frames)
+}
+
+/// The job that a lock interrupts, if it is one that must not block: everything else on its thread waits with it. A pool's
+/// job may block, and may even be a loop of its own that takes its work under a lock.
+fn interrupted(host: &Host, waiter: Pid) -> Option<(&Reading, &Job)> {
+    let (_, wait) = host.confirmed_wait(waiter)?;
+    let reading = wait.reading.as_ref().filter(|reading| reading.rest == Rest::Lock)?;
+    let job = reading.job.as_ref().filter(|job| matches!(job.kind, JobKind::Turn | JobKind::Callback))?;
+    Some((reading, job))
 }
 
 fn finding(
@@ -155,6 +180,24 @@ fn finding(
                 host.name(tid)
             );
             finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);
+        }
+        None if let Some((reading, job)) = interrupted(host, last.waiter) => {
+            let who = host.name(last.waiter);
+            let (what, rest) = match job.kind {
+                JobKind::Callback => ("a callback of its event loop", "every other event of the loop"),
+                _ => ("a task that must not block", "every task scheduled on this thread"),
+            };
+            finding.confidence = Confidence::Likely;
+            finding.title = format!(
+                "{who} of {} has been blocked in {} for {longest}, in the middle of {what}",
+                job.runtime, reading.by
+            );
+            finding.explanation = format!(
+                "The stack of {who} is in {}, under {}: it waits for {lock} inside of {what}, and {rest} waits with it. Locks of this kind do not record their holder, so it is not named here.",
+                reading.by, job.by
+            );
+            finding.remedy = "Read the stack: the function between the two frames takes the lock. Find who holds it for so long (often the same task, across an await, or one that waits for this thread), and use a lock made for asynchronous code, or none.".to_owned();
+            finding = finding.fact("runtime", job.runtime).fact("frames", reading.frames());
         }
         None => {
             finding.confidence = Confidence::Possible;

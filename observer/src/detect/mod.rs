@@ -74,10 +74,7 @@ impl Context<'_> {
 
     /// Threads that were proven to sleep through the last interval, and belong to what is looked at.
     fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &crate::model::Wait)> {
-        self.host
-            .confirmed()
-            .filter(|(row, _, _)| self.scope.contains(row, self.host))
-            .map(|(row, wait, _)| (row, wait))
+        self.host.confirmed().filter(|(row, _)| self.scope.contains(row, self.host))
     }
 }
 

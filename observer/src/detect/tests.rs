@@ -426,3 +426,5 @@ fn life_of_a_finding() {
     let gone = step(105, &[row(10, 10)], &Facts::default());
     assert_eq!(gone, [(Change::Resolved, opened[0].1.clone())]);
 }
+
+mod frames;

@@ -138,5 +138,5 @@ pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
 
 /// Every chain of every confirmed waiter.
 pub fn chains(host: &Host) -> Vec<Chain> {
-    host.confirmed().filter_map(|(row, _, _)| chain(host, row.tid)).collect()
+    host.confirmed().filter_map(|(row, _)| chain(host, row.tid)).collect()
 }

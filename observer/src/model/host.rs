@@ -4,7 +4,7 @@ use super::decode::{self, Known, Memory};
 use super::holding::{Named, Queue};
 use super::probes::ProbeHistory;
 use super::scope::Scope;
-use super::stacks::Stacks;
+use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Owner, OwnerScope, Wait};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
@@ -130,7 +130,9 @@ impl Host {
                 continue;
             };
             let readings = 1 + self.suspects.get(&facts.tid).map_or(0, |suspect| suspect.readings);
-            let (syscall, wait) = (row.syscall, self.decode(row, Some((&facts, readings))));
+            let wait = self.decode(row, Some((&facts, readings)));
+            let wait = wait.map(|wait| sharpened(wait, self.stacks.reading(facts.tid)));
+            let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
             // An earlier reading that is still here is one of the same sleep.
             let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
@@ -166,7 +168,7 @@ impl Host {
     }
 
     /// Decodes with what was read of it, and how often.
-    fn decode(&self, row: &ThreadRow, read: Option<(&ThreadFacts, u32)>) -> Option<Wait> {
+    pub(super) fn decode(&self, row: &ThreadRow, read: Option<(&ThreadFacts, u32)>) -> Option<Wait> {
         let clocks = self.clocks?;
         let known = Known {
             memory: Memory(read.map_or(&[], |(facts, _)| facts.memory.as_slice())),
@@ -189,15 +191,7 @@ impl Host {
     /// understood. Asked again after each answer, since a holder found in one round may lie outside
     /// the scope and is then a suspect of the next; `asked` holds what this census asked already.
     pub fn wants(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
-        let holders: Vec<Pid> = self
-            .suspects
-            .values()
-            .filter_map(|s| self.owner_of(s.wait.as_ref()?, self.row(s.facts.tid)?))
-            .filter_map(|owner| match owner {
-                Owner::Thread(tid) => Some(tid),
-                _ => None,
-            })
-            .collect();
+        let holders: Vec<Pid> = self.holders().collect();
         self.chased.extend(holders);
         let rows = &self.rows;
         self.chased.retain(|tid| find(rows, *tid).is_some());
@@ -208,6 +202,15 @@ impl Host {
             .filter(|row| self.chased.contains(&row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
             .map(|row| self.want(row))
             .collect()
+    }
+
+    /// The threads that suspects wait for, as their locks say.
+    pub(super) fn holders(&self) -> impl Iterator<Item = Pid> {
+        let owners = self.suspects.values().filter_map(|s| self.owner_of(s.wait.as_ref()?, self.row(s.facts.tid)?));
+        owners.filter_map(|owner| match owner {
+            Owner::Thread(tid) => Some(tid),
+            _ => None,
+        })
     }
 
     fn want(&self, row: &ThreadRow) -> ThreadWant {
@@ -287,26 +290,39 @@ impl Host {
         if row.is_blocked() { self.now_ns().saturating_sub(self.since(row).ns) } else { 0 }
     }
 
+    /// Applies the stack of a suspect to what its memory told.
+    pub(super) fn sharpen_suspect(&mut self, tid: Pid) {
+        let reading = self.stacks.reading(tid);
+        if let Some(suspect) = self.suspects.get_mut(&tid) {
+            suspect.wait = suspect.wait.take().map(|wait| sharpened(wait, reading));
+        }
+    }
+
     /// The wait of a thread, with facts where they are known, else from its row alone.
     pub fn wait(&self, tid: Pid) -> Option<Wait> {
         match self.suspects.get(&tid) {
             Some(suspect) => suspect.wait.clone(),
+            None if let Some(known) = self.stacks.get(tid) => known.wait.clone(),
             None => self.row(tid).filter(|row| row.is_blocked()).and_then(|row| self.decode(row, None)),
         }
     }
 
-    /// Waits proven to have lasted from one census to the next, with what was read in between.
-    pub fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &Wait, &ThreadFacts)> {
-        self.suspects.iter().filter(|(_, s)| s.confirmed).filter_map(|(tid, s)| {
-            let row = self.row(*tid)?;
-            Some((row, s.wait.as_ref()?, &s.facts))
-        })
+    /// Waits proven to have lasted from one census to the next: their memory or their stack was read in between.
+    pub fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &Wait)> {
+        let suspects = self.suspects.iter().filter(|(_, s)| s.confirmed);
+        let by_memory = suspects.filter_map(|(tid, s)| Some((self.row(*tid)?, s.wait.as_ref()?)));
+        let others = self.stacks.confirmed().filter(|(tid, _)| !self.suspects.contains_key(tid));
+        let by_stack = others.filter_map(|(tid, known)| Some((self.row(tid)?, known.wait.as_ref()?)));
+        by_memory.chain(by_stack)
     }
 
     /// The confirmed wait of one thread.
     pub fn confirmed_wait(&self, tid: Pid) -> Option<(&ThreadRow, &Wait)> {
-        let suspect = self.suspects.get(&tid).filter(|s| s.confirmed)?;
-        Some((self.row(tid)?, suspect.wait.as_ref()?))
+        let wait = match self.suspects.get(&tid) {
+            Some(suspect) => suspect.wait.as_ref().filter(|_| suspect.confirmed),
+            None => self.stacks.get(tid).filter(|known| known.confirmed)?.wait.as_ref(),
+        };
+        Some((self.row(tid)?, wait?))
     }
 
     /// The kernel stack of a thread, where it was asked for.

@@ -1,28 +1,55 @@
 //! User stacks as far as they are known, and whose are wanted.
 
 use super::decode::Call;
-use super::graph::{self, End};
+use super::frames::{self, Reading, sharpen};
 use super::host::{Host, switches};
 use super::scope::Scope;
+use super::wait::Wait;
 use crate::census::{Pid, ThreadRow};
 use crate::proc::{Stack, StackFact, StackWant};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// Stacks asked for after one census; the rest is asked for after the next ones.
 const MOST_WANTED: usize = 1024;
 
+/// A stack, and what it says.
+#[derive(Debug)]
+pub(super) struct Known {
+    fact: StackFact,
+    reading: Option<Reading>,
+    /// The wait as far as row and stack tell; of a thread whose memory was read as well, the suspect's is better.
+    pub(super) wait: Option<Wait>,
+    /// The thread slept through from the census before this stack to the one after it.
+    pub(super) confirmed: bool,
+}
+
 /// The stacks of threads that have not moved since.
 #[derive(Debug, Default)]
-pub(super) struct Stacks(BTreeMap<Pid, StackFact>);
+pub(super) struct Stacks(BTreeMap<Pid, Known>);
 
 impl Stacks {
-    /// Drops the stacks of threads that have run since, or are gone.
+    /// Drops the stacks of threads that have run since, or are gone; the others are confirmed.
     pub(super) fn advance<'a>(&mut self, row: impl Fn(Pid) -> Option<&'a ThreadRow>) {
-        self.0.retain(|tid, fact| row(*tid).is_some_and(|row| is_of(fact, row)));
+        self.0.retain(|tid, known| {
+            known.confirmed = row(*tid).is_some_and(|row| is_of(&known.fact, row));
+            known.confirmed
+        });
     }
 
-    fn get(&self, tid: Pid) -> Option<&Stack> {
-        self.0.get(&tid).map(|fact| &*fact.stack)
+    /// What is known of a thread.
+    pub(super) fn get(&self, tid: Pid) -> Option<&Known> {
+        self.0.get(&tid)
+    }
+
+    /// What the stack of a thread says.
+    pub(super) fn reading(&self, tid: Pid) -> Option<&Reading> {
+        self.get(tid)?.reading.as_ref()
+    }
+
+    /// Threads whose stack has been confirmed.
+    pub(super) fn confirmed(&self) -> impl Iterator<Item = (Pid, &Known)> {
+        self.0.iter().filter(|(_, known)| known.confirmed).map(|(tid, known)| (*tid, known))
     }
 }
 
@@ -34,20 +61,26 @@ fn is_of(fact: &StackFact, row: &ThreadRow) -> bool {
 impl Host {
     /// Takes stacks; one whose thread has moved on already is not kept.
     pub fn learn_stacks(&mut self, facts: &[StackFact]) {
+        // Threads at the same place share a stack: it is read once.
+        let mut readings: HashMap<*const Stack, Option<Reading>> = HashMap::new();
         for fact in facts {
-            if self.row(fact.tid).is_some_and(|row| is_of(fact, row)) {
-                self.stacks.0.insert(fact.tid, fact.clone());
-            }
+            let Some(row) = self.row(fact.tid).filter(|row| is_of(fact, row)) else { continue };
+            let read = || frames::classify(&fact.stack.frames);
+            let reading = readings.entry(Arc::as_ptr(&fact.stack)).or_insert_with(read).clone();
+            let wait = self.decode(row, None).map(|wait| sharpened(wait, reading.as_ref()));
+            let known = Known { fact: fact.clone(), reading, wait, confirmed: false };
+            self.stacks.0.insert(fact.tid, known);
+            self.sharpen_suspect(fact.tid);
         }
     }
 
     /// The user stack of a thread in its present sleep, where it was asked for.
     pub fn stack(&self, tid: Pid) -> Option<&Stack> {
-        self.stacks.get(tid)
+        self.stacks.get(tid).map(|known| &*known.fact.stack)
     }
 
     /// Whose stacks the judgement needs: waits on a futex that says nothing of an owner, once they have lasted half the
-    /// threshold, and the threads at which chains end. Each is asked for once a sleep.
+    /// threshold, and holders of locks that sleep themselves. Each is asked for once a sleep.
     pub fn stack_wants(&self, scope: &Scope) -> Vec<StackWant> {
         let long = scope.threshold_ns / 2;
         let ambiguous = |row: &&ThreadRow| {
@@ -60,11 +93,7 @@ impl Host {
                 && self.is_ownerless(row)
         };
         let mut tids: BTreeSet<Pid> = self.rows().iter().filter(ambiguous).map(|row| row.tid).collect();
-        for chain in graph::chains(self) {
-            if let End::Root(tid) = chain.end {
-                tids.insert(tid);
-            }
-        }
+        tids.extend(self.holders());
         let mut wants = self.report_wants(tids);
         wants.truncate(MOST_WANTED);
         wants
@@ -87,4 +116,12 @@ impl Host {
         })
         .collect()
     }
+}
+
+/// A wait as sharp as its stack allows.
+pub(super) fn sharpened(mut wait: Wait, reading: Option<&Reading>) -> Wait {
+    if let Some(reading) = reading {
+        sharpen(&mut wait, reading.clone());
+    }
+    wait
 }

@@ -1,5 +1,6 @@
 //! A wait, decoded: which call, on what, for how long, and who holds it.
 
+use super::frames::Reading;
 use crate::census::{Pid, TimeoutKind};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -261,4 +262,8 @@ pub struct Wait {
     pub owner: Option<OwnerWord>,
     /// Remote address of a `connect`.
     pub peer: Option<SocketAddr>,
+    /// What the user stack says of it.
+    pub reading: Option<Reading>,
+    /// Its class is what the frames say, not the system call and its memory.
+    pub by_frames: bool,
 }

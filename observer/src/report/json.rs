@@ -3,6 +3,7 @@
 use super::{Account, ProcessView, Setting, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Life, Link, Moment};
+use crate::model::frames::Reading;
 use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
 use serde_json::{Value, json};
 
@@ -77,7 +78,13 @@ fn wait(host: &Host, row: &ThreadRow, wait: &Wait) -> Value {
         "timeout": timeout(&wait.timeout),
         "resource": wait.resource.as_ref().map(resource),
         "holder": holder(host, row, wait),
+        "reading": wait.reading.as_ref().map(reading),
     })
+}
+
+/// What the frames of its stack say of a wait.
+fn reading(reading: &Reading) -> Value {
+    json!({ "rest": reading.rest.name(), "runtime": reading.runtime, "by": reading.frames() })
 }
 
 /// One thread.

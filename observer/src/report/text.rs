@@ -3,6 +3,7 @@
 use super::{Account, ProcessView, Setting, json, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Change, Life, Severity};
+use crate::model::frames::{Reading, Rest};
 use crate::model::{Class, Host, Owner, Wait, duration};
 use anstyle::{AnsiColor, Style};
 use std::collections::{BTreeMap, BTreeSet};
@@ -179,6 +180,16 @@ fn timeout_words(wait: &Wait) -> String {
     }
 }
 
+/// The call and what it is for: `futex (lock)`, `futex (idle: tokio)`, `futex (condition, in a job of tokio)`.
+fn call_words(wait: &Wait) -> String {
+    let class = wait.class.name();
+    match &wait.reading {
+        Some(reading) if reading.rest == Rest::Idle => format!("{} (idle: {})", wait.syscall, reading.runtime),
+        Some(Reading { job: Some(job), .. }) => format!("{} ({class}, in a job of {})", wait.syscall, job.runtime),
+        _ => format!("{} ({class})", wait.syscall),
+    }
+}
+
 /// A thread that only waits for work.
 fn is_idle(row: &ThreadRow, wait: Option<&Wait>) -> bool {
     row.state_letter() == 'S'
@@ -187,6 +198,7 @@ fn is_idle(row: &ThreadRow, wait: Option<&Wait>) -> bool {
                 wait.class,
                 Class::Condition | Class::Event | Class::Sleep | Class::Accept | Class::Child | Class::Read
             ) && !matches!(wait.timeout.kind, TimeoutKind::Negative | TimeoutKind::Absurd)
+                && wait.reading.as_ref().is_none_or(|reading| reading.job.is_none())
         })
 }
 
@@ -197,7 +209,7 @@ fn thread_line(host: &Host, row: &ThreadRow, wait: Option<&Wait>) -> [String; 7]
         (true, true) => duration(blocked),
         (true, false) => format!("≥{}", duration(blocked)),
     };
-    let call = wait.map_or_else(|| "-".to_owned(), |w| format!("{} ({})", w.syscall, w.class.name()));
+    let call = wait.map_or_else(|| "-".to_owned(), call_words);
     let thing = wait.and_then(|w| w.resource.as_ref()).map_or_else(|| "-".to_owned(), |r| clean(&r.describe()));
     let held = match wait.and_then(|w| Some((w.owner.as_ref()?, host.owner_of(w, row)?))) {
         None => String::new(),
@@ -282,7 +294,7 @@ pub fn process(
         } else if shown {
             cut += 1;
         } else if let Some(wait) = &wait {
-            *folded.entry(format!("{} ({})", wait.syscall, wait.class.name())).or_default() += 1;
+            *folded.entry(call_words(wait)).or_default() += 1;
         }
     }
     if !lines.is_empty() {

@@ -119,6 +119,8 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
             resource: None,
             owner: None,
             peer: None,
+            reading: None,
+            by_frames: false,
         });
     };
     let args = in_progress.args;
@@ -130,6 +132,8 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
         resource: None,
         owner: None,
         peer: None,
+        reading: None,
+        by_frames: false,
     };
     if call.is_futex() {
         // The layouts of 32-bit libraries differ; the wait is named, its owner is not guessed.

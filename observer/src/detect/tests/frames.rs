@@ -1,0 +1,123 @@
+//! What stacks change in the judgement.
+
+use super::*;
+use crate::census::ThreadRow;
+use crate::model::{Class, ResourceKind, switches};
+use crate::proc::{Frame, Stack, StackEnd, StackFact};
+use std::sync::Arc;
+
+/// The stack of a thread, innermost function first.
+fn stack(row: &ThreadRow, names: &[&str]) -> StackFact {
+    let frames = names.iter().map(|name| Frame { function: Some((*name).to_owned()), ..Frame::default() }).collect();
+    let stack = Arc::new(Stack { frames, end: StackEnd::Root });
+    StackFact { tid: row.tid, process: row.process, switches: switches(row), stack }
+}
+
+/// A thread in a lock of Rust's library: the futex word says nothing of an owner.
+fn in_rust_mutex(tid: u32) -> ThreadRow {
+    with_syscall(row(10, tid), 202, [0x5000, 0x89, 2, 0, 0, 0xffff_ffff])
+}
+
+const LOCK: [&str; 2] = ["syscall", "<std::sys::sync::mutex::futex::Mutex>::lock_contended"];
+const TASK: [&str; 4] = [
+    "app::handle::{closure#0}",
+    "tokio::runtime::scheduler::multi_thread::worker::Context::run_task",
+    "tokio::runtime::scheduler::multi_thread::worker::run",
+    "start_thread",
+];
+
+fn with_stacks(stacks: Vec<StackFact>) -> Facts {
+    Facts { stacks, ..Facts::default() }
+}
+
+#[test]
+fn a_lock_inside_of_an_asynchronous_task_is_a_hang() {
+    let row = in_rust_mutex(11);
+    let facts = with_stacks(vec![stack(&row, &[&LOCK[..], &TASK].concat())]);
+    let found = look(vec![row.clone()], facts.clone(), 100);
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].kind, found[0].confidence), (Kind::LockWait, Confidence::Likely));
+    assert!(found[0].title.contains("tokio") && found[0].title.contains("lock_contended"), "{}", found[0].title);
+    assert_eq!(found[0].evidence["lock"], "0x5000");
+    assert_eq!(found[0].chain[0].held_by, None);
+    assert!(look(vec![row], facts, 92).is_empty(), "below the threshold");
+}
+
+#[test]
+fn without_its_stack_the_same_wait_is_no_lock() {
+    assert!(look(vec![in_rust_mutex(11)], Facts::default(), 100).is_empty());
+}
+
+#[test]
+fn workers_that_take_turns_at_a_queue_are_at_rest() {
+    // The pool of the Rust book: one waits for a job with the lock of the queue, the others wait for the lock.
+    let (holder, others) = (row(10, 11), [in_rust_mutex(12), in_rust_mutex(13)]);
+    let holder = with_syscall(holder, 202, [0x6000, 0x89, u64::from(u32::MAX), 0, 0, 0xffff_ffff]);
+    let receives = ["syscall", "std::sync::mpmc::list::Channel<T>::recv", "book::Worker::new::{{closure}}"];
+    let waits = [&LOCK[..], &["book::Worker::new::{{closure}}", "start_thread"]].concat();
+    // Also where the loops run in a pool of somebody else.
+    let in_pool = [&LOCK[..], &["app::serve", "tokio::runtime::blocking::pool::Inner::run", "start_thread"]].concat();
+    let stacks = vec![stack(&holder, &receives), stack(&others[0], &waits), stack(&others[1], &in_pool)];
+    let rows = [vec![holder], others.to_vec()].concat();
+    assert!(look(rows, with_stacks(stacks), 1000).is_empty());
+}
+
+#[test]
+fn an_idle_worker_and_a_go_thread_are_at_rest() {
+    let rows = [11, 12].map(|tid| with_syscall(row(10, tid), 202, [0x6000, 0x80, 0, 0, 0, 0]));
+    let idle =
+        ["syscall", "parking_lot::condvar::Condvar::wait_until_internal", "tokio::runtime::blocking::pool::Inner::run"];
+    let go = ["runtime.futex", "runtime.futexsleep", "runtime.notesleep", "runtime.stopm", "runtime.findRunnable"];
+    let stacks = vec![stack(&rows[0], &idle), stack(&rows[1], &go)];
+    assert!(look(rows.to_vec(), with_stacks(stacks), 10_000).is_empty());
+}
+
+#[test]
+fn a_lock_passed_around_in_a_loop_made_for_it_is_rest() {
+    let leader = with_syscall(row(10, 11), 7, [0x100, 1, u64::from(u32::MAX), 0, 0, 0]);
+    let follower = in_mutex(10, 12, 0x1000);
+    let learnt = |names: &[&str]| {
+        let mut learnt = facts(vec![thread_facts(&follower, mutex_bytes(2, 0, 11, 1, 0))]);
+        learnt.stacks = vec![stack(&leader, names)];
+        learnt
+    };
+    let rows = || vec![leader.clone(), follower.clone()];
+    assert!(look(rows(), learnt(&["__poll", "apr_pollset_poll", "child_main"]), 100).is_empty());
+    let found = look(rows(), learnt(&["__poll", "ask_the_database", "apr_pollset_poll", "child_main"]), 100);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait], "held during a request");
+    let found = look(rows(), learnt(&["__poll", "ask_the_database", "main"]), 100);
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
+fn frames_name_the_lock_but_never_overrule_an_owner() {
+    let (rust, owned) = (in_rust_mutex(11), in_mutex(10, 12, 0x1000));
+    let mut learnt = facts(vec![thread_facts(&owned, mutex_bytes(2, 0, 10, 1, 0))]);
+    let lies = ["syscall", "parking_lot::raw_mutex::RawMutex::lock_slow"];
+    learnt.stacks = vec![stack(&rust, &LOCK), stack(&owned, &lies)];
+    let mut judge = judge();
+    judge.advance(census(100, vec![row(10, 10), rust, owned]), ProbeReading::default());
+    judge.learn(learnt);
+    let wait = judge.host.wait(11).unwrap();
+    assert_eq!((wait.class, wait.by_frames), (Class::Lock, true));
+    assert_eq!(wait.resource.unwrap().describe(), "mutex 0x5000 (std Mutex)");
+    let wait = judge.host.wait(12).unwrap();
+    assert_eq!((wait.by_frames, wait.resource.unwrap().kind), (false, ResourceKind::Mutex));
+    assert_eq!(wait.owner.unwrap().own_tid, 10);
+}
+
+#[test]
+fn a_thread_that_moved_on_has_no_stack() {
+    let row = in_rust_mutex(11);
+    let mut judge = judge();
+    judge.advance(census(100, vec![row.clone()]), ProbeReading::default());
+    judge.learn(with_stacks(vec![stack(&row, &LOCK)]));
+    assert!(judge.host.stack(11).is_some());
+    let mut moved = row.clone();
+    moved.nvcsw += 1;
+    judge.advance(census(101, vec![moved]), ProbeReading::default());
+    assert!(judge.host.stack(11).is_none());
+    // Late: walked for the sleep before this one.
+    judge.learn(with_stacks(vec![stack(&row, &LOCK)]));
+    assert!(judge.host.stack(11).is_none());
+}

@@ -1,0 +1,24 @@
+//! What a reading changes in a wait that was decoded from its system call.
+
+use super::{Reading, Rest};
+use crate::model::wait::{Class, Resource, ResourceKind, Wait};
+
+/// Makes a wait as sharp as its stack allows. What was proven from memory stays: an owner, a class that the system call
+/// itself decides.
+pub fn sharpen(wait: &mut Wait, reading: Reading) {
+    let is_futex = wait.resource.as_ref().is_some_and(|resource| resource.kind == ResourceKind::Futex);
+    if is_futex && wait.owner.is_none() && wait.class == Class::Condition {
+        if let Some(lock) = reading.lock.filter(|_| reading.rest == Rest::Lock) {
+            wait.class = Class::Lock;
+            wait.by_frames = true;
+            let word = wait.resource.as_ref().and_then(|resource| resource.address);
+            // Where the lock lies is not known of all kinds: then the word is all that can be said.
+            let resource = match word.zip(lock.offset).and_then(|(word, offset)| word.checked_add_signed(offset)) {
+                Some(address) => Resource::at(lock.kind, address),
+                None => Resource { address: word, ..Resource::of(ResourceKind::Futex) },
+            };
+            wait.resource = Some(resource.detailed(format!("({})", lock.named)));
+        }
+    }
+    wait.reading = Some(reading);
+}

@@ -1,0 +1,133 @@
+//! Languages with a runtime of their own: Go, Java, Python, JavaScript.
+
+use super::Means::{Call, Pool, Rests, Wait};
+use super::*;
+use crate::model::wait::ResourceKind::Mutex;
+
+pub(super) const GROUPS: &[Group] = &[
+    Group {
+        // A thread of Go rests whenever it has no goroutine to run: its waits are never judged by themselves.
+        runtime: "go",
+        known: Known::Measured("Go 1.19"),
+        rows: &[
+            ("runtime.futex", Rests),
+            ("runtime.futexsleep", Rests),
+            ("runtime.notesleep", Rests),
+            ("runtime.notetsleep*", Rests),
+            ("runtime.mPark", Rests),
+            ("runtime.epollwait", Rests),
+            ("runtime.netpoll", Rests),
+            ("runtime.stopm", IDLE),
+            ("runtime.stoplockedm", IDLE),
+            ("runtime.findRunnable", IDLE),
+            ("runtime.sysmon", IDLE),
+            ("runtime.templateThread", IDLE),
+            ("runtime/internal/syscall.Syscall6", Call),
+        ],
+    },
+    Group {
+        runtime: "go",
+        known: Known::Source("Go 1.19 to 1.27"),
+        rows: &[
+            ("runtime.findrunnable", IDLE),
+            ("runtime.gcstopm", GC),
+            ("runtime.stopTheWorldWithSema", GC),
+            ("internal/runtime/syscall.EpollWait", Rests),
+            ("internal/runtime/syscall.Syscall6", Call),
+        ],
+    },
+    Group {
+        runtime: "jvm",
+        known: Known::Measured("OpenJDK 17"),
+        rows: &[
+            ("PlatformEvent::park", Wait),
+            ("PlatformMonitor::wait", Wait),
+            ("Monitor::wait", Wait),
+            ("Monitor::wait_without_safepoint_check", Wait),
+            ("PosixSemaphore::wait", Wait),
+            ("Parker::park", Wait),
+            ("Unsafe_Park", Wait),
+            ("ObjectMonitor::wait", Wait),
+            ("ObjectSynchronizer::wait", Wait),
+            ("JVM_MonitorWait", Wait),
+            ("ObjectMonitor::EnterI", elsewhere(Mutex, "Java monitor")),
+            ("ObjectMonitor::enter", elsewhere(Mutex, "Java monitor")),
+            ("JavaThread::sleep", SLEEP),
+            ("JVM_Sleep", SLEEP),
+            ("Java_sun_nio_ch_EPoll_wait", Rests),
+            ("Java_sun_nio_ch_Net_accept", IO),
+            ("Java_sun_nio_ch_SocketDispatcher_read0", IO),
+            ("Java_java_lang_ProcessHandleImpl_waitForProcessExit0", CHILD),
+            ("GangWorker::loop", Pool),
+            ("G1ConcurrentMarkThread::run_service", Pool),
+            ("G1ConcurrentRefineThread::run_service", Pool),
+            ("G1ServiceThread::sleep_before_next_cycle", IDLE),
+            ("VMThread::wait_for_operation", IDLE),
+            ("CompileQueue::get", IDLE),
+            ("NMethodSweeper::sweeper_loop", IDLE),
+            ("WatcherThread::sleep", IDLE),
+            ("os::signal_wait", IDLE),
+            ("ServiceThread::service_thread_entry", IDLE),
+            ("NotificationThread::notification_thread_entry", IDLE),
+            ("MonitorDeflationThread::monitor_deflation_thread_entry", IDLE),
+            ("JVM_WaitForReferencePendingList", IDLE),
+        ],
+    },
+    Group {
+        runtime: "jvm",
+        known: Known::Source("OpenJDK 11 to 24"),
+        rows: &[
+            ("ObjectMonitor::ReenterI", elsewhere(Mutex, "Java monitor")),
+            ("ObjectMonitor::enter_internal", elsewhere(Mutex, "Java monitor")),
+            ("JVM_RawMonitorWait", Wait),
+            ("Semaphore::wait", Wait),
+            ("WorkerThread::run", Pool),
+            ("SafepointMechanism::process*", GC),
+            ("SafepointSynchronize::block", GC),
+            ("SocketDispatcher_readv0", IO),
+        ],
+    },
+    Group {
+        runtime: "cpython",
+        known: Known::Measured("CPython 3.11, 3.13"),
+        rows: &[
+            // Locks, conditions, events, queues and joins alike.
+            ("PyThread_acquire_lock_timed", Wait),
+            ("PyThread_acquire_lock_timed_with_retries", Wait),
+            ("acquire_timed", Wait),
+            ("lock_PyThread_acquire_lock", Wait),
+            ("rlock_acquire", elsewhere(Mutex, "threading.RLock")),
+            ("_PySemaphore_Wait", Wait),
+            ("_PyParkingLot_Park", Wait),
+            ("PyEvent_WaitTimed", Wait),
+            ("ThreadHandle_join", JOIN),
+            ("_queue_SimpleQueue_get*", IDLE),
+            ("time_sleep", SLEEP),
+            ("sock_accept", IO),
+            ("sock_recv", IO),
+            ("select_epoll_poll", IO),
+            ("select_poll_poll", IO),
+            ("os_waitpid", CHILD),
+        ],
+    },
+    Group {
+        runtime: "cpython",
+        known: Known::Source("CPython 3.11 to 3.13"),
+        rows: &[
+            ("select_select_impl", IO),
+            ("sock_recv_impl", IO),
+            ("_PyMutex_LockTimed", elsewhere(Mutex, "PyMutex")),
+            ("take_gil", elsewhere(Mutex, "GIL")),
+        ],
+    },
+    Group {
+        runtime: "node",
+        known: Known::Measured("node 20.20"),
+        rows: &[
+            ("uv_cond_wait < node::PlatformWorkerThread", IDLE),
+            ("uv_sem_wait < node::inspector::StartIoThreadMain", IDLE),
+            // Atomics.wait: a lock, or a worker of a WebAssembly pool at rest.
+            ("internal::FutexEmulation::WaitSync", Wait),
+        ],
+    },
+];

@@ -1,0 +1,88 @@
+//! Recorded stacks (names only) against the table.
+//!
+//! `## label/thread: reading` begins a stack; the reading is `rest` or `rest in job kind`, `-` for none. The stacks were taken
+//! with `eu-stack` from programs made to wait in one place; labels name program and version.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+use super::table::{self, Known};
+use super::*;
+use std::collections::BTreeSet;
+
+const RECORDED: [(&str, &str); 10] = [
+    ("c", include_str!("stacks/c.txt")),
+    ("go", include_str!("stacks/go.txt")),
+    ("java", include_str!("stacks/java.txt")),
+    ("nginx", include_str!("stacks/nginx.txt")),
+    ("node", include_str!("stacks/node.txt")),
+    ("postgresql", include_str!("stacks/pg.txt")),
+    ("python 3.11", include_str!("stacks/py311.txt")),
+    ("python 3.13", include_str!("stacks/py313.txt")),
+    ("redis", include_str!("stacks/redis.txt")),
+    ("rust", include_str!("stacks/rust.txt")),
+];
+
+struct Recorded {
+    file: &'static str,
+    label: &'static str,
+    expected: &'static str,
+    frames: Vec<Frame>,
+}
+
+fn recorded() -> Vec<Recorded> {
+    let mut all = Vec::new();
+    for (file, text) in RECORDED {
+        for block in text.split("## ").filter(|block| !block.trim().is_empty()) {
+            let (head, body) = block.split_once('\n').unwrap();
+            let (label, expected) = head.rsplit_once(": ").unwrap_or((head, "?"));
+            let name = |line: &str| (line != "?").then(|| line.to_owned());
+            let frames = body.lines().filter(|line| !line.is_empty());
+            let frames = frames.map(|line| Frame { function: name(line), ..Frame::default() }).collect();
+            all.push(Recorded { file, label, expected, frames });
+        }
+    }
+    all
+}
+
+fn said(reading: Option<&Reading>) -> String {
+    let Some(reading) = reading else { return "-".to_owned() };
+    match &reading.job {
+        Some(job) => format!("{} in a {:?} of {}", reading.rest.name(), job.kind, job.runtime).to_lowercase(),
+        None => reading.rest.name().to_owned(),
+    }
+}
+
+#[test]
+fn recorded_stacks_read_as_they_should() {
+    let mut wrong = Vec::new();
+    for Recorded { file, label, expected, frames } in recorded() {
+        let said = said(classify(&frames).as_ref());
+        if said != expected {
+            let names: Vec<_> = frames.iter().map(|f| f.function.as_deref().unwrap_or("?")).collect();
+            wrong.push(format!("{file} ## {label}: {said} (expected {expected})\n    {}", names.join("\n    ")));
+        }
+    }
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn every_measured_row_is_hit_by_a_recorded_stack() {
+    let mut hit = BTreeSet::new();
+    for Recorded { frames, .. } in recorded() {
+        let names: Vec<String> =
+            frames.iter().map(|f| f.function.as_deref().map(name::normalised).unwrap_or_default()).collect();
+        for (at, this) in names.iter().enumerate() {
+            hit.extend(table::row_of(this, names.get(at + 1).map(String::as_str)).map(|row| row.pattern));
+        }
+    }
+    let measured = table::rows().filter(|(group, _)| matches!(group.known, Known::Measured(_)));
+    let missed: Vec<&str> = measured.map(|(_, row)| row.pattern).filter(|pattern| !hit.contains(pattern)).collect();
+    assert!(missed.is_empty(), "said to be measured, and in no recorded stack: {missed:#?}");
+}
+
+#[test]
+fn no_pattern_stands_twice() {
+    let mut seen = BTreeSet::new();
+    let twice: Vec<&str> = table::rows().map(|(_, row)| row.pattern).filter(|pattern| !seen.insert(*pattern)).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+}
