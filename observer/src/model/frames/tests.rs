@@ -86,3 +86,26 @@ fn no_pattern_stands_twice() {
     let twice: Vec<&str> = table::rows().map(|(_, row)| row.pattern).filter(|pattern| !seen.insert(*pattern)).collect();
     assert!(twice.is_empty(), "{twice:?}");
 }
+
+#[test]
+fn inner_functions_of_the_c_library_are_part_of_the_call() {
+    let frame = |name: &str, module: &str| Frame {
+        function: Some(name.to_owned()),
+        module: Some(module.to_owned()),
+        ..Frame::default()
+    };
+    let libc = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+    let stack = |middle: Frame| {
+        [
+            frame("__futex_abstimed_wait_common64", libc),
+            frame("__pthread_cond_wait_common", libc),
+            frame("___pthread_cond_wait", libc),
+            middle,
+            frame("start_thread", libc),
+        ]
+    };
+    let own = classify(&stack(frame("bioProcessBackgroundJobs", "/usr/bin/redis-server"))).unwrap();
+    assert_eq!((own.rest, own.job), (Rest::Idle, None));
+    let other = classify(&stack(frame("handle", "/srv/app"))).unwrap();
+    assert_eq!(other.rest, Rest::Condition);
+}
