@@ -4,10 +4,12 @@
 //! where code was made at run time), and at last a search for a word that a call instruction stands before. What was
 //! guessed says so.
 
-mod call;
+pub(super) mod call;
 pub(super) mod cfi;
 mod scan;
 pub(super) mod stack_memory;
+#[cfg(test)]
+mod tests;
 
 use super::address_space::{AddressSpace, Place};
 use super::library::Loaded;
