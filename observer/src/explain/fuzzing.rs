@@ -10,9 +10,13 @@ use crate::proc::{FoundBy, StackEnd};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The thread whose memory is read where a test provided none: there is none of this number.
 const NOBODY: u32 = u32::MAX;
+
+/// Never reached: a walk that takes so long is a mistake.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Executable memory of a process that does not exist.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ pub fn walk_stack(
     regions.sort_by_key(|region| region.at.start);
     let space = AddressSpace::of(regions.into_iter().map(|region| (region.at, region.module)));
     let mut memory = StackMemory::new(NOBODY, Some((start, bytes)));
-    let (frames, end) = walk(&space, &mut memory, registers);
+    let (frames, end) = walk(&space, &mut memory, registers, Instant::now() + LONGEST);
     (frames.iter().map(|frame| (frame.address, frame.is_return, frame.found_by)).collect(), end)
 }
 
