@@ -3,8 +3,12 @@
 //! Stable Rust counts coverage through LLVM's own pass; sanitizers would need a nightly, and observer's parsers are safe
 //! Rust with overflow checks.
 
+use std::fmt::Write;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,7 +32,7 @@ struct Limits {
 }
 
 /// A few seconds for all targets together.
-const IN_TESTS: Limits = Limits { runs: 5_000, seconds: 0 };
+const IN_TESTS: Limits = Limits { runs: 3_000, seconds: 0 };
 
 /// `cargo xtask fuzz [TARGET…] [--runs N] [--seconds S]`; says whether nothing crashed.
 pub(crate) fn run(arguments: &[&str]) -> Result<bool> {
@@ -40,11 +44,24 @@ pub(crate) fn run(arguments: &[&str]) -> Result<bool> {
     }
     let targets = if targets.is_empty() { all } else { targets };
     build(&targets)?;
-    let mut clean = true;
-    for target in &targets {
-        clean &= one(target, limits)?;
-    }
-    Ok(clean)
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = one(target, limits);
+            if let Ok((_, report)) = &outcome {
+                print!("{report}");
+            }
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome.map(|(survived, _)| survived));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.into_iter().try_fold(true, |clean, survived| Ok(survived? && clean))
 }
 
 fn parse(arguments: &[&str]) -> Result<(Vec<String>, Limits)> {
@@ -94,13 +111,14 @@ fn build(targets: &[String]) -> Result<()> {
     for target in targets {
         cargo.args(["--bin", target]);
     }
-    invoke::run(&mut cargo)?;
+    // What it prints matters only when it fails: warnings are clippy's business.
+    invoke::capture(&mut cargo)?;
     println!("fuzz: built in {:.0} s", began.elapsed().as_secs_f64());
     Ok(())
 }
 
-/// Runs one target over its corpus, prints a line about it, and says whether it survived.
-fn one(target: &str, limits: Limits) -> Result<bool> {
+/// Runs one target over its corpus; whether it survived, and a line about it.
+fn one(target: &str, limits: Limits) -> Result<(bool, String)> {
     let crashes = built().join("crashes").join(target);
     let found = built().join("corpus").join(target);
     for directory in [&crashes, &found] {
@@ -109,7 +127,8 @@ fn one(target: &str, limits: Limits) -> Result<bool> {
     let seeds = workspace::root().join(CRATE).join("corpus").join(target);
     ensure!(seeds.is_dir(), "{} is missing: every target has seeds there", seeds.display());
     let program = built().join(TRIPLE).join("release").join(target);
-    let before = files(&crashes);
+    // A crash that is still there is found again: it is named after its content.
+    files(&crashes).iter().try_for_each(std::fs::remove_file)?;
     let mut command = Command::new(&program);
     command.args([
         &format!("-runs={}", limits.runs),
@@ -129,24 +148,24 @@ fn one(target: &str, limits: Limits) -> Result<bool> {
     let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
     let log = String::from_utf8_lossy(&output.stderr);
     let summary = Summary::of(&log);
-    let new: Vec<PathBuf> = files(&crashes).into_iter().filter(|path| !before.contains(path)).collect();
+    let new = files(&crashes);
     let survived = output.status.success() && new.is_empty();
     let Summary { runs, coverage } = summary;
     let crashed = usize::from(!survived).max(new.len());
-    println!("fuzz {target:10} {runs:9} runs, {crashed} crashes, {coverage:5} edges covered");
+    let mut report = format!("fuzz {target:10} {runs:9} runs, {crashed} crashes, {coverage:5} edges covered\n");
     if !survived {
         let log_file = crashes.join("log.txt");
         std::fs::write(&log_file, log.as_bytes()).with_context(|| format!("cannot write {}", log_file.display()))?;
         for line in log.lines().filter(|line| line.contains("panicked at") || line.starts_with("SUMMARY")) {
-            println!("  {line}");
+            writeln!(report, "  {line}")?;
         }
-        println!("  all it said: {}", log_file.display());
+        writeln!(report, "  all it said: {}", log_file.display())?;
         for input in &new {
-            println!("  again: {} {}", program.display(), input.display());
+            writeln!(report, "  again: {} {}", program.display(), input.display())?;
         }
-        println!("  once it is mended: copy the input to {CRATE}/corpus/{target}/found-WHAT");
+        writeln!(report, "  once it is mended: copy the input to {CRATE}/corpus/{target}/found-WHAT")?;
     }
-    Ok(survived)
+    Ok((survived, report))
 }
 
 /// What libFuzzer says at its end.

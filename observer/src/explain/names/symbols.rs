@@ -28,7 +28,11 @@ pub(super) enum Kind {
     Exported,
 }
 
+/// So much of a name decides between symbols of one address, bytes.
+const MAX_COMPARED: usize = 1 << 10;
+
 /// A function. Its size is 0 where the table does not say one.
+#[derive(Clone, Copy)]
 struct Entry {
     svma: u64,
     size: u32,
@@ -160,16 +164,21 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
         }
     }
     let preference = |entry: &Entry, rank: u8| {
-        let name = string(bytes, entry.name).unwrap_or_default();
+        // Of a long name the beginning: many symbols may share it.
+        let rest = bytes.get(entry.name as usize..).unwrap_or_default();
+        let name = string(&rest[..rest.len().min(MAX_COMPARED)], 0).unwrap_or_default();
         let underscores = name.iter().take_while(|&&b| b == b'_').count();
         // `read` rather than `__read`, whichever is the weak one; then `C1` before `C2`.
         (rank >> 1, underscores, rank & 1, name.len(), Reverse(entry.size), name)
     };
-    found.sort_unstable_by(|(a, rank_a), (b, rank_b)| {
-        a.svma.cmp(&b.svma).then_with(|| preference(a, *rank_a).cmp(&preference(b, *rank_b)))
-    });
-    found.dedup_by_key(|(entry, _)| entry.svma);
-    let entries: Vec<Entry> = found.into_iter().map(|(entry, _)| entry).collect();
+    found.sort_unstable_by_key(|(entry, rank)| (entry.svma, *rank, entry.name, entry.size));
+    let groups = found.chunk_by(|(a, _), (b, _)| a.svma == b.svma);
+    // Names are looked at only where they decide, and once: sorting by them would do it again and again.
+    let best = |group: &[(Entry, u8)]| match group {
+        [(only, _)] => Some(*only),
+        _ => group.iter().min_by_key(|(entry, rank)| preference(entry, *rank)).map(|(entry, _)| *entry),
+    };
+    let entries: Vec<Entry> = groups.filter_map(best).collect();
     let mut code: Vec<Range<u64>> = code_of.into_iter().flatten().collect();
     code.sort_unstable_by_key(|range| (range.start, range.end));
     (!entries.is_empty()).then_some((strings, entries, code))

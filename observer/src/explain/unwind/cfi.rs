@@ -201,7 +201,10 @@ impl Cfi {
 
     fn header(&self, bases: &BaseAddresses) -> Option<ParsedEhFrameHdr<Slice<'_>>> {
         let (range, _) = self.tables.header.as_ref()?;
-        EhFrameHdr::new(self.image.bytes().get(range.clone())?, LittleEndian).parse(bases, 8).ok()
+        let bytes = self.image.bytes().get(range.clone())?;
+        // A count of entries in four bytes is what linkers write; with a larger one gimli's search would overflow.
+        bytes.get(2).filter(|encoding| **encoding == gimli::DW_EH_PE_udata4.0)?;
+        EhFrameHdr::new(bytes, LittleEndian).parse(bases, 8).ok()
     }
 }
 
