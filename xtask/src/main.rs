@@ -2,6 +2,7 @@
 
 mod bench;
 pub mod ebpf;
+mod fuzz;
 mod invoke;
 mod licences;
 mod run;
@@ -23,6 +24,8 @@ cargo xtask run -- ARGS                builds observer and runs `observer ARGS` 
 cargo xtask test [FILTER…]             everything a change must pass; with FILTER only the tests whose name contains it
 cargo xtask tidy                       the rules of this code base, and licences of what it depends on
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
+cargo xtask fuzz [TARGET…] [--runs N] [--seconds S]
+                                       the parsers of what a target provides, fed by libFuzzer
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
@@ -53,6 +56,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["tidy"] => Ok(passed(tidy::run()? & licences::run()?)),
         ["ebpf"] => ebpf::run(false).map(|()| ExitCode::SUCCESS),
         ["ebpf", "--check"] => ebpf::run(true).map(|()| ExitCode::SUCCESS),
+        ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
         ["bench", what @ ("census" | "stacks" | "tax"), flags @ ..] => {
             let quick = match flags {
                 [] => false,

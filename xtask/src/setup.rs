@@ -35,6 +35,12 @@ const NEEDS: &[Need] = &[
         present: has_c_compiler,
     },
     Need {
+        name: "a C++ compiler",
+        packages: &["g++"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("c++"),
+    },
+    Need {
         name: "unshare and nsenter",
         packages: &["util-linux"],
         for_what: Purpose::Tests,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
 use crate::test_output::{Tally, not_allowed};
-use crate::{ebpf, invoke, licences, tidy, workspace};
+use crate::{ebpf, fuzz, invoke, licences, tidy, workspace};
 
 const ALLOWED_SKIPS: &str = "tests/allowed-skips.txt";
 
@@ -46,10 +46,12 @@ fn checks(tally: &mut Tally) -> Result<()> {
         tally.check(passed);
     };
     heading("formatting");
-    let formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"]).status()?.success();
+    let mut formatted = workspace::cargo(&["fmt", "--all", "--check", "--", "--files-with-diff"]).status()?.success();
+    let fuzz_crate = ["fmt", "--manifest-path", "tests/fuzz/Cargo.toml", "--check", "--", "--files-with-diff"];
+    formatted &= workspace::cargo(&fuzz_crate).status()?.success();
     step("fmt", formatted);
     if !formatted {
-        eprintln!("  fix: cargo fmt --all");
+        eprintln!("  fix: cargo fmt --all; the same with --manifest-path tests/fuzz/Cargo.toml");
     }
     heading("clippy");
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
@@ -58,6 +60,8 @@ fn checks(tally: &mut Tally) -> Result<()> {
     step("tidy", tidy::run()?);
     heading("licences");
     step("licences", licences::run()?);
+    heading("fuzzing");
+    step("fuzz", fuzz::run(&[])?);
     Ok(())
 }
 

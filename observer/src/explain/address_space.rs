@@ -60,6 +60,13 @@ impl AddressSpace {
         space
     }
 
+    /// Made by hand: what begins where, with its bias, in the order of addresses.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of(regions: impl IntoIterator<Item = (std::ops::Range<u64>, Option<(Arc<Loaded>, u64)>)>) -> Self {
+        let regions = regions.into_iter().map(|(at, module)| Region { start: at.start, end: at.end, module });
+        Self { regions: regions.collect(), unusable: Vec::new() }
+    }
+
     /// Where this address belongs.
     pub(super) fn at(&self, avma: u64) -> Place<'_> {
         let behind = self.regions.partition_point(|region| region.start <= avma);

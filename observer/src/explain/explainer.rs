@@ -181,3 +181,6 @@ impl Drop for Unsent<'_> {
         let _ = self.sender.send((self.process, std::mem::take(&mut self.outcome)));
     }
 }
+
+#[cfg(test)]
+mod tests;

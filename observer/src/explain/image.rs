@@ -5,7 +5,7 @@
 
 use super::bus_errors;
 use object::elf::FileHeader64;
-use object::read::elf::{ElfFile, ProgramHeader};
+use object::read::elf::{ElfFile, FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, Object, ObjectSection, ObjectSegment, SegmentFlags};
 use std::borrow::Cow;
 use std::fs::File;
@@ -17,6 +17,10 @@ pub type Elf<'a> = ElfFile<'a, FileHeader64<LittleEndian>, &'a [u8]>;
 const MAX_UNPACKED: u64 = 1 << 30;
 /// Segments beyond this number are not looked at.
 const MAX_SEGMENTS: usize = 256;
+/// A program has some forty sections, one of many languages and with debug information a few more.
+const MAX_SECTIONS: usize = 4096;
+/// Their names. A name is searched for its end, so many sections that share a long one would take for ever.
+const MAX_SECTION_NAMES: u64 = 256 << 10;
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +30,8 @@ pub enum ImageError {
     Map(std::io::Error),
     #[error("is not a 64-bit little-endian ELF file: {0}")]
     NotElf(object::read::Error),
+    #[error("has more sections or longer names of them than any program")]
+    TooManySections,
 }
 
 /// A loadable segment.
@@ -91,6 +97,9 @@ impl Image {
     fn new(data: Data) -> Result<Self, ImageError> {
         let mut image = Self { data, build_id: None, loads: Vec::new() };
         let elf = Elf::parse(image.bytes()).map_err(ImageError::NotElf)?;
+        if has_too_many_sections(&elf) {
+            return Err(ImageError::TooManySections);
+        }
         let build_id = elf.build_id().ok().flatten().filter(|id| (1..=64).contains(&id.len()));
         let build_id = build_id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect());
         let loads = elf.segments().take(MAX_SEGMENTS).map(|segment| {
@@ -178,6 +187,15 @@ impl Image {
     }
 }
 
+fn has_too_many_sections(elf: &Elf<'_>) -> bool {
+    let header = elf.elf_header();
+    let names = header
+        .shstrndx(LittleEndian, elf.data())
+        .and_then(|index| elf.elf_section_table().section(object::SectionIndex(index as usize)))
+        .map_or(0, |section| section.sh_size(LittleEndian));
+    elf.elf_section_table().len() > MAX_SECTIONS || names > MAX_SECTION_NAMES
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may fail")]
@@ -192,6 +210,18 @@ mod tests {
         assert_eq!(image.svma_of_offset(code.offset, true).unwrap(), code.svma);
         assert!(image.build_id().is_none_or(|id| id.len() >= 16));
         assert!(image.at(u64::MAX).is_none());
+    }
+
+    #[test]
+    fn sections_beyond_reason_are_refused() {
+        let mut bytes = std::fs::read("/proc/self/exe").unwrap();
+        assert!(Image::from_bytes(bytes.clone()).is_ok());
+        // As many sections as a header can say, all within the file.
+        bytes[60..62].copy_from_slice(&0xfe00_u16.to_le_bytes());
+        let behind = bytes.len();
+        bytes[40..48].copy_from_slice(&(behind as u64).to_le_bytes());
+        bytes.resize(behind + 64 * 0xfe00, 0);
+        assert!(Image::from_bytes(bytes).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::address_space::{AddressSpace, Place};
 use super::library::Library;
 use super::names::{Named, PerfMap};
 use super::unwind::stack_memory::{FIRST, StackMemory};
-use super::unwind::{RawFrame, walk};
+use super::unwind::{OUT_OF_TIME, RawFrame, walk};
 use crate::census::Pid;
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
@@ -21,7 +21,6 @@ const ROOTS: [&str; 8] = ["_start", "__clone", "clone", "__clone3", "clone3", "s
 const TOGETHER: usize = 256;
 /// A process that keeps a reader busy for longer (by its size, or by files made to) gets no more names.
 const LONGEST: Duration = Duration::from_secs(10);
-const OUT_OF_TIME: &str = "out of time for this process";
 
 /// What came out of one process.
 #[derive(Debug, Default)]
@@ -96,11 +95,8 @@ fn walk_all(
         if let Some(error) = gone {
             return (Vec::new(), StackEnd::Stopped(format!("its memory cannot be read: {error}")));
         }
-        if Instant::now() > until {
-            return (Vec::new(), StackEnd::Stopped(OUT_OF_TIME.to_owned()));
-        }
         let mut stack = StackMemory::new(want.tid, Some((piece.addr, piece.bytes)));
-        walk(space, &mut stack, want.registers)
+        walk(space, &mut stack, want.registers, until)
     };
     let walked = wants.iter().zip(read).map(walk_one).collect();
     outcome.walk_ns += began.elapsed().as_nanos() as u64;

@@ -46,7 +46,8 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    fn new(image: Image, path: &str, root: PathBuf) -> Arc<Self> {
+    /// What can be learnt of an image; nothing is read yet.
+    pub(super) fn new(image: Image, path: &str, root: PathBuf) -> Arc<Self> {
         let image = Arc::new(image);
         Arc::new(Self {
             cfi: Cfi::new(&image),

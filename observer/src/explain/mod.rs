@@ -10,6 +10,8 @@
 mod address_space;
 mod bus_errors;
 mod explainer;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod go;
 pub mod image;
 mod job;

@@ -11,6 +11,8 @@ mod elf;
 mod error;
 pub mod facts;
 mod fds;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gather;
 mod identity;
 mod in_root;

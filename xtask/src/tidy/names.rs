@@ -13,6 +13,9 @@ const ARTEFACTS: &[&str] = &["o", "a", "so", "d", "rlib", "rmeta", "exe", "class
 /// The one object that is committed: `cargo xtask ebpf` makes it.
 const COMMITTED_OBJECT: &str = "observer-ebpf/observer.bpf.o";
 
+/// Inputs of the fuzz targets: some are programs.
+const SEEDS: &str = "tests/fuzz/corpus";
+
 const FIX: &str = "name it after what it holds, in the field's own words";
 
 /// Refuses a file or directory with an empty name.
@@ -45,7 +48,7 @@ pub(crate) fn check_tracked(tracked: &[PathBuf], is_elf: impl Fn(&Path) -> bool)
     };
     tracked
         .iter()
-        .filter(|path| *path != Path::new(COMMITTED_OBJECT) && is_artefact(path))
+        .filter(|path| *path != Path::new(COMMITTED_OBJECT) && !path.starts_with(SEEDS) && is_artefact(path))
         .map(|path| {
             let fix =
                 format!("git rm --cached {0} and ignore it; {COMMITTED_OBJECT} alone is committed", path.display());
@@ -83,6 +86,7 @@ mod tests {
             "tests/victims/deadlock.o",
             "target/x",
             "tests/victims/deadlock",
+            "tests/fuzz/corpus/names/seed-plain",
             "README.md",
         ]
         .map(PathBuf::from);

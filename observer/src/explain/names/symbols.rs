@@ -14,8 +14,6 @@ const MAX_SYMBOLS: usize = 8 << 20;
 const MAX_SECTIONS: usize = 4096;
 /// Names are cut here, bytes.
 const MAX_NAME: usize = 64 << 10;
-/// So much of two names for one address is compared, bytes.
-const MAX_COMPARED: usize = 256;
 /// So many symbols before an address are asked whether they reach it: functions do not nest, but tables lie.
 const MAX_BACK: usize = 64;
 /// Relocations beyond these are not searched for the name of a stub.
@@ -30,7 +28,11 @@ pub(super) enum Kind {
     Exported,
 }
 
+/// So much of a name decides between symbols of one address, bytes.
+const MAX_COMPARED: usize = 1 << 10;
+
 /// A function. Its size is 0 where the table does not say one.
+#[derive(Clone, Copy)]
 struct Entry {
     svma: u64,
     size: u32,
@@ -133,7 +135,7 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
         })
         .collect();
 
-    // With what decides between names of the same address.
+    // The last field is what is kept, the one before decides between names of the same address.
     let mut found: Vec<(Entry, u8)> = Vec::new();
     for symbol in table.iter().take(MAX_SYMBOLS) {
         let kind_of = symbol.st_type();
@@ -161,20 +163,22 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
             Some(_) => found.push((Entry { svma, size, name }, rank)),
         }
     }
-    found.sort_unstable_by_key(|(entry, _)| entry.svma);
-    let preference = |(entry, rank): &(Entry, u8)| {
-        let name = string(bytes, entry.name).unwrap_or_default();
-        let name = &name[..name.len().min(MAX_COMPARED)];
+    let preference = |entry: &Entry, rank: u8| {
+        // Of a long name the beginning: many symbols may share it.
+        let rest = bytes.get(entry.name as usize..).unwrap_or_default();
+        let name = string(&rest[..rest.len().min(MAX_COMPARED)], 0).unwrap_or_default();
         let underscores = name.iter().take_while(|&&b| b == b'_').count();
         // `read` rather than `__read`, whichever is the weak one; then `C1` before `C2`.
         (rank >> 1, underscores, rank & 1, name.len(), Reverse(entry.size), name)
     };
-    let mut entries: Vec<Entry> = Vec::new();
-    for names in found.chunk_by(|(a, _), (b, _)| a.svma == b.svma) {
-        let best = if let [only] = names { Some(only) } else { names.iter().min_by_key(|name| preference(name)) };
-        entries.extend(best.map(|(entry, _)| Entry { ..*entry }));
-    }
-    entries.shrink_to_fit();
+    found.sort_unstable_by_key(|(entry, rank)| (entry.svma, *rank, entry.name, entry.size));
+    let groups = found.chunk_by(|(a, _), (b, _)| a.svma == b.svma);
+    // Names are looked at only where they decide, and once: sorting by them would do it again and again.
+    let best = |group: &[(Entry, u8)]| match group {
+        [(only, _)] => Some(*only),
+        _ => group.iter().min_by_key(|(entry, rank)| preference(entry, *rank)).map(|(entry, _)| *entry),
+    };
+    let entries: Vec<Entry> = groups.filter_map(best).collect();
     let mut code: Vec<Range<u64>> = code_of.into_iter().flatten().collect();
     code.sort_unstable_by_key(|range| (range.start, range.end));
     (!entries.is_empty()).then_some((strings, entries, code))
@@ -182,6 +186,7 @@ fn read(elf: &Elf<'_>, kind: Kind) -> Option<Read> {
 
 /// The name of a stub through which a function of another module is called: `write@plt`.
 pub(super) fn plt(image: &Image, svma: u64) -> Option<Symbol> {
+    let endian = LittleEndian;
     let elf = image.elf().ok()?;
     let sections = elf.sections().take(MAX_SECTIONS);
     let stubs = sections
@@ -204,6 +209,7 @@ pub(super) fn plt(image: &Image, svma: u64) -> Option<Symbol> {
             return Some(Symbol { name: format!("{name}@plt"), range });
         }
     }
+    let _ = endian;
     None
 }
 

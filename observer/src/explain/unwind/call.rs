@@ -1,11 +1,11 @@
 //! Whether the bytes before an address are a call instruction: only then can it be a return address.
 
 /// Bytes before a return address that [`call_before`] looks at: the longest call.
-pub(super) const LONGEST: usize = 8;
+pub(in crate::explain) const LONGEST: usize = 8;
 
 /// A call instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(in crate::explain) enum Call {
     /// `call rel32`: to this address.
     Direct(u64),
     /// Through a register or memory.
@@ -15,7 +15,7 @@ pub(super) enum Call {
 /// The call that ends right before `address`; `before` are the bytes up to it (at most [`LONGEST`] are needed).
 ///
 /// x86-64: `E8 rel32`, or `FF /2` with an optional prefix, ModRM, SIB and displacement (Intel SDM, volume 2, CALL).
-pub(super) fn call_before(address: u64, before: &[u8]) -> Option<Call> {
+pub(in crate::explain) fn call_before(address: u64, before: &[u8]) -> Option<Call> {
     if let [.., 0xe8, a, b, c, d] = *before {
         let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
         return Some(Call::Direct(address.wrapping_add_signed(distance)));

@@ -17,7 +17,9 @@ const MAX_RULES: usize = 64 << 10;
 /// Entries of an index that is made here, for an image that brings none.
 const MAX_ENTRIES: usize = 4 << 20;
 /// Bytes of one entry: every one of them may be an instruction to go through.
-const LONGEST_ENTRY: usize = 256 << 10;
+const LONGEST_ENTRY: usize = 64 << 10;
+/// Bytes of what several entries share: it is gone through again for each of them.
+const LONGEST_SHARED: u32 = 1 << 10;
 /// Steps of one DWARF expression.
 const MAX_STEPS: u32 = 256;
 /// Expressions longer than this are not evaluated.
@@ -174,26 +176,35 @@ impl Cfi {
     }
 
     fn in_eh_frame(&self, svma: u64, bases: &BaseAddresses) -> Option<Rule> {
-        let (range, _) = self.tables.eh_frame.as_ref()?;
-        let section = EhFrame::new(self.image.bytes().get(range.clone())?, LittleEndian);
+        let (range, start) = self.tables.eh_frame.as_ref()?;
+        let bytes = self.image.bytes().get(range.clone())?;
+        let section = EhFrame::new(bytes, LittleEndian);
         let header = self.header(bases);
         let offset = match header.as_ref().and_then(ParsedEhFrameHdr::table) {
-            Some(table) => table.pointer_to_offset(table.lookup(svma, bases).ok()?).ok()?.0,
-            None => before(self.index.get_or_init(|| index(&section, bases)), svma)?,
+            Some(table) => match table.lookup(svma, bases).ok()? {
+                // Not by `pointer_to_offset`: it subtracts without a look.
+                gimli::Pointer::Direct(entry) => usize::try_from(entry.checked_sub(*start)?).ok()?,
+                gimli::Pointer::Indirect(_) => return None,
+            },
+            None => before(self.index.get_or_init(|| index(&section, bytes, bases)), svma)?,
         };
-        rule_of(&section, bases, offset, svma)
+        rule_of(&section, bytes, bases, offset, svma)
     }
 
     fn in_debug_frame(&self, svma: u64, bases: &BaseAddresses) -> Option<Rule> {
         let unpack = || self.image.unpacked(".debug_frame").map(std::borrow::Cow::into_owned);
-        let section = DebugFrame::new(self.debug_frame.get_or_init(unpack).as_deref()?, LittleEndian);
-        let offset = before(self.debug_index.get_or_init(|| index(&section, bases)), svma)?;
-        rule_of(&section, bases, offset, svma)
+        let bytes = self.debug_frame.get_or_init(unpack).as_deref()?;
+        let section = DebugFrame::new(bytes, LittleEndian);
+        let offset = before(self.debug_index.get_or_init(|| index(&section, bytes, bases)), svma)?;
+        rule_of(&section, bytes, bases, offset, svma)
     }
 
     fn header(&self, bases: &BaseAddresses) -> Option<ParsedEhFrameHdr<Slice<'_>>> {
         let (range, _) = self.tables.header.as_ref()?;
-        EhFrameHdr::new(self.image.bytes().get(range.clone())?, LittleEndian).parse(bases, 8).ok()
+        let bytes = self.image.bytes().get(range.clone())?;
+        // A count of entries in four bytes is what linkers write; with a larger one gimli's search would overflow.
+        bytes.get(2).filter(|encoding| **encoding == gimli::DW_EH_PE_udata4.0)?;
+        EhFrameHdr::new(bytes, LittleEndian).parse(bases, 8).ok()
     }
 }
 
@@ -203,7 +214,24 @@ fn before(index: &Index, svma: u64) -> Option<usize> {
     index.get(behind.checked_sub(1)?).map(|(_, offset)| *offset)
 }
 
-fn index<'a, S: UnwindSection<Slice<'a>>>(section: &S, bases: &BaseAddresses) -> Index
+/// The common part of entries, if it is not too long. `bytes` are those of the section.
+fn shared_part<'a, S: UnwindSection<Slice<'a>>>(
+    bytes: &'a [u8],
+) -> impl FnMut(&S, &BaseAddresses, S::Offset) -> gimli::Result<gimli::CommonInformationEntry<Slice<'a>>>
+where
+    S::Offset: gimli::UnwindOffset<usize>,
+{
+    move |section, bases, offset| {
+        let at = gimli::UnwindOffset::into(offset);
+        let length = bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|length| u32::from_le_bytes(*length));
+        match length {
+            Some(0..=LONGEST_SHARED) => section.cie_from_offset(bases, offset),
+            _ => Err(gimli::Error::UnknownAugmentation),
+        }
+    }
+}
+
+fn index<'a, S: UnwindSection<Slice<'a>>>(section: &S, bytes: &'a [u8], bases: &BaseAddresses) -> Index
 where
     S::Offset: gimli::UnwindOffset<usize>,
 {
@@ -215,7 +243,7 @@ where
             break;
         }
         if let gimli::CieOrFde::Fde(partial) = entry
-            && let Ok(entry) = partial.parse(S::cie_from_offset)
+            && let Ok(entry) = partial.parse(shared_part(bytes))
         {
             index.push((entry.initial_address(), entry.offset()));
         }
@@ -226,6 +254,7 @@ where
 
 fn rule_of<'a, S: UnwindSection<Slice<'a>>>(
     section: &S,
+    bytes: &'a [u8],
     bases: &BaseAddresses,
     offset: usize,
     svma: u64,
@@ -233,7 +262,7 @@ fn rule_of<'a, S: UnwindSection<Slice<'a>>>(
 where
     S::Offset: gimli::UnwindOffset<usize>,
 {
-    let entry = section.fde_from_offset(bases, S::Offset::from(offset), S::cie_from_offset).ok()?;
+    let entry = section.fde_from_offset(bases, S::Offset::from(offset), shared_part(bytes)).ok()?;
     if !entry.contains(svma) {
         return None;
     }

@@ -4,10 +4,12 @@
 //! where code was made at run time), and at last a search for a word that a call instruction stands before. What was
 //! guessed says so.
 
-mod call;
+pub(super) mod call;
 pub(super) mod cfi;
 mod scan;
 pub(super) mod stack_memory;
+#[cfg(test)]
+mod tests;
 
 use super::address_space::{AddressSpace, Place};
 use super::library::Loaded;
@@ -16,6 +18,7 @@ use crate::proc::{FoundBy, StackEnd};
 use cfi::{Cfa, Known, Rule};
 use stack_memory::StackMemory;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Frames of one stack.
 pub(super) const MAX_FRAMES: usize = 1024;
@@ -56,14 +59,25 @@ enum Step {
     Root,
 }
 
-/// Walks a stack from its innermost frame.
-pub(super) fn walk(space: &AddressSpace, memory: &mut StackMemory, registers: Registers) -> (Vec<RawFrame>, StackEnd) {
+/// What a walk says that was not finished in time.
+pub(super) const OUT_OF_TIME: &str = "out of time for this process";
+
+/// Walks a stack from its innermost frame, not beyond this time.
+pub(super) fn walk(
+    space: &AddressSpace,
+    memory: &mut StackMemory,
+    registers: Registers,
+    until: Instant,
+) -> (Vec<RawFrame>, StackEnd) {
     let Registers { ip, sp, bp } = registers;
     let frame = RawFrame { address: ip, is_return: false, found_by: FoundBy::Registers };
     let mut here = Here { frame, sp, bp, bp_sure: true };
     let mut frames = vec![frame];
     let mut signals = 0;
     loop {
+        if Instant::now() > until {
+            return (frames, StackEnd::Stopped(OUT_OF_TIME.to_owned()));
+        }
         let next = match leave(space, memory, &here) {
             Ok(Step::Root) => return (frames, StackEnd::Root),
             Ok(Step::To(next)) => next,

@@ -22,6 +22,9 @@ const LONGEST_STUB: u64 = 64;
 /// Without symbols: a function is not larger than this.
 const LARGEST: u64 = 64 << 10;
 
+/// Code that is searched for jumps on behalf of one frame, bytes.
+const SEARCHED: usize = 1 << 20;
+
 /// Whether a call can have led to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Led {
@@ -37,11 +40,12 @@ pub(super) fn next(space: &AddressSpace, memory: &mut StackMemory, here: &Here, 
     let start = here.sp.checked_add(7)? & !7;
     let mut end = start.saturating_add(REACH);
     let mut doubtful = None;
+    let mut left = SEARCHED;
     let mut slot = start;
     while slot < end {
         let Some(address) = memory.word(slot) else { break };
         if let Some((call, module)) = call_at(space, memory, address) {
-            match led(space, here, call, module) {
+            match led(space, here, call, module, &mut left) {
                 Led::Here => return Some(arrive(memory, here, slot, address, saved_bp)),
                 Led::Elsewhere if doubtful.is_none() => {
                     doubtful = Some((slot, address));
@@ -88,7 +92,7 @@ pub(super) fn call_at<'a>(
     }
 }
 
-fn led(space: &AddressSpace, here: &Here, call: Call, caller: Option<&Arc<Loaded>>) -> Led {
+fn led(space: &AddressSpace, here: &Here, call: Call, caller: Option<&Arc<Loaded>>, left: &mut usize) -> Led {
     let (Call::Direct(target), Some(caller)) = (call, caller) else { return Led::Here };
     let Place::Module(loaded, svma) = space.at(here.frame.lookup()) else { return Led::Here };
     // From another file it goes through a stub.
@@ -96,23 +100,25 @@ fn led(space: &AddressSpace, here: &Here, call: Call, caller: Option<&Arc<Loaded
         return Led::Here;
     }
     match loaded.names().lookup(svma, false).symbol {
-        Some(function) if leads_to(loaded, target, function.start, TAIL_CALLS) => Led::Here,
+        Some(function) if leads_to(loaded, target, function.start, TAIL_CALLS, left) => Led::Here,
         Some(_) => Led::Elsewhere,
         None if target <= svma && svma - target < LARGEST => Led::Here,
         None => Led::Elsewhere,
     }
 }
 
-/// Whether the function at `from` is the one at `to`, or ends in a jump there.
-fn leads_to(loaded: &Arc<Loaded>, from: u64, to: u64, jumps: u32) -> bool {
+/// Whether the function at `from` is the one at `to`, or ends in a jump there; `left`: what may still be searched.
+fn leads_to(loaded: &Arc<Loaded>, from: u64, to: u64, jumps: u32, left: &mut usize) -> bool {
     if from == to {
         return true;
     }
     let Some(code) = loaded.image.at(from).filter(|_| jumps > 0) else { return false };
-    let end = loaded.names().lookup(from, false).symbol.map_or(LONGEST_STUB, |function| function.end - from);
-    let code = code.get(..(end.min(LARGEST) as usize).min(code.len())).unwrap_or_default();
+    let function = loaded.names().lookup(from, false).symbol;
+    let length = function.map_or(LONGEST_STUB, |function| function.end - from).min(LARGEST);
+    let code = code.get(..(length as usize).min(code.len()).min(*left)).unwrap_or_default();
+    *left -= code.len();
     // Every byte that may begin a jump is tried: a wrong reading of one hardly ever hits the very start of a function.
-    let mut targets = (0..code.len()).filter_map(|at| {
+    let targets = (0..code.len()).filter_map(|at| {
         let behind = |length: u64| from.wrapping_add(at as u64 + length);
         match *code.get(at..)? {
             [0xe9, a, b, c, d, ..] => Some(behind(5).wrapping_add_signed(i64::from(i32::from_le_bytes([a, b, c, d])))),
@@ -120,5 +126,7 @@ fn leads_to(loaded: &Arc<Loaded>, from: u64, to: u64, jumps: u32) -> bool {
             _ => None,
         }
     });
-    targets.any(|target| target == to || jumps > 1 && leads_to(loaded, target, to, jumps - 1))
+    // Most jumps stay within their function.
+    let mut leaving = targets.filter(|target| target.wrapping_sub(from) >= length);
+    leaving.any(|target| target == to || jumps > 1 && leads_to(loaded, target, to, jumps - 1, left))
 }

@@ -43,7 +43,9 @@ impl StackMemory {
         let bytes = read(self.tid, start, PIECE);
         // A piece that cannot be read counts too, so that a walk over bad addresses ends.
         self.read += bytes.len().max(PAGE as usize);
-        self.pieces.push((start, bytes));
+        if !bytes.is_empty() {
+            self.pieces.push((start, bytes));
+        }
         self.known(address)
     }
 
