@@ -189,7 +189,7 @@ fn finding(
             };
             finding.confidence = Confidence::Likely;
             finding.title = format!(
-                "{who} of {} has been blocked in {} for {longest}, in the middle of {what}",
+                "{} thread {who} has been blocked in {} for {longest}, in the middle of {what}",
                 job.runtime, reading.by
             );
             finding.explanation = format!(
