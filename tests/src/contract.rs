@@ -20,8 +20,11 @@ const PROCESS: &[&str] = &[
     "goroutines",
     "debts",
 ];
-const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "kernel_stack"];
-const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder"];
+const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "stack_end", "kernel_stack"];
+const FRAME: &[&str] = &["function", "file", "line", "module", "offset", "inlined", "address", "build_id", "found_by"];
+const FOUND_BY: &[&str] = &["registers", "unwinding", "frame_pointer", "scan"];
+const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder", "reading"];
+const RESTS: &[&str] = &["lock", "idle", "io", "child", "sleep", "gc", "join", "work", "condition"];
 const TIMEOUT: &[&str] = &["kind", "requested_ns", "remaining_ns", "raw"];
 const ACCOUNT: &[&str] =
     &["threads_seen", "events_seen", "events_dropped", "unwind_failed", "self_cpu_ns", "self_rss_bytes", "census_ns"];
@@ -45,6 +48,7 @@ const FINDING: &[&str] = &[
     "remedy",
     "chain",
     "evidence",
+    "stacks",
 ];
 const EDGE: &[&str] = &["from", "waits_for", "held_by", "confidence", "how"];
 
@@ -133,8 +137,21 @@ pub fn check_report(report: &Value) -> Result<()> {
     Ok(())
 }
 
+fn check_stack(frames: &Value) -> Result<()> {
+    for frame in list("stack", frames)? {
+        keys("frame", frame, FRAME)?;
+        one_of("found_by", &frame["found_by"], FOUND_BY)?;
+        ensure!(frame["inlined"].is_boolean(), "inlined: {frame}");
+        ensure!(frame["offset"].as_str().is_some_and(|text| text.starts_with("0x")), "offset: {frame}");
+    }
+    Ok(())
+}
+
 fn check_thread(thread: &Value) -> Result<()> {
     keys("thread", thread, THREAD)?;
+    check_stack(&thread["stack"])?;
+    let has_frames = !list("stack", &thread["stack"])?.is_empty();
+    ensure!(thread["stack_end"].is_string() || !has_frames, "a stack says where it ends: {thread}");
     let wait = &thread["wait"];
     if wait.is_null() {
         return Ok(());
@@ -147,6 +164,10 @@ fn check_thread(thread: &Value) -> Result<()> {
     }
     if !wait["resource"].is_null() {
         keys("resource", &wait["resource"], &["kind"])?;
+    }
+    if !wait["reading"].is_null() {
+        keys("reading", &wait["reading"], &["rest", "runtime", "by"])?;
+        one_of("rest", &wait["reading"]["rest"], RESTS)?;
     }
     if !wait["holder"].is_null() {
         keys("holder", &wait["holder"], &["pid", "tid", "confidence", "how"])?;
@@ -180,6 +201,10 @@ pub fn check_finding(finding: &Value) -> Result<()> {
         one_of("edge confidence", &edge["confidence"], CONFIDENCES)?;
     }
     list("threads", &finding["threads"])?;
+    for group in list("stacks", &finding["stacks"])? {
+        keys("stacks", group, &["threads", "frames", "end"])?;
+        check_stack(&group["frames"])?;
+    }
     Ok(())
 }
 
@@ -193,7 +218,7 @@ mod tests {
             "confidence": "certain", "state": "open", "since": "2026-01-01T00:00:00Z",
             "first_seen": "2026-01-01T00:00:01Z", "last_seen": "2026-01-01T00:00:01Z", "pid": 1, "comm": "a",
             "container": null, "pod": null, "threads": [1], "title": "t", "explanation": "e", "remedy": "r",
-            "chain": [], "evidence": {} })
+            "chain": [], "evidence": {}, "stacks": [] })
     }
 
     #[test]

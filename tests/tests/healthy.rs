@@ -137,6 +137,11 @@ fn an_idle_rust_program() -> Result<()> {
 }
 
 #[test]
+fn an_idle_tokio_program() -> Result<()> {
+    runtime("tokio", &[env!("CARGO_BIN_EXE_healthy_tokio")])
+}
+
+#[test]
 fn an_idle_go_program() -> Result<()> {
     if !installed("go") {
         skip!("go is not installed");

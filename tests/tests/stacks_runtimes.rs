@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use observer_tests::blocked::GO;
 use observer_tests::compile::{installed, java_classes, sources};
-use observer_tests::observer::look_at;
+use observer_tests::observer::{Observer, look_at};
 use observer_tests::report::Report;
 use observer_tests::stack::Stack;
 use observer_tests::victim::{Unready, Victim};
@@ -212,7 +212,9 @@ fn node_with_a_perf_map() -> Result<()> {
 #[test]
 fn tokio_workers_and_the_blocking_pool() -> Result<()> {
     let victim = Unready::start_program(Path::new(env!("CARGO_BIN_EXE_blocked_tokio")), &[])?.ready()?;
-    let report = look_at(&[&victim])?;
+    victim.older_than(std::time::Duration::from_secs(2))?;
+    let json = ["--once", "--output", "json"];
+    let report = Observer::attach(&victim.truth.pids(), &json)?.run()?.report()?;
     let truth = &victim.truth;
     let worker = ["worker::Context::run_task", "worker::Context::run", "worker::run", "start_thread"];
     for (thread, blocked) in [
@@ -226,6 +228,18 @@ fn tokio_workers_and_the_blocking_pool() -> Result<()> {
     let pool = report.stack(truth.pid, truth.thread("pool")?.tid)?;
     pool.expect_chain(&["wait_in_pool", "blocking::pool::Inner::run", "start_thread"])?;
     pool.expect_root()?;
+    // That is a hang, and only the frames can tell: by its arguments each is a futex wait like any other.
+    for (thread, lock) in [("std", "std Mutex"), ("parking_lot", "parking_lot Mutex")] {
+        let tid = truth.thread(thread)?.tid;
+        let finding = report.findings().find(|finding| finding.0["threads"] == serde_json::json!([tid]));
+        let finding = finding.with_context(|| format!("{thread}: nothing found of {tid}"))?.0;
+        ensure!(finding["kind"] == "lock_wait" && finding["confidence"] == "likely", "{finding}");
+        ensure!(finding["chain"][0]["waits_for"]["detail"] == format!("({lock})"), "{finding}");
+        ensure!(finding["evidence"]["runtime"] == "tokio", "{finding}");
+        let frames = finding["stacks"][0]["frames"].as_array().context("a stack in the finding")?;
+        ensure!(frames.len() > 10, "{finding}");
+    }
+    ensure!(report.findings().count() == 2, "{:#}", report.json["findings"]);
     // Four workers: two blocked, two parked with nothing to do.
     let idle = report.stacks(truth.pid)?;
     let idle = idle.iter().filter(|(_, _, stack)| stack.expect_chain(&["worker::Context::park"]).is_ok());

@@ -6,7 +6,7 @@ use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::frames::{Job, JobKind, Reading, Rest};
-use crate::model::graph::{self, Chain, End};
+use crate::model::graph::{self, Chain, End, Hop};
 use crate::model::{Class, Confidence, Host, Owner, ResourceKind, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +45,7 @@ impl Rule for LockWait {
                 End::Unknown if is_by_frames(host, last.waiter) && interrupted(host, last.waiter).is_none() => continue,
                 End::Unknown => {
                     let pid = host.row(last.waiter).map_or(0, |row| row.process.pid);
-                    Root::Lock(pid, last.resource.address.unwrap_or(0))
+                    Root::Lock(pid, address(host, last))
                 }
                 End::Cycle(_) | End::Abandoned(_) => continue,
             };
@@ -116,6 +116,12 @@ fn leads_followers(host: &Host, root: Root) -> Option<bool> {
     }
 }
 
+/// Tells locks apart: their address, or where that is not known the futex word of the waiter.
+fn address(host: &Host, hop: &Hop) -> u64 {
+    let word = || host.wait(hop.waiter).map(|wait| wait.args[0]);
+    hop.resource.address.or_else(word).unwrap_or(0)
+}
+
 /// Whether only the frames say that a thread waits for a lock.
 fn is_by_frames(host: &Host, waiter: Pid) -> bool {
     host.confirmed_wait(waiter).is_some_and(|(_, wait)| wait.by_frames)
@@ -146,11 +152,12 @@ fn finding(
         Root::Lock(..) => (host.row(last.waiter)?.process, None),
     };
     // Every lock of the chain, so that the finding stays the same while waiters come and go.
-    let key = format!("{holder:?}/{:#x}", last.resource.address.unwrap_or(0));
+    let address = address(host, last);
+    let key = format!("{holder:?}/{address:#x}");
     let mut finding = Finding::new(Kind::LockWait, host, process, &key)
         .since_mono(since, host)
         .with_threads(waiters.iter().copied().chain(holder))
-        .fact("lock", format!("{:#x}", last.resource.address.unwrap_or(0)))
+        .fact("lock", format!("{address:#x}"))
         .fact("waiters", waiters.len())
         .fact("longest_wait_ns", age);
     finding.confidence = chain.confidence();

@@ -12,10 +12,10 @@ pub fn sharpen(wait: &mut Wait, reading: Reading) {
             wait.class = Class::Lock;
             wait.by_frames = true;
             let word = wait.resource.as_ref().and_then(|resource| resource.address);
-            // Where the lock lies is not known of all kinds: then the word is all that can be said.
+            // Where the lock lies is not known of all kinds: its waiters sleep on words of their own.
             let resource = match word.zip(lock.offset).and_then(|(word, offset)| word.checked_add_signed(offset)) {
                 Some(address) => Resource::at(lock.kind, address),
-                None => Resource { address: word, ..Resource::of(ResourceKind::Futex) },
+                None => Resource::of(lock.kind),
             };
             wait.resource = Some(resource.detailed(format!("({})", lock.named)));
         }
