@@ -10,6 +10,7 @@
 //! program, called by the loop, is not.
 
 mod apply;
+mod library;
 mod name;
 mod table;
 #[cfg(test)]
@@ -132,13 +133,6 @@ struct Told {
 /// of exported functions only.
 const MOST_UNNAMED: usize = 1;
 
-/// Whether a frame belongs to the C library or its dynamic linker.
-fn is_c_library(frame: &Frame) -> bool {
-    const STARTS: [&str; 5] = ["libc.so", "libc-2.", "libpthread", "ld-musl-", "ld-linux"];
-    let name = frame.module.as_deref().map_or("", |path| path.rsplit('/').next().unwrap_or(path));
-    STARTS.iter().any(|start| name.starts_with(start))
-}
-
 /// Reads a stack, innermost frame first. `None` if no frame says more than the system call does.
 pub fn classify(frames: &[Frame]) -> Option<Reading> {
     let names: Vec<Option<String>> =
@@ -149,8 +143,8 @@ pub fn classify(frames: &[Frame]) -> Option<Reading> {
     for (at, this) in names.iter().enumerate() {
         let outside = names.get(at + 1).and_then(Option::as_deref);
         let Some((this, row)) = this.as_deref().and_then(|this| Some((this, table::row_of(this, outside)?))) else {
-            // With debug information the C library shows its inner functions: they are part of the one that was called.
-            if frames.get(at).is_some_and(is_c_library) {
+            // With debug information libraries show their inner functions: they are part of the one that was called.
+            if frames.get(at).is_some_and(|frame| library::holds(frame, this.as_deref())) {
                 continue;
             }
             unnamed += 1;

@@ -15,6 +15,7 @@ pub(super) const GROUPS: &[Group] = &[
             ("current_thread::Context::run_task", TURN),
             // Hands the worker's other tasks to another thread first.
             ("worker::block_in_place", JOB),
+            ("blocking::task::BlockingTask::poll", JOB),
             ("worker::Context::park_internal", IDLE),
             ("multi_thread::park::Inner::park_condvar", Rests),
             ("io::driver::Driver::turn", Rests),
