@@ -153,6 +153,7 @@ pub fn classify(frames: &[Frame]) -> Option<Reading> {
         };
         unnamed = 0;
         let is_open = told.as_ref().is_none_or(|told| !told.row.means.is_final());
+        let inside = told.as_ref().map(|told| told.row.means);
         let in_job = |kind| Some(Job { kind, runtime: row.runtime, by: this.to_owned() });
         match row.means {
             Means::End => break,
@@ -161,14 +162,23 @@ pub fn classify(frames: &[Frame]) -> Option<Reading> {
                 break;
             }
             // What it waits for by itself is rest; anything else it has called is a job.
-            Means::Pool | Means::Loop { .. } if !(is_direct && is_open) => {
-                job = in_job(if row.means == Means::Pool { JobKind::Pool } else { JobKind::Callback });
+            Means::Pool | Means::Loop { .. } if !(is_direct && row.means.rests_in(inside)) => {
+                job = match row.means {
+                    Means::Pool => in_job(JobKind::Pool),
+                    // Nothing but the lock is taken in there: those who wait for it are at rest, too.
+                    Means::Loop { leads: true } => None,
+                    _ => in_job(JobKind::Callback),
+                };
                 break;
             }
-            _ if is_direct
-                && is_open
-                && row.means.strength() >= told.as_ref().map_or(0, |told| told.row.means.strength()) =>
-            {
+            // A service thread that does something else than wait for work: what started it runs no job.
+            Means::Says(Rest::Idle) if !(is_direct && is_open) => break,
+            // The functions of a library call each other: the one that the program has called knows the lock best.
+            Means::Lock(_) if is_direct && inside.is_some_and(Means::is_part_of_a_lock) => {
+                told = Some(Told { row, by: this.to_owned() });
+            }
+            Means::Once(_) if !inside.is_none_or(Means::is_bare) => {}
+            _ if is_direct && is_open && row.means.strength() >= inside.map_or(0, Means::strength) => {
                 told = Some(Told { row, by: this.to_owned() });
                 if row.means.is_idle() {
                     break;
@@ -180,15 +190,15 @@ pub fn classify(frames: &[Frame]) -> Option<Reading> {
     let Told { row, by } = told?;
     let rest = match row.means {
         Means::Call => job.as_ref().map(|_| Rest::Io)?,
-        Means::Wait if job.is_some() => Rest::Work,
-        Means::Wait => Rest::Condition,
+        Means::Wait | Means::Bare if job.is_some() => Rest::Work,
+        Means::Wait | Means::Bare => Rest::Condition,
         Means::Rests if job.is_some() => Rest::Work,
         Means::Says(rest) => rest,
-        Means::Lock(_) => Rest::Lock,
+        Means::Lock(_) | Means::Once(_) => Rest::Lock,
         Means::Rests | Means::Pool | Means::Loop { .. } | Means::Runs(_) | Means::End => Rest::Idle,
     };
     let lock = match row.means {
-        Means::Lock(lock) => Some(lock),
+        Means::Lock(lock) | Means::Once(lock) => Some(lock),
         _ => None,
     };
     let leads = matches!(row.means, Means::Loop { leads: true });

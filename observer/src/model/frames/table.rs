@@ -21,12 +21,16 @@ pub(super) enum Means {
     Call,
     /// A condition, semaphore, channel or park: says nothing by itself.
     Wait,
+    /// The wait that all of these are made of.
+    Bare,
     /// Rest, unless a job is found further out.
     Rests,
     /// This, for sure.
     Says(Rest),
     /// A lock somebody holds.
     Lock(LockFrame),
+    /// Whoever runs it and whoever waits for that stand in the same function: a lock, if the wait is its own.
+    Once(LockFrame),
     /// The loop of a pool's thread: a wait of its own is rest, everything else it has called is a job.
     Pool,
     /// An event loop: a poll of its own is rest, everything else it has called is a callback. `leads`: its servers enter
@@ -46,7 +50,7 @@ impl Means {
     pub(super) fn strength(self) -> u8 {
         match self {
             Self::Call => 0,
-            Self::Wait => 1,
+            Self::Wait | Self::Bare => 1,
             Self::Rests => 2,
             _ => 3,
         }
@@ -55,6 +59,24 @@ impl Means {
     /// No frame further out can say better what is waited for.
     pub(super) fn is_final(self) -> bool {
         self.strength() == 3
+    }
+
+    /// Nothing is known of what it waits for but that it waits.
+    pub(super) fn is_bare(self) -> bool {
+        self == Self::Bare
+    }
+
+    /// The inner function of some lock, which does not know where that begins.
+    pub(super) fn is_part_of_a_lock(self) -> bool {
+        matches!(self, Self::Lock(lock) if lock.offset.is_none())
+    }
+
+    /// Whether a pool or a loop that waits like this, by itself, waits for work: a loop does so in a poll.
+    pub(super) fn rests_in(self, inside: Option<Self>) -> bool {
+        match self {
+            Self::Pool => inside.is_some_and(|inside| !inside.is_final()),
+            _ => inside == Some(Self::Call),
+        }
     }
 
     /// The thread is between two jobs: nothing further out changes that.
@@ -168,4 +190,9 @@ const fn at(kind: ResourceKind, named: &'static str, offset: i64) -> Means {
 /// A lock whose waiters sleep on a word that is no part of it, or in a place of it that is not known.
 const fn elsewhere(kind: ResourceKind, named: &'static str) -> Means {
     Means::Lock(LockFrame { kind, named, offset: None })
+}
+
+/// Something that is done once, its word `offset` bytes behind its beginning.
+const fn once(named: &'static str, offset: Option<i64>) -> Means {
+    Means::Once(LockFrame { kind: ResourceKind::Mutex, named, offset })
 }

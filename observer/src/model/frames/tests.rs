@@ -109,3 +109,59 @@ fn inner_functions_of_the_c_library_are_part_of_the_call() {
     let other = classify(&stack(frame("handle", "/srv/app"))).unwrap();
     assert_eq!(other.rest, Rest::Condition);
 }
+
+/// What a stack of these functions says.
+fn reads(names: &[&str]) -> Option<Reading> {
+    let name = |name: &&str| (*name != "?").then(|| (*name).to_owned());
+    classify(&names.iter().map(|n| Frame { function: name(n), ..Frame::default() }).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_mutex_is_named_by_the_function_that_was_called() {
+    // With debug symbols of the C library there is an inner frame.
+    for inner in [&["__GI___lll_lock_wait"][..], &[]] {
+        let reading = reads(&[inner, &["__pthread_mutex_lock", "app"]].concat()).unwrap();
+        assert_eq!((reading.by.as_str(), reading.lock.unwrap().offset), ("__pthread_mutex_lock", Some(0)), "{inner:?}");
+    }
+}
+
+#[test]
+fn a_condition_in_an_unnamed_callback_is_not_the_loop_at_rest() {
+    let said_of = |names: &[&str]| said(reads(names).as_ref());
+    assert_eq!(said_of(&["pthread_cond_wait", "?", "aeMain", "main"]), "work in a callback of redis");
+    assert_eq!(said_of(&["epoll_wait", "?", "aeMain", "main"]), "idle");
+    assert_eq!(said_of(&["?", "aeMain", "main"]), "-", "nothing is known of what it waits for");
+    assert_eq!(said_of(&["pthread_cond_wait", "bioProcessBackgroundJobs", "start_thread"]), "idle");
+}
+
+#[test]
+fn whoever_runs_a_once_does_not_wait_for_it() {
+    let runner =
+        ["syscall", "std::sys::sync::condvar::futex::Condvar::wait", "parking_lot::once::Once::call_once_slow"];
+    assert_eq!(reads(&runner).unwrap().rest, Rest::Condition);
+    let waiter = ["syscall", "parking_lot::once::Once::call_once_slow", "app"];
+    assert_eq!(reads(&waiter).unwrap().rest, Rest::Lock);
+}
+
+#[test]
+fn processes_of_postgresql_are_no_callbacks_of_the_postmaster() {
+    let waits = ["PGSemaphoreLock", "LWLockAcquire", "WalWriterFlush"];
+    for own in [
+        "CheckpointerMain",
+        "AuxiliaryProcessMain",
+        "StartBackgroundWorker",
+        "StartAutoVacWorker",
+        "StartAutoVacLauncher",
+    ] {
+        let reading = reads(&[&waits[..], &[own, "?", "PostmasterMain", "main"]].concat()).unwrap();
+        assert_eq!((reading.rest, reading.job), (Rest::Lock, None), "{own}");
+    }
+}
+
+#[test]
+fn whoever_waits_for_the_lock_of_a_leaders_loop_interrupts_nothing() {
+    let follower = reads(&["pthread_mutex_lock", "wsgi_req_accept", "simple_loop_run", "start_thread"]).unwrap();
+    assert_eq!((follower.rest, follower.job), (Rest::Lock, None));
+    let leader = reads(&["epoll_wait", "event_queue_wait", "wsgi_req_accept", "simple_loop_run"]).unwrap();
+    assert_eq!((leader.rest, leader.leads), (Rest::Idle, true));
+}

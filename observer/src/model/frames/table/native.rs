@@ -1,6 +1,6 @@
 //! C and C++: the C library, the C++ library, event loops.
 
-use super::Means::{Call, Wait};
+use super::Means::{Bare, Call, Wait};
 use super::*;
 use crate::model::wait::ResourceKind::{Mutex, Rwlock};
 
@@ -9,8 +9,8 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "glibc",
         known: Known::Measured("glibc 2.36"),
         rows: &[
-            ("syscall", Wait),
-            ("__futex_abstimed_wait_common*", Wait),
+            ("syscall", Bare),
+            ("__futex_abstimed_wait_common*", Bare),
             ("pthread_cond_wait", Wait),
             ("pthread_cond_timedwait", Wait),
             ("pthread_cond_clockwait", Wait),
@@ -22,7 +22,7 @@ pub(super) const GROUPS: &[Group] = &[
             ("__pthread_mutex_clocklock_common", at(Mutex, "pthread mutex", 0)),
             ("pthread_rwlock_rdlock", elsewhere(Rwlock, "pthread rwlock")),
             ("pthread_rwlock_wrlock", elsewhere(Rwlock, "pthread rwlock")),
-            ("__pthread_once_slow", elsewhere(Mutex, "pthread_once")),
+            ("__pthread_once_slow", once("pthread_once", None)),
             ("__pthread_clockjoin_ex", JOIN),
             ("clock_nanosleep", SLEEP),
             ("wait4", CHILD),

@@ -1,6 +1,6 @@
 //! Rust: the standard library, lock crates, executors.
 
-use super::Means::{Call, Pool, Rests, Wait};
+use super::Means::{Bare, Call, Pool, Rests, Wait};
 use super::*;
 use crate::model::wait::ResourceKind::{Mutex, Rwlock};
 
@@ -44,7 +44,7 @@ pub(super) const GROUPS: &[Group] = &[
             // The word that readers and writers wait for is the state; of writers only, the one behind it.
             ("rwlock::futex::RwLock::read_contended", at(Rwlock, "std RwLock", 0)),
             ("rwlock::futex::RwLock::write_contended", at(Rwlock, "std RwLock", -4)),
-            ("once::futex::Once::call", at(Mutex, "std Once", 0)),
+            ("once::futex::Once::call", once("std Once", Some(0))),
             ("condvar::futex::Condvar::wait", Wait),
             ("condvar::futex::Condvar::wait_optional_timeout", Wait),
             ("sync::barrier::Barrier::wait", Wait),
@@ -81,7 +81,7 @@ pub(super) const GROUPS: &[Group] = &[
             ("raw_rwlock::RawRwLock::lock_shared_slow", elsewhere(Rwlock, "parking_lot RwLock")),
             ("raw_rwlock::RawRwLock::lock_exclusive_slow", elsewhere(Rwlock, "parking_lot RwLock")),
             ("raw_rwlock::RawRwLock::wait_for_readers", elsewhere(Rwlock, "parking_lot RwLock")),
-            ("parking_lot::once::Once::call_once_slow", elsewhere(Mutex, "parking_lot Once")),
+            ("parking_lot::once::Once::call_once_slow", once("parking_lot Once", None)),
             ("parking_lot::condvar::Condvar::wait_until_internal", Wait),
         ],
     },
@@ -89,7 +89,7 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "parking_lot",
         known: Known::Source("parking_lot 0.12"),
         rows: &[
-            ("parking_lot_core::parking_lot::park", Wait),
+            ("parking_lot_core::parking_lot::park", Bare),
             ("raw_rwlock::RawRwLock::lock_upgradable_slow", elsewhere(Rwlock, "parking_lot RwLock")),
             ("raw_rwlock::RawRwLock::upgrade_slow", elsewhere(Rwlock, "parking_lot RwLock")),
         ],

@@ -22,6 +22,8 @@ pub(super) const GROUPS: &[Group] = &[
             ("ApplyLauncherMain", IDLE),
             // Backends are forked from the postmaster's loop: what is outside of this is how they were started.
             ("PostgresMain", Means::End),
+            ("AuxiliaryProcessMain", Means::End),
+            ("StartBackgroundWorker", Means::End),
             ("PostmasterMain", LOOP),
         ],
     },
@@ -30,6 +32,7 @@ pub(super) const GROUPS: &[Group] = &[
         known: Known::Source("PostgreSQL 15"),
         rows: &[
             ("PGSemaphoreLock", Wait),
+            ("StartAutoVacWorker", Means::End),
             ("LWLockAcquire", elsewhere(Mutex, "PostgreSQL LWLock")),
             ("LWLockAcquireOrWait", elsewhere(Mutex, "PostgreSQL LWLock")),
         ],
