@@ -121,3 +121,23 @@ fn a_thread_that_moved_on_has_no_stack() {
     judge.learn(with_stacks(vec![stack(&row, &LOCK)]));
     assert!(judge.host.stack(11).is_none());
 }
+
+#[test]
+fn bytes_that_look_like_a_rwlock_do_not_overrule_the_stack() {
+    // The mutex of Rust's `stdout`, as seen: the id of the thread that holds it, 62, lies 8 bytes in front.
+    let waiter = with_syscall(row(10, 11), 202, [0x5028, 0x89, 2, 0, 0, 0xffff_ffff]);
+    let learnt = |names: &[&str]| {
+        let mut read = thread_facts(&waiter, [vec![2], vec![0; 39]].concat());
+        let before = [0, 0, 62, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        read.memory.push(crate::proc::MemoryFact { addr: 0x5018, bytes: before, error: None });
+        let mut learnt = facts(vec![read]);
+        learnt.stacks = vec![stack(&waiter, names)];
+        learnt
+    };
+    let kinds = |names: &[&str]| {
+        look(vec![waiter.clone()], learnt(names), 100).iter().map(|found| found.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&["__futex_abstimed_wait_common", "pthread_rwlock_wrlock", "app"]), [Kind::LockWait]);
+    assert_eq!(kinds(&[&LOCK[..], &["std::io::stdio::_print", "app"]].concat()), []);
+    assert_eq!(kinds(&[&LOCK[..], &TASK].concat()), [Kind::LockWait], "inside of a task it is one, by its frames");
+}
