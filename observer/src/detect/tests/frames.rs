@@ -141,3 +141,13 @@ fn bytes_that_look_like_a_rwlock_do_not_overrule_the_stack() {
     assert_eq!(kinds(&[&LOCK[..], &["std::io::stdio::_print", "app"]].concat()), []);
     assert_eq!(kinds(&[&LOCK[..], &TASK].concat()), [Kind::LockWait], "inside of a task it is one, by its frames");
 }
+
+#[test]
+fn a_lock_inside_of_a_task_is_waited_for_until_it_is_ripe() {
+    let row = in_rust_mutex(11);
+    let mut judge = judge();
+    judge.advance(census(91, vec![row.clone()]), ProbeReading::default());
+    judge.learn(with_stacks(vec![stack(&row, &[&LOCK[..], &TASK].concat())]));
+    let turn = judge.advance(census(92, vec![row]), ProbeReading::default());
+    assert_eq!(turn.ripe_at_ns, Some(95 * S));
+}
