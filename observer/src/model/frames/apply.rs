@@ -7,18 +7,17 @@ use crate::model::wait::{Class, Resource, ResourceKind, Wait};
 /// itself decides.
 pub fn sharpen(wait: &mut Wait, reading: Reading) {
     let is_futex = wait.resource.as_ref().is_some_and(|resource| resource.kind == ResourceKind::Futex);
-    if is_futex && wait.owner.is_none() && wait.class == Class::Condition {
-        if let Some(lock) = reading.lock.filter(|_| reading.rest == Rest::Lock) {
-            wait.class = Class::Lock;
-            wait.by_frames = true;
-            let word = wait.resource.as_ref().and_then(|resource| resource.address);
-            // Where the lock lies is not known of all kinds: its waiters sleep on words of their own.
-            let resource = match word.zip(lock.offset).and_then(|(word, offset)| word.checked_add_signed(offset)) {
-                Some(address) => Resource::at(lock.kind, address),
-                None => Resource::of(lock.kind),
-            };
-            wait.resource = Some(resource.detailed(format!("({})", lock.named)));
-        }
+    let is_open = is_futex && wait.owner.is_none() && wait.class == Class::Condition;
+    if let Some(lock) = reading.lock.filter(|_| is_open && reading.rest == Rest::Lock) {
+        wait.class = Class::Lock;
+        wait.by_frames = true;
+        let word = wait.resource.as_ref().and_then(|resource| resource.address);
+        // Where the lock lies is not known of all kinds: its waiters sleep on words of their own.
+        let resource = match word.zip(lock.offset).and_then(|(word, offset)| word.checked_add_signed(offset)) {
+            Some(address) => Resource::at(lock.kind, address),
+            None => Resource::of(lock.kind),
+        };
+        wait.resource = Some(resource.detailed(format!("({})", lock.named)));
     }
     wait.reading = Some(reading);
 }
