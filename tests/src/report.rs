@@ -237,7 +237,7 @@ mod tests {
             "confidence": "certain", "state": "open", "since": "2026-01-01T00:00:00.1Z",
             "first_seen": "2026-01-01T00:00:01Z", "last_seen": "2026-01-01T00:00:01Z", "pid": 10, "comm": "deadlock",
             "container": null, "pod": null, "threads": [11, 12], "title": "t", "explanation": "e", "remedy": "r",
-            "chain": [edge(11, 12, "0x2000"), edge(12, 11, "0x1000")], "evidence": {} })
+            "chain": [edge(11, 12, "0x2000"), edge(12, 11, "0x1000")], "evidence": {}, "stacks": [] })
     }
 
     fn check(finding: Value, code: i32) -> Result<()> {

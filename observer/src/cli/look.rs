@@ -222,6 +222,9 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     }
     let judge = &session.judge;
     let findings = judge.ledger.open();
+    if look.end == End::Once {
+        output.settle(&findings);
+    }
     let pids = shown(judge, &findings);
     output.report(&setting, &judge.host, &pids, &findings, &session.account)?;
     // Last, with the report already out: the kernel waits for its readers before it lets a probe go, which on a

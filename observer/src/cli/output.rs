@@ -41,6 +41,11 @@ impl Output {
         self.found
     }
 
+    /// Forgets what was found and is over: one look answers for what it shows.
+    pub(super) fn settle(&mut self, findings: &[&Life]) {
+        self.found = findings.iter().any(|life| life.finding.severity >= Severity::Warning);
+    }
+
     /// What a census changed.
     pub(super) fn changes(&mut self, host: &Host, changes: &[(Change, Life)]) -> anyhow::Result<()> {
         self.found |= changes.iter().any(|(_, life)| life.finding.severity >= Severity::Warning);

@@ -42,7 +42,9 @@ impl Rule for LockWait {
                 {
                     continue;
                 }
-                End::Unknown if is_by_frames(host, last.waiter) && interrupted(host, last.waiter).is_none() => continue,
+                End::Unknown if graph::is_by_frames(host, last.waiter) && interrupted(host, last.waiter).is_none() => {
+                    continue;
+                }
                 End::Unknown => {
                     let pid = host.row(last.waiter).map_or(0, |row| row.process.pid);
                     Root::Lock(pid, address(host, last))
@@ -120,11 +122,6 @@ fn leads_followers(host: &Host, root: Root) -> Option<bool> {
 fn address(host: &Host, hop: &Hop) -> u64 {
     let word = || host.wait(hop.waiter).map(|wait| wait.args[0]);
     hop.resource.address.or_else(word).unwrap_or(0)
-}
-
-/// Whether only the frames say that a thread waits for a lock.
-fn is_by_frames(host: &Host, waiter: Pid) -> bool {
-    host.confirmed_wait(waiter).is_some_and(|(_, wait)| wait.by_frames)
 }
 
 /// The job that a lock interrupts, if it is one that must not block: everything else on its thread waits with it. A pool's

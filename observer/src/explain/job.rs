@@ -10,7 +10,6 @@ use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
 use crate::proc::{Frame, MemoryFact, MemoryRange, Stack, StackEnd, StackFact, StackWant, memory};
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,7 +47,7 @@ pub(super) fn explain(library: &Library, wants: &[StackWant], steps: &Steps) -> 
         outcome.count("unusable file");
     }
     let until = Instant::now() + LONGEST;
-    let mut names = Naming { space: &space, via, perf_map: None, known: HashMap::new(), until };
+    let mut names = Naming { space: &space, library, via, perf_map: None, known: HashMap::new(), until };
     for wants in wants.chunks(TOGETHER) {
         steps.begin("stacks");
         let walked = walk_all(&space, &mappings, wants, until, &mut outcome);
@@ -147,10 +146,11 @@ fn first_range(mappings: &[Mapping], sp: u64) -> MemoryRange {
 /// Names frames; threads that stand at the same place share one stack.
 struct Naming<'a> {
     space: &'a AddressSpace,
+    library: &'a Library,
     /// A thread through which the process is read.
     via: Pid,
     /// Loaded at the first frame that needs it.
-    perf_map: Option<Option<PerfMap>>,
+    perf_map: Option<Option<Arc<PerfMap>>>,
     known: HashMap<(Vec<RawFrame>, StackEnd), Arc<Stack>>,
     until: Instant,
 }
@@ -209,8 +209,9 @@ impl Naming<'_> {
 
     fn perf_map(&mut self) -> Option<&PerfMap> {
         let via = self.via;
-        let load = || PerfMap::load(Path::new(&format!("/proc/{via}/root")), own_pid(via)?);
-        self.perf_map.get_or_insert_with(load).as_ref()
+        let library = self.library;
+        let load = || library.perf_map(via, own_pid(via)?);
+        self.perf_map.get_or_insert_with(load).as_deref()
     }
 }
 

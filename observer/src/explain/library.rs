@@ -6,14 +6,14 @@
 use super::bus_errors;
 use super::go::{GoFrame, PcLineTable};
 use super::image::{Image, ImageError};
-use super::names::{Named, Names};
+use super::names::{Named, Names, PerfMap};
 use super::unwind::cfi::Cfi;
 use super::unwind::stack_memory;
 use crate::census::Pid;
 use crate::proc::maps::Mapping;
 use nix::fcntl::OFlag;
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Images kept, whoever uses them.
 const MAX_IMAGES: usize = 1024;
+/// Perf maps kept.
+const MAX_PERF_MAPS: usize = 8;
 /// Memory for names of images that nobody uses at the moment, bytes.
 const MAX_BYTES: usize = 256 << 20;
 /// Addresses of one image whose names are kept.
@@ -125,6 +127,19 @@ struct FileKey {
     root: (u64, u64),
 }
 
+impl FileKey {
+    fn new(about: &Metadata, root: &Path) -> Self {
+        Self {
+            device: about.dev(),
+            inode: about.ino(),
+            size: about.size(),
+            modified: (about.mtime(), about.mtime_nsec()),
+            changed: (about.ctime(), about.ctime_nsec()),
+            root: root.metadata().map_or((0, 0), |root| (root.dev(), root.ino())),
+        }
+    }
+}
+
 /// The files known so far.
 #[derive(Debug, Default)]
 pub(super) struct Library {
@@ -135,6 +150,7 @@ pub(super) struct Library {
 struct State {
     images: HashMap<FileKey, (Arc<Loaded>, u64)>,
     vdsos: Vec<Arc<Loaded>>,
+    perf_maps: VecDeque<(FileKey, Arc<PerfMap>)>,
     calls: u64,
 }
 
@@ -144,14 +160,7 @@ impl Library {
         let file = open(pid, mapping)?;
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         let about = file.metadata().map_err(|e| e.to_string())?;
-        let key = FileKey {
-            device: about.dev(),
-            inode: about.ino(),
-            size: about.size(),
-            modified: (about.mtime(), about.mtime_nsec()),
-            changed: (about.ctime(), about.ctime_nsec()),
-            root: root.metadata().map_or((0, 0), |root| (root.dev(), root.ino())),
-        };
+        let key = FileKey::new(&about, &root);
         if let Some(known) = self.known(&key) {
             return Ok(known);
         }
@@ -188,6 +197,32 @@ impl Library {
             state.vdsos.push(Arc::clone(&loaded));
         }
         Some(loaded)
+    }
+
+    /// The names of code that a process made at run time, if it wrote them down. `via`: a thread of it; `own_pid`: its PID in
+    /// its own namespace. What somebody else wrote is not believed.
+    pub(super) fn perf_map(&self, via: Pid, own_pid: Pid) -> Option<Arc<PerfMap>> {
+        let root = PathBuf::from(format!("/proc/{via}/root"));
+        let file = PerfMap::open(&root, own_pid)?;
+        let about = file.metadata().ok()?;
+        let owner = std::fs::metadata(format!("/proc/{via}")).ok()?.uid();
+        if about.uid() != owner && about.uid() != 0 {
+            return None;
+        }
+        let key = FileKey::new(&about, &root);
+        let lock = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = lock().perf_maps.iter().find(|(known, _)| *known == key) {
+            return Some(Arc::clone(known));
+        }
+        let map = Arc::new(PerfMap::read(file)?);
+        let mut state = lock();
+        // A map grows with its program: an older state of it is of no use.
+        state.perf_maps.retain(|(known, _)| (known.device, known.inode) != (key.device, key.inode));
+        state.perf_maps.push_back((key, Arc::clone(&map)));
+        if state.perf_maps.len() > MAX_PERF_MAPS {
+            state.perf_maps.pop_front();
+        }
+        Some(map)
     }
 
     /// Forgets what has not been used for longest, until the rest fits. May wait for other readers.

@@ -114,6 +114,11 @@ fn child_id_in_namespace_of(parent: &ThreadRow, child: &ThreadRow) -> Pid {
     if parent.pidns == child.pidns { child.own.1 } else { child.process.pid }
 }
 
+/// Whether only the frames say that a thread waits for a lock.
+pub fn is_by_frames(host: &Host, waiter: Pid) -> bool {
+    host.confirmed_wait(waiter).is_some_and(|(_, wait)| wait.by_frames)
+}
+
 /// Follows a waiter to the end of its chain. `None` if it waits for nobody.
 pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
     let mut hops = vec![edge(host, tid)?];
@@ -128,7 +133,9 @@ pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
         if !seen.insert(next) {
             break hops.iter().position(|hop| hop.waiter == next).map_or(End::Unknown, End::Cycle);
         }
-        match edge(host, next).filter(|_| hops.len() < MAX_HOPS) {
+        // A holder that waits for a lock nobody can be named for is as far as it goes: it is the one to look at.
+        let onward = edge(host, next).filter(|hop| hop.owner.is_some() || !is_by_frames(host, next));
+        match onward.filter(|_| hops.len() < MAX_HOPS) {
             Some(hop) => hops.push(hop),
             None => break End::Root(next),
         }

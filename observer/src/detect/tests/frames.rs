@@ -107,6 +107,17 @@ fn frames_name_the_lock_but_never_overrule_an_owner() {
 }
 
 #[test]
+fn a_holder_at_a_lock_without_owner_is_still_named() {
+    let (holder, waiter) = (in_rust_mutex(11), in_mutex(10, 12, 0x1000));
+    let mut learnt = facts(vec![thread_facts(&waiter, mutex_bytes(2, 0, 11, 1, 0))]);
+    learnt.stacks = vec![stack(&holder, &LOCK)];
+    let found = look(vec![holder, waiter], learnt, 100);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait]);
+    assert_eq!(found[0].evidence["holder_tid"], 11);
+    assert!(found[0].title.contains("std Mutex"), "{}", found[0].title);
+}
+
+#[test]
 fn a_thread_that_moved_on_has_no_stack() {
     let row = in_rust_mutex(11);
     let mut judge = judge();

@@ -2,6 +2,7 @@
 
 use crate::proc::open_in_root;
 use std::collections::BinaryHeap;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -34,6 +35,12 @@ pub struct PerfMap {
     entries: Vec<Entry>,
     /// Sorted, disjoint.
     pieces: Vec<Piece>,
+}
+
+impl std::fmt::Debug for PerfMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PerfMap").field("entries", &self.entries.len()).finish()
+    }
 }
 
 impl PerfMap {
@@ -69,10 +76,14 @@ impl PerfMap {
         Self { text, entries, pieces }
     }
 
-    /// Reads `/tmp/perf-PID.map` of a process: `root` is where it sees its files, `own_pid` its PID in its own
+    /// Opens `/tmp/perf-PID.map` of a process: `root` is where it sees its files, `own_pid` its PID in its own
     /// namespace. May block on the file system.
-    pub fn load(root: &Path, own_pid: u32) -> Option<Self> {
-        let file = open_in_root(root, Path::new(&format!("/tmp/perf-{own_pid}.map"))).ok()?;
+    pub fn open(root: &Path, own_pid: u32) -> Option<File> {
+        open_in_root(root, Path::new(&format!("/tmp/perf-{own_pid}.map"))).ok()
+    }
+
+    /// Reads an open map.
+    pub fn read(file: File) -> Option<Self> {
         let mut bytes = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
         Some(Self::parse(&bytes))
@@ -131,6 +142,11 @@ fn disjoint(entries: &[Entry]) -> Vec<Piece> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may fail")]
     use super::*;
+
+    fn load(root: &Path, own_pid: u32) -> Option<PerfMap> {
+        PerfMap::read(PerfMap::open(root, own_pid)?)
+    }
+
     use crate::explain::names::tests::Random;
 
     #[test]
@@ -189,12 +205,12 @@ mod tests {
     fn only_from_a_regular_file() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("tmp")).unwrap();
-        assert!(PerfMap::load(root.path(), 7).is_none());
+        assert!(load(root.path(), 7).is_none());
         std::fs::write(root.path().join("tmp/perf-7.map"), "10 10 f\n").unwrap();
-        assert_eq!(PerfMap::load(root.path(), 7).unwrap().lookup(0x11), Some("f"));
+        assert_eq!(load(root.path(), 7).unwrap().lookup(0x11), Some("f"));
         nix::unistd::mkfifo(&root.path().join("tmp/perf-8.map"), nix::sys::stat::Mode::S_IRUSR).unwrap();
-        assert!(PerfMap::load(root.path(), 8).is_none());
+        assert!(load(root.path(), 8).is_none());
         std::os::unix::fs::symlink("/etc/passwd", root.path().join("tmp/perf-9.map")).unwrap();
-        assert!(PerfMap::load(root.path(), 9).is_none(), "a link leads within the root");
+        assert!(load(root.path(), 9).is_none(), "a link leads within the root");
     }
 }

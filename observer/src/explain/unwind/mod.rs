@@ -199,9 +199,9 @@ fn by_go_tables(
 ) -> Option<Result<Step, String>> {
     let go = loaded.go()?;
     let size = go.frame_size(svma)?;
-    let name = go.function(svma)?.name;
-    let name = name.strip_suffix(".abi0").unwrap_or(&name);
-    if GO_ROOTS.contains(&name) {
+    let function = go.function(svma)?;
+    let name = function.name.strip_suffix(".abi0").unwrap_or(&function.name);
+    if function.top_frame || GO_ROOTS.contains(&name) {
         return Some(Ok(Step::Root));
     }
     if GO_SWITCHES.contains(&name) {

@@ -11,11 +11,8 @@ pub fn sharpen(wait: &mut Wait, reading: Reading) {
         wait.resource = Some(Resource::at(ResourceKind::Futex, wait.args[0]));
     }
     let is_futex = wait.resource.as_ref().is_some_and(|resource| resource.kind == ResourceKind::Futex);
-    if is_futex
-        && wait.owner.is_none()
-        && wait.class == Class::Condition
-        && let Some(lock) = reading.lock.filter(|_| reading.rest == Rest::Lock)
-    {
+    let is_open = is_futex && wait.owner.is_none() && wait.class == Class::Condition;
+    if let Some(lock) = reading.lock.filter(|_| is_open && reading.rest == Rest::Lock) {
         wait.class = Class::Lock;
         wait.by_frames = true;
         let word = wait.resource.as_ref().and_then(|resource| resource.address);
