@@ -35,6 +35,8 @@ pub struct Session {
     probes: Option<ProbePlane>,
     gatherer: Gatherer,
     explainer: Explainer,
+    /// Threads whose stacks are still being worked on.
+    unexplained: usize,
     /// Stacks explained between two turns: they belong to the next observation.
     between: Vec<StackFact>,
     /// Loaded when the first kernel stack is to be named.
@@ -58,6 +60,7 @@ impl Session {
             probes,
             gatherer: Gatherer::new(GatherSettings::default()),
             explainer: Explainer::new(ExplainSettings::default()),
+            unexplained: 0,
             between: Vec::new(),
             kallsyms: None,
             recorder: None,
@@ -127,6 +130,11 @@ impl Session {
         facts.blocked_reads.extend(self.explainer.blocked());
     }
 
+    /// Whether the next turn will know stacks that this one did not.
+    pub fn awaits_stacks(&self) -> bool {
+        self.unexplained > 0 || self.judge.host.has_fresh_stacks()
+    }
+
     /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them
     /// slept through; the answer is how many were asked for.
     pub fn explain_all(&mut self, deadline: Duration) -> usize {
@@ -143,6 +151,7 @@ impl Session {
         let deadline = if wants.is_empty() { Duration::ZERO } else { deadline };
         let explained = self.explainer.stacks(wants, deadline);
         self.account.fail_unwinds(&explained.lost);
+        self.unexplained = explained.pending;
         self.judge.learn_stacks(&explained.stacks);
         explained.stacks
     }

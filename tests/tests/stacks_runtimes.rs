@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use observer_tests::blocked::GO;
-use observer_tests::compile::{installed, java_classes, sources};
+use observer_tests::compile::{installed, java_classes, sources, target_dir};
 use observer_tests::observer::{Observer, look_at};
 use observer_tests::report::Report;
 use observer_tests::stack::Stack;
@@ -19,7 +19,8 @@ const FUTEX: u32 = 202;
 fn start(command: &[&str]) -> Result<Victim> {
     let (program, args) = command.split_first().context("a command")?;
     let mut start = Command::new(program);
-    start.args(args);
+    // Node leaves logs where it was started.
+    start.args(args).current_dir(target_dir()?);
     Unready::start_command(start, command.join(" "))?.ready()
 }
 

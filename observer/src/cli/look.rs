@@ -20,6 +20,8 @@ const FIRST_GAP: Duration = Duration::from_millis(300);
 const SOONEST: Duration = Duration::from_millis(100);
 /// What the stacks of a report may take, all threads of the processes looked at together.
 const FOR_STACKS: Duration = Duration::from_secs(5);
+/// So many turns of one look may be for the sake of stacks that have just come.
+const FRESH_TURNS: u64 = 4;
 /// How often the stack of a thread is tried that runs in between.
 const TRIES: usize = 3;
 /// `--once` waits at most so much longer than the threshold.
@@ -272,7 +274,10 @@ fn go_round(
         // A census that took longer than the interval must not be followed by a rush of others.
         next = next.max(Instant::now());
         if end == End::Once && number >= 2 {
-            let Some(ripe) = turn.ripe_at_ns else { break };
+            // A process that never rests has new stacks at every turn: that ends the look, too.
+            let fresh = number <= FRESH_TURNS && session.awaits_stacks();
+            let now = session.judge.host.now_ns();
+            let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.
             let left = Duration::from_nanos(ripe.saturating_sub(session.judge.host.now_ns()));
             next = next.min(Instant::now() + left.max(SOONEST) + Duration::from_millis(20));

@@ -197,7 +197,7 @@ fn finding(
                 job.runtime, reading.by
             );
             finding.explanation = format!(
-                "The stack of {who} is in {}, under {}: it waits for {lock} inside of {what}, and {rest} waits with it. Locks of this kind do not record their holder, so it is not named here.",
+                "The stack of {who} is in {}, under {}: it waits for {lock} inside of {what}, and {rest} waits with it. Its holder is not known.",
                 reading.by, job.by
             );
             finding.remedy = "Read the stack: the function between the two frames takes the lock. Find who holds it for so long (often the same task, across an await, or one that waits for this thread), and use a lock made for asynchronous code, or none.".to_owned();

@@ -59,6 +59,11 @@ fn is_of(fact: &StackFact, row: &ThreadRow) -> bool {
 }
 
 impl Host {
+    /// Whether there are stacks that the next census will confirm or drop.
+    pub fn has_fresh_stacks(&self) -> bool {
+        self.stacks.0.values().any(|known| !known.confirmed)
+    }
+
     /// Takes stacks; one whose thread has moved on already is not kept.
     pub fn learn_stacks(&mut self, facts: &[StackFact]) {
         // Threads at the same place share a stack: it is read once.
@@ -80,9 +85,10 @@ impl Host {
     }
 
     /// Whose stacks the judgement needs: waits on a futex that says nothing of an owner, once they have lasted half the
-    /// threshold, and holders of locks that sleep themselves. Each is asked for once a sleep.
+    /// threshold (at once where single processes are looked at), and holders of locks that sleep themselves. Each is asked for once a sleep.
     pub fn stack_wants(&self, scope: &Scope) -> Vec<StackWant> {
-        let long = scope.threshold_ns / 2;
+        // Of processes that were asked for, at once: a single look must not have to come back for them.
+        let long = if scope.processes.is_some() { 0 } else { scope.threshold_ns / 2 };
         let ambiguous = |row: &&ThreadRow| {
             // The cheap questions first: this is asked of every thread at every census.
             let futex = row.syscall.is_some_and(|call| Call::lookup(call.number, row.compat).is_futex());
