@@ -1,16 +1,13 @@
 //! Which language runtime and which C library a process runs, from its program and its maps.
 
-use super::Libc;
 use super::elf::{Elf, PF_W, PT_LOAD, Section};
 use super::in_root::open_in_root;
+use super::{Libc, maps};
 use crate::census::Pid;
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 
-/// Maps beyond this many bytes are not looked at (about 80,000 mappings).
-const MAX_MAPS: u64 = 8 << 20;
 /// How much of a program's constants is searched for a version.
 const MAX_SEARCH: u64 = 64 << 20;
 
@@ -18,24 +15,8 @@ const MAX_SEARCH: u64 = 64 << 20;
 ///
 /// May block on the target's mmap lock: call it on a reader of the pool.
 pub(crate) fn mapped_files(pid: Pid) -> std::io::Result<BTreeSet<String>> {
-    let mut lines = BufReader::new(File::open(format!("/proc/{pid}/maps"))?.take(MAX_MAPS));
-    let mut files = BTreeSet::new();
-    let mut line = Vec::new();
-    while {
-        line.clear();
-        lines.read_until(b'\n', &mut line)?
-    } > 0
-    {
-        // Only a file name has a slash; line ends in it are escaped.
-        let Some(start) = line.iter().position(|&b| b == b'/') else {
-            continue;
-        };
-        let name = String::from_utf8_lossy(line[start..].trim_ascii_end());
-        if !files.contains(name.as_ref()) {
-            files.insert(name.into_owned());
-        }
-    }
-    Ok(files)
+    let mappings = maps::read(pid)?;
+    Ok(mappings.into_iter().map(|mapping| mapping.name).filter(|name| name.starts_with('/')).collect())
 }
 
 /// What was found out about a program.
