@@ -277,9 +277,10 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, processes, connecting, unread, blocked_reads, lost } = more;
+    let Facts { threads, stacks, monitors, processes, connecting, unread, blocked_reads, lost } = more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
+    all.monitors.extend(monitors);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.connecting = connecting;

@@ -428,3 +428,4 @@ fn life_of_a_finding() {
 }
 
 mod frames;
+mod monitors;

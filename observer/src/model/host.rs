@@ -2,6 +2,7 @@
 
 use super::decode::{self, Known, Memory};
 use super::holding::{Named, Queue};
+use super::monitors::Monitors;
 use super::probes::ProbeHistory;
 use super::scope::Scope;
 use super::stacks::{Stacks, sharpened};
@@ -71,6 +72,7 @@ pub struct Host {
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
     pub(super) stacks: Stacks,
+    pub(super) monitors: Monitors,
 }
 
 /// How often a row's thread was switched out: the same number twice means it slept in between.
@@ -96,6 +98,7 @@ impl Host {
             still
         });
         self.stacks.advance(|tid| find(rows, tid));
+        self.monitors.advance(|tid| find(rows, tid).map(|row| row.process));
         self.note_first_sight(now);
         let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
         self.processes.retain(|id, _| processes.contains(id));
@@ -119,6 +122,7 @@ impl Host {
     /// Facts gathered after the last census.
     pub fn learn(&mut self, facts: Facts) {
         self.learn_stacks(&facts.stacks);
+        self.learn_monitors(facts.monitors);
         for process in facts.processes {
             self.processes.insert(process.process, process);
         }
@@ -279,6 +283,10 @@ impl Host {
 
     /// Since when a blocked thread is off the CPU.
     pub fn since(&self, row: &ThreadRow) -> Since {
+        // A wait that sleeps in short turns is one wait.
+        if let Some(at) = self.monitors.get(row.tid).filter(|at| at.is_confirmed()) {
+            return Since { ns: at.since_ns, exact: false };
+        }
         match row.off_cpu_since_ns {
             Some(ns) => Since { ns, exact: true },
             None => Since { ns: self.first_seen.get(&row.tid).map_or(self.now_ns(), |seen| seen.1), exact: false },
@@ -300,6 +308,10 @@ impl Host {
 
     /// The wait of a thread, with facts where they are known, else from its row alone.
     pub fn wait(&self, tid: Pid) -> Option<Wait> {
+        if let Some(at) = self.monitors.get(tid) {
+            let reading = self.stacks.reading(tid).cloned();
+            return Some(Wait { reading, ..at.wait.clone() });
+        }
         match self.suspects.get(&tid) {
             Some(suspect) => suspect.wait.clone(),
             None if let Some(known) = self.stacks.get(tid) => known.wait.clone(),
@@ -309,15 +321,20 @@ impl Host {
 
     /// Waits proven to have lasted from one census to the next: their memory or their stack was read in between.
     pub fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &Wait)> {
-        let suspects = self.suspects.iter().filter(|(_, s)| s.confirmed);
+        let at_monitors = self.monitors.confirmed().filter_map(|(tid, at)| Some((self.row(tid)?, &at.wait)));
+        let is_other = |tid: Pid| self.monitors.get(tid).is_none();
+        let suspects = self.suspects.iter().filter(move |(tid, s)| s.confirmed && is_other(**tid));
         let by_memory = suspects.filter_map(|(tid, s)| Some((self.row(*tid)?, s.wait.as_ref()?)));
-        let others = self.stacks.confirmed().filter(|(tid, _)| !self.suspects.contains_key(tid));
+        let others = self.stacks.confirmed().filter(move |(tid, _)| !self.suspects.contains_key(tid) && is_other(*tid));
         let by_stack = others.filter_map(|(tid, known)| Some((self.row(tid)?, known.wait.as_ref()?)));
-        by_memory.chain(by_stack)
+        at_monitors.chain(by_memory).chain(by_stack)
     }
 
     /// The confirmed wait of one thread.
     pub fn confirmed_wait(&self, tid: Pid) -> Option<(&ThreadRow, &Wait)> {
+        if let Some(at) = self.monitors.get(tid) {
+            return Some((self.row(tid)?, &at.wait)).filter(|_| at.is_confirmed());
+        }
         let wait = match self.suspects.get(&tid) {
             Some(suspect) => suspect.wait.as_ref().filter(|_| suspect.confirmed),
             None => self.stacks.get(tid).filter(|known| known.confirmed)?.wait.as_ref(),
@@ -347,6 +364,9 @@ impl Host {
     /// nanoseconds): since its owner sleeps, or since this thread is the first in the queue, which the next
     /// release would wake. `None` if that cannot be said of this thread.
     pub fn held_since(&self, waiter: Pid) -> Option<u64> {
+        if let Some(at) = self.monitors.get(waiter) {
+            return Some(at.since_ns).filter(|_| at.is_confirmed() && at.wait.owner.is_some());
+        }
         let suspect = self.suspects.get(&waiter).filter(|s| s.confirmed)?;
         let Owner::Thread(owner) = self.owner_of(suspect.wait.as_ref()?, self.row(waiter)?)? else { return None };
         let asleep = self.row(owner).filter(|row| row.is_blocked()).map(|row| self.since(row).ns);

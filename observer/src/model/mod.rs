@@ -5,6 +5,7 @@ pub mod frames;
 pub mod graph;
 mod holding;
 pub mod host;
+mod monitors;
 pub mod observation;
 pub mod probes;
 pub mod scope;

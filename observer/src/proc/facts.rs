@@ -1,5 +1,6 @@
 //! Facts about suspects: plain data, gathered by this room, judged by `model`.
 
+use super::monitors::JavaMonitors;
 use super::stack::StackFact;
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -227,6 +228,9 @@ pub struct Facts {
     /// User stacks, of suspects and of what is reported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stacks: Vec<StackFact>,
+    /// Threads at Java monitors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub monitors: Vec<JavaMonitors>,
     /// Per process, when first needed or changed.
     pub processes: Vec<ProcessFacts>,
     /// Sockets in SYN-SENT.

@@ -100,7 +100,16 @@ impl Gatherer {
         }
         let processes = self.known(processes, &mut lost);
         self.trim();
-        Facts { threads, stacks: Vec::new(), processes, connecting, unread, blocked_reads: self.pool.blocked(), lost }
+        Facts {
+            threads,
+            stacks: Vec::new(),
+            monitors: Vec::new(),
+            processes,
+            connecting,
+            unread,
+            blocked_reads: self.pool.blocked(),
+            lost,
+        }
     }
 
     /// How the readers fare.

@@ -1,0 +1,81 @@
+//! Java monitors: read several times, since their waiters sleep in short turns.
+
+use super::*;
+use crate::proc::{JavaMonitor, JavaMonitors};
+
+fn at(waiter: u32, monitor: u64, owner: Option<u32>) -> JavaMonitor {
+    JavaMonitor { waiter, monitor, owner, entering: true }
+}
+
+/// Turns a second apart, from second 100 on; every thread has slept anew before each.
+fn turns(tids: &[u32], readings: &[Vec<JavaMonitor>]) -> Judge {
+    let mut judge = judge();
+    for (turn, monitors) in (0_u64..).zip(readings) {
+        let rows = tids.iter().map(|tid| {
+            let mut row = with_syscall(row(10, *tid), 202, [0x7000 + u64::from(*tid), 0x89, 0, 0x100, 0, 0]);
+            row.nvcsw += turn;
+            row.off_cpu_since_ns = Some((100 + turn) * S - S / 2);
+            row
+        });
+        judge.advance(census(100 + turn, rows.collect()), ProbeReading::default());
+        let process = crate::model::testkit::process(10);
+        let monitors = vec![JavaMonitors { process, monitors: monitors.clone(), missing: None }];
+        judge.learn(Facts { monitors, ..Facts::default() });
+    }
+    judge
+}
+
+fn found(judge: &Judge) -> Vec<Finding> {
+    judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect()
+}
+
+#[test]
+fn a_circle_of_three_that_stays_is_a_deadlock() {
+    let circle = || vec![at(11, 0xa0, Some(12)), at(12, 0xb0, Some(13)), at(13, 0xc0, Some(11))];
+    let found = found(&turns(&[11, 12, 13], &vec![circle(); 4]));
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Likely));
+    assert_eq!(found[0].threads, [11, 12, 13]);
+    assert!(found[0].explanation.contains("Java monitor"), "{}", found[0].explanation);
+    assert!(found[0].explanation.contains("None of these waits has a time limit"), "{}", found[0].explanation);
+    assert_eq!(found[0].evidence["since_exact"], false);
+    assert!(turns(&[11, 12, 13], &vec![circle(); 3]).ledger.open().is_empty(), "two readings before the last census");
+}
+
+#[test]
+fn monitors_that_change_hands_are_no_hang() {
+    let readings: Vec<_> = (0..40)
+        .map(|turn| if turn % 2 == 0 { vec![at(11, 0xa0, Some(12))] } else { vec![at(12, 0xa0, Some(11))] })
+        .collect();
+    assert!(turns(&[11, 12], &readings).ledger.open().is_empty());
+    // Torn: each half of the circle is seen, never both for long.
+    let readings: Vec<_> = (0..40)
+        .map(|turn| match turn % 3 {
+            0 => vec![at(11, 0xa0, Some(12)), at(12, 0xb0, Some(11))],
+            1 => vec![at(11, 0xa0, Some(12))],
+            _ => vec![],
+        })
+        .collect();
+    assert!(turns(&[11, 12], &readings).ledger.open().is_empty());
+}
+
+#[test]
+fn an_owner_that_sleeps_with_the_monitor_holds_it() {
+    let behind = || vec![at(11, 0xa0, Some(12)), at(13, 0xa0, Some(12))];
+    let found = found(&turns(&[11, 12, 13], &vec![behind(); 9]));
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait]);
+    assert_eq!((&found[0].evidence["holder_tid"], &found[0].evidence["waiters"]), (&12.into(), &2.into()));
+    assert!(turns(&[11, 12, 13], &vec![behind(); 4]).ledger.open().is_empty(), "below the threshold");
+}
+
+#[test]
+fn what_could_not_be_read_changes_nothing() {
+    let mut judge = turns(&[11, 12], &vec![vec![at(11, 0xa0, Some(12)), at(12, 0xb0, Some(11))]; 4]);
+    let process = crate::model::testkit::process(10);
+    let missing = Some("no table".to_owned());
+    judge.learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing }], ..Facts::default() });
+    assert_eq!(judge.host.confirmed_wait(11).unwrap().1.resource.as_ref().unwrap().address, Some(0xa0));
+    judge
+        .learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing: None }], ..Facts::default() });
+    assert!(judge.host.confirmed_wait(11).is_none());
+}
