@@ -67,7 +67,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
 
 fn want(row: &ThreadRow) -> Option<StackWant> {
     let registers = row.registers?;
-    Some(StackWant { process: row.process, tid: row.tid, switches: model::switches(row), registers })
+    Some(StackWant {
+        process: row.process,
+        tid: row.tid,
+        switches: model::switches(row),
+        registers,
+        sought: Vec::new(),
+    })
 }
 
 fn show(out: &mut impl Write, fact: &StackFact) -> std::io::Result<()> {

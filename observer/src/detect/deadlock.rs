@@ -3,7 +3,7 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
-use crate::model::graph::{End, Hop};
+use crate::model::graph::{self, End, Hop};
 use crate::model::{Confidence, Host, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,12 +30,22 @@ impl Rule for Deadlock {
             let entry = cycles.entry(members).or_insert_with(|| (cycle.to_vec(), BTreeSet::new()));
             entry.1.extend(outside.iter().map(|hop| hop.waiter));
         }
-        let findings = cycles
+        let mut verdict = Verdict::default();
+        for circle in graph::circles_by_reference(context.host) {
+            let mut members: Vec<Pid> = circle.iter().map(|hop| hop.waiter).collect();
+            members.sort_unstable();
+            // An inference needs time on its side, too: all of them have waited for long.
+            let since = members.iter().filter_map(|tid| context.host.row(*tid)).map(|row| context.host.since(row).ns);
+            if !cycles.contains_key(&members) && verdict.is_ripe(since.max().unwrap_or(u64::MAX), context) {
+                cycles.insert(members, (circle, BTreeSet::new()));
+            }
+        }
+        verdict.findings = cycles
             .into_iter()
             .filter(|(members, (_, queued))| context.in_scope(members.iter().chain(queued)))
             .map(|(members, (cycle, queued))| finding(context.host, &members, rotate(cycle), &queued))
             .collect();
-        Verdict { findings, ripe_at_ns: None }
+        verdict
     }
 }
 
@@ -81,7 +91,7 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
         .fact("cycle", members.len())
         .fact("processes", processes.iter().copied().collect::<Vec<_>>())
         .fact("also_blocked", queued.iter().copied().collect::<Vec<_>>());
-    finding.severity = Severity::Critical;
+    finding.severity = if confidence == Confidence::Possible { Severity::Warning } else { Severity::Critical };
     finding.confidence = confidence;
     finding.title = match members.len() {
         1 => format!("{} waits for a lock that it holds itself", host.name(members[0])),
@@ -102,7 +112,8 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
         1 => " One more thread waits behind them.".to_owned(),
         n => format!(" {n} more threads wait behind them."),
     };
-    finding.explanation = format!("{steps}. The circle has been closed for {age}. {ending}{others}");
+    let inferred = inference(host, members, &cycle);
+    finding.explanation = format!("{steps}. The circle has been closed for {age}. {ending}{others}{inferred}");
     finding.remedy = if members.len() == 1 {
         "Find the path on which this thread takes the same lock twice; use a recursive lock or split the function. The process must be restarted.".to_owned()
     } else {
@@ -110,6 +121,28 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
     };
     finding.chain = links_with(&cycle, queued, host);
     finding
+}
+
+/// What a circle rests on that was closed by references.
+fn inference(host: &Host, members: &[Pid], cycle: &[Hop]) -> String {
+    let members: BTreeSet<Pid> = members.iter().copied().collect();
+    let by_reference = || cycle.iter().filter(|hop| hop.how == graph::BY_REFERENCE);
+    if by_reference().next().is_none() {
+        return String::new();
+    }
+    let others: BTreeSet<Pid> =
+        by_reference().flat_map(|hop| host.others_with_reference(hop.waiter, &members)).collect();
+    let names: Vec<String> = others.iter().take(3).map(|tid| host.name(*tid)).collect();
+    let rest = match (names.is_empty(), others.len().saturating_sub(names.len())) {
+        (true, _) => "Every other thread of the process was searched, and has none.".to_owned(),
+        (false, more) => {
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("{}{more} may have one as well: then this is a queue behind it, and no circle.", names.join(", "))
+        }
+    };
+    format!(
+        " These locks do not record their holder: it is taken to be the thread that sleeps with a reference to the lock in a live frame. {rest}"
+    )
 }
 
 fn describe(hop: &Hop) -> String {

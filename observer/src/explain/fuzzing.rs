@@ -55,7 +55,10 @@ pub fn walk_stack(
     regions.sort_by_key(|region| region.at.start);
     let space = AddressSpace::of(regions.into_iter().map(|region| (region.at, region.module)));
     let mut memory = StackMemory::new(NOBODY, Some((start, bytes)));
-    let (frames, end) = walk(&space, &mut memory, registers, Instant::now() + LONGEST);
+    let walked = walk(&space, &mut memory, registers, Instant::now() + LONGEST);
+    // Searching its frames must end as well, whatever the walk made of them.
+    walked.mentions(&mut memory, &[0, registers.sp]);
+    let (end, frames) = (walked.end(), walked.frames);
     (frames.iter().map(|frame| (frame.address, frame.is_return, frame.found_by)).collect(), end)
 }
 

@@ -4,11 +4,11 @@ use super::address_space::{AddressSpace, Place};
 use super::library::Library;
 use super::names::{Named, PerfMap};
 use super::unwind::stack_memory::{FIRST, StackMemory};
-use super::unwind::{OUT_OF_TIME, RawFrame, walk};
+use super::unwind::{OUT_OF_TIME, RawFrame, Walked, walk};
 use crate::census::Pid;
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
-use crate::proc::{Frame, MemoryFact, MemoryRange, Stack, StackEnd, StackFact, StackWant, memory};
+use crate::proc::{Frame, MemoryFact, MemoryRange, Mention, Stack, StackEnd, StackFact, StackWant, memory};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,12 +53,14 @@ pub(super) fn explain(library: &Library, wants: &[StackWant], steps: &Steps) -> 
         let walked = walk_all(&space, &mappings, wants, until, &mut outcome);
         // Here nothing is read of the process: a long look at debug information is no sign of a stuck target.
         steps.compute();
-        for (want, (frames, end)) in wants.iter().zip(walked) {
-            let stack = names.stack(frames, end);
+        for (want, (walked, mentions)) in wants.iter().zip(walked) {
+            let end = walked.end();
+            let stack = names.stack(walked.frames, end);
             if let StackEnd::Stopped(why) = &stack.end {
                 outcome.count(kind_of(why));
             }
-            outcome.stacks.push(StackFact { tid: want.tid, process, switches: want.switches, stack });
+            let (tid, switches, sought) = (want.tid, want.switches, want.sought.clone());
+            outcome.stacks.push(StackFact { tid, process, switches, stack, sought, mentions });
         }
     }
     outcome
@@ -83,7 +85,7 @@ fn walk_all(
     wants: &[StackWant],
     until: Instant,
     outcome: &mut Outcome,
-) -> Vec<(Vec<RawFrame>, StackEnd)> {
+) -> Vec<(Walked, Vec<Mention>)> {
     let began = Instant::now();
     let ranges: Vec<MemoryRange> = wants.iter().map(|want| first_range(mappings, want.registers.sp)).collect();
     let threads: Vec<Pid> = wants.iter().map(|want| want.tid).take(4).collect();
@@ -92,10 +94,13 @@ fn walk_all(
     let walk_one = |(want, piece): (&StackWant, MemoryFact)| {
         let gone = piece.error.as_deref().filter(|error| error.starts_with("ESRCH") || *error == "EPERM");
         if let Some(error) = gone {
-            return (Vec::new(), StackEnd::Stopped(format!("its memory cannot be read: {error}")));
+            let stopped = Some(format!("its memory cannot be read: {error}"));
+            return (Walked { stopped, ..Walked::default() }, Vec::new());
         }
         let mut stack = StackMemory::new(want.tid, Some((piece.addr, piece.bytes)));
-        walk(space, &mut stack, want.registers, until)
+        let walked = walk(space, &mut stack, want.registers, until);
+        let mentions = walked.mentions(&mut stack, &want.sought);
+        (walked, mentions)
     };
     let walked = wants.iter().zip(read).map(walk_one).collect();
     outcome.walk_ns += began.elapsed().as_nanos() as u64;
@@ -112,7 +117,8 @@ impl Outcome {
         for want in wants {
             self.count(kind_of(why));
             let (tid, process, switches) = (want.tid, want.process, want.switches);
-            self.stacks.push(StackFact { tid, process, switches, stack: Arc::clone(&stack) });
+            let (stack, sought) = (Arc::clone(&stack), want.sought.clone());
+            self.stacks.push(StackFact { tid, process, switches, stack, sought, mentions: Vec::new() });
         }
         self
     }

@@ -143,6 +143,81 @@ pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
     Some(Chain { hops, end })
 }
 
+/// How an edge was inferred from a reference to the lock.
+pub const BY_REFERENCE: &str = "sleeps with a reference to the lock in a live frame";
+/// Threads that are tried as holders of one lock.
+const MOST_HOLDERS: usize = 4;
+
+/// Circles that close only by way of locks that name no owner: each of their waiters has a known owner, or somebody sleeps
+/// with a reference to the lock. A reference alone proves nothing (whoever made the lock has one); that it closes a circle
+/// is what makes it likely.
+pub fn circles_by_reference(host: &Host) -> Vec<Vec<Hop>> {
+    let mut circles: Vec<Vec<Hop>> = Vec::new();
+    let mut seen: BTreeSet<Vec<Pid>> = BTreeSet::new();
+    for (row, wait) in host.confirmed() {
+        if wait.by_frames
+            && let Some(circle) = circle_from(host, row.tid)
+        {
+            let mut members: Vec<Pid> = circle.iter().map(|hop| hop.waiter).collect();
+            members.sort_unstable();
+            if seen.insert(members.clone()) {
+                circles.push(weighed(host, circle, &members.into_iter().collect()));
+            }
+        }
+    }
+    circles
+}
+
+/// Somebody else who may have one of the locks makes the circle one reading among others: its members may as well stand in a
+/// queue behind that thread, with references to what they will take next.
+fn weighed(host: &Host, mut circle: Vec<Hop>, members: &BTreeSet<Pid>) -> Vec<Hop> {
+    for hop in circle.iter_mut().filter(|hop| hop.how == BY_REFERENCE) {
+        if !host.others_with_reference(hop.waiter, members).is_empty() {
+            hop.confidence = Confidence::Possible;
+        }
+    }
+    circle
+}
+
+/// Searches outwards from a thread, depth first, for the way back to it.
+fn circle_from(host: &Host, start: Pid) -> Option<Vec<Hop>> {
+    let mut visited = BTreeSet::from([start]);
+    let mut path: Vec<(Vec<Hop>, usize)> = vec![(edges_by_reference(host, start), 0)];
+    while let Some((edges, next)) = path.last_mut() {
+        let Some(hop) = edges.get(*next) else {
+            path.pop();
+            continue;
+        };
+        *next += 1;
+        let Some(Owner::Thread(owner)) = hop.owner else { continue };
+        if owner == start {
+            let chosen = |(edges, next): &(Vec<Hop>, usize)| edges.get(next - 1).cloned();
+            return path.iter().map(chosen).collect();
+        }
+        if path.len() < MAX_HOPS && visited.insert(owner) {
+            let onward = edges_by_reference(host, owner);
+            path.push((onward, 0));
+        }
+    }
+    None
+}
+
+/// The edges out of a thread: its known owner, or those who may be.
+fn edges_by_reference(host: &Host, tid: Pid) -> Vec<Hop> {
+    let Some(hop) = edge(host, tid) else { return Vec::new() };
+    if hop.owner.is_some() {
+        return vec![hop];
+    }
+    let holders = host.holders_by_reference(tid);
+    let inferred = |holder: &Pid| Hop {
+        owner: Some(Owner::Thread(*holder)),
+        confidence: Confidence::Likely,
+        how: BY_REFERENCE,
+        ..hop.clone()
+    };
+    holders.iter().take(MOST_HOLDERS).map(inferred).collect()
+}
+
 /// Every chain of every confirmed waiter.
 pub fn chains(host: &Host) -> Vec<Chain> {
     host.confirmed().filter_map(|(row, _)| chain(host, row.tid)).collect()

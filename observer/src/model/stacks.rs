@@ -4,7 +4,7 @@ use super::decode::Call;
 use super::frames::{self, Reading, sharpen};
 use super::host::{Host, switches};
 use super::scope::Scope;
-use super::wait::Wait;
+use super::wait::{Class, Wait};
 use crate::census::{Pid, ThreadRow};
 use crate::proc::{Stack, StackFact, StackWant};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Stacks asked for after one census; the rest is asked for after the next ones.
 const MOST_WANTED: usize = 1024;
+/// Locks of one process whose holders are looked for at the same time.
+const MOST_SOUGHT: usize = 64;
 
 /// A stack, and what it says.
 #[derive(Debug)]
@@ -101,8 +103,63 @@ impl Host {
         let mut tids: BTreeSet<Pid> = self.rows().iter().filter(ambiguous).map(|row| row.tid).collect();
         tids.extend(self.holders());
         let mut wants = self.report_wants(tids);
+        for (process, sought) in self.sought(scope, scope.threshold_ns / 2) {
+            wants.retain(|want| want.process.pid != process);
+            let searched = |row: &&ThreadRow| {
+                self.stacks.get(row.tid).is_some_and(|known| sought.iter().all(|lock| known.fact.sought.contains(lock)))
+            };
+            let others = self.threads_of(process).filter(|row| !searched(row)).filter_map(want);
+            wants.extend(others.map(|want| StackWant { sought: sought.clone(), ..want }));
+        }
         wants.truncate(MOST_WANTED);
         wants
+    }
+
+    /// Locks that name no owner and have been waited for so long, by process: whoever mentions one may have it.
+    fn sought(&self, scope: &Scope, long: u64) -> BTreeMap<Pid, Vec<u64>> {
+        let mut sought: BTreeMap<Pid, BTreeSet<u64>> = BTreeMap::new();
+        for (tid, known) in &self.stacks.0 {
+            let Some(row) = self.row(*tid).filter(|row| self.blocked_ns(row) >= long && scope.contains(row, self))
+            else {
+                continue;
+            };
+            let lock = known.wait.as_ref().and_then(lock_without_owner);
+            sought.entry(row.process.pid).or_default().extend(lock);
+        }
+        let few = |locks: BTreeSet<u64>| locks.into_iter().take(MOST_SOUGHT).collect::<Vec<u64>>();
+        sought.into_iter().filter(|(_, locks)| !locks.is_empty()).map(|(pid, locks)| (pid, few(locks))).collect()
+    }
+
+    /// Who probably has the lock that a thread waits for, where the lock does not say: the threads that sleep with a
+    /// reference to it in a live frame, and do not wait for it themselves. The nearest reference first.
+    pub fn holders_by_reference(&self, waiter: Pid) -> Vec<Pid> {
+        let Some((row, lock)) = self.row(waiter).zip(self.lock_by_frames(waiter)) else { return Vec::new() };
+        let mut found: Vec<(u32, Pid)> = Vec::new();
+        for other in self.threads_of(row.process.pid).filter(|other| other.tid != waiter) {
+            let Some(known) = self.stacks.get(other.tid).filter(|known| known.confirmed) else { continue };
+            let mention = known.fact.mentions.iter().find(|mention| mention.address == lock);
+            if let Some(mention) = mention.filter(|_| self.lock_by_frames(other.tid) != Some(lock)) {
+                found.push((mention.depth, other.tid));
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, tid)| tid).collect()
+    }
+
+    /// Threads of the process that may have the lock `waiter` waits for without being in `circle`: those with a reference
+    /// to it, and those that were not searched, since they run or cannot be walked.
+    pub fn others_with_reference(&self, waiter: Pid, circle: &BTreeSet<Pid>) -> Vec<Pid> {
+        let Some((row, lock)) = self.row(waiter).zip(self.lock_by_frames(waiter)) else { return Vec::new() };
+        let with_reference: BTreeSet<Pid> = self.holders_by_reference(waiter).into_iter().collect();
+        let is_searched =
+            |tid: Pid| self.stacks.get(tid).is_some_and(|known| known.confirmed && known.fact.sought.contains(&lock));
+        let outside = self.threads_of(row.process.pid).map(|other| other.tid).filter(|tid| !circle.contains(tid));
+        outside.filter(|tid| with_reference.contains(tid) || !is_searched(*tid)).collect()
+    }
+
+    /// The lock that only the frames of a thread say it waits for.
+    fn lock_by_frames(&self, tid: Pid) -> Option<u64> {
+        lock_without_owner(self.confirmed_wait(tid)?.1)
     }
 
     fn is_ownerless(&self, row: &ThreadRow) -> bool {
@@ -113,15 +170,20 @@ impl Host {
     /// user stack that can be walked.
     pub fn report_wants(&self, tids: impl IntoIterator<Item = Pid>) -> Vec<StackWant> {
         let rows = tids.into_iter().filter_map(|tid| self.row(tid));
-        rows.filter(|row| {
-            row.is_blocked() && !row.compat && !row.is_kernel_thread() && self.stacks.get(row.tid).is_none()
-        })
-        .filter_map(|row| {
-            let registers = row.registers?;
-            Some(StackWant { process: row.process, tid: row.tid, switches: switches(row), registers })
-        })
-        .collect()
+        rows.filter(|row| self.stacks.get(row.tid).is_none()).filter_map(want).collect()
     }
+}
+
+/// The question for a thread's stack; nothing if it runs, or has no user stack that can be walked.
+fn want(row: &ThreadRow) -> Option<StackWant> {
+    let registers = row.registers.filter(|_| row.is_blocked() && !row.compat && !row.is_kernel_thread())?;
+    let (process, tid, switches) = (row.process, row.tid, switches(row));
+    Some(StackWant { process, tid, switches, registers, sought: Vec::new() })
+}
+
+/// Where the lock lies that a thread waits for, if only its frames say so.
+fn lock_without_owner(wait: &Wait) -> Option<u64> {
+    wait.resource.as_ref().filter(|_| wait.by_frames && wait.class == Class::Lock)?.address
 }
 
 /// A wait as sharp as its stack allows.

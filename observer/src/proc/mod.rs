@@ -37,6 +37,6 @@ pub use gather::{GatherSettings, Gatherer};
 pub(crate) use in_root::open_in_root;
 pub use monitors::{JavaMonitor, JavaMonitors};
 pub use sockets::Sockets;
-pub use stack::{FoundBy, Frame, Stack, StackEnd, StackFact, StackWant};
+pub use stack::{FoundBy, Frame, Mention, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
 pub use tree::children_of;

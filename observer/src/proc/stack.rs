@@ -15,6 +15,8 @@ pub struct StackWant {
     pub switches: u64,
     /// The registers with which it entered the kernel.
     pub registers: Registers,
+    /// Addresses of locks to look for in its live frames.
+    pub sought: Vec<u64>,
 }
 
 /// How the return address of a frame was found, from the surest to the least sure.
@@ -106,6 +108,17 @@ impl Stack {
     }
 }
 
+/// An address that a live frame holds: whoever has a lock keeps a reference to it (and so do others).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mention {
+    /// The address sought.
+    pub address: u64,
+    /// The frame, counted from the innermost; inlined functions do not count.
+    pub frame: u32,
+    /// Distance from the stack pointer, bytes.
+    pub depth: u32,
+}
+
 /// The stack of a thread at a moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StackFact {
@@ -117,4 +130,10 @@ pub struct StackFact {
     pub switches: u64,
     /// The stack; threads that stand at the same place share one.
     pub stack: Arc<Stack>,
+    /// The addresses that were looked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sought: Vec<u64>,
+    /// Where they were found, the innermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mentions: Vec<Mention>,
 }

@@ -3,14 +3,14 @@
 use super::*;
 use crate::census::ThreadRow;
 use crate::model::{Class, ResourceKind, switches};
-use crate::proc::{Frame, Stack, StackEnd, StackFact};
+use crate::proc::{Frame, Mention, Stack, StackEnd, StackFact};
 use std::sync::Arc;
 
 /// The stack of a thread, innermost function first.
 fn stack(row: &ThreadRow, names: &[&str]) -> StackFact {
     let frames = names.iter().map(|name| Frame { function: Some((*name).to_owned()), ..Frame::default() }).collect();
     let stack = Arc::new(Stack { frames, end: StackEnd::Root });
-    StackFact { tid: row.tid, process: row.process, switches: switches(row), stack }
+    StackFact { tid: row.tid, process: row.process, switches: switches(row), stack, sought: vec![], mentions: vec![] }
 }
 
 /// A thread in a lock of Rust's library: the futex word says nothing of an owner.
@@ -115,6 +115,59 @@ fn a_holder_at_a_lock_without_owner_is_still_named() {
     assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait]);
     assert_eq!(found[0].evidence["holder_tid"], 11);
     assert!(found[0].title.contains("std Mutex"), "{}", found[0].title);
+}
+
+/// Threads 11 and 12, each in a lock of Rust's library, at `locks`; thread 13 sleeps. Who mentions what: (thread, lock, depth).
+fn with_references(locks: [u64; 2], mentions: &[(u32, u64, u32)]) -> (Vec<ThreadRow>, Facts) {
+    let at = |tid: u32, lock: u64| with_syscall(row(10, tid), 202, [lock, 0x89, 2, 0, 0, 0xffff_ffff]);
+    let rows = vec![at(11, locks[0]), at(12, locks[1]), with_syscall(row(10, 13), 230, [0, 0, 0x100, 0, 0, 0])];
+    let of = |row: &ThreadRow| {
+        let names: &[&str] = if row.tid == 13 { &["clock_nanosleep", "main"] } else { &LOCK };
+        let found = mentions.iter().filter(|(tid, ..)| *tid == row.tid);
+        let mentions =
+            found.map(|(_, address, depth)| Mention { address: *address, frame: 2, depth: *depth }).collect();
+        StackFact { sought: locks.to_vec(), mentions, ..stack(row, names) }
+    };
+    let stacks = rows.iter().map(of).collect();
+    (rows, with_stacks(stacks))
+}
+
+#[test]
+fn a_circle_of_references_is_a_deadlock() {
+    // Each holder mentions its lock, and each waiter the one it waits for.
+    let mentions = [(11, 0x5000, 8), (11, 0x6000, 40), (12, 0x6000, 8), (12, 0x5000, 40)];
+    let (rows, learnt) = with_references([0x5000, 0x6000], &mentions);
+    let found = look(rows.clone(), learnt.clone(), 100);
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Likely));
+    assert_eq!(found[0].threads, [11, 12]);
+    assert!(found[0].chain.iter().all(|link| link.how == graph::BY_REFERENCE));
+    assert!(found[0].explanation.contains("was searched, and has none"), "{}", found[0].explanation);
+    assert!(look(rows, learnt, 92).is_empty(), "an inference needs time on its side");
+
+    // Main has made both locks; or has both, and the others wait for it with references to what they will take next.
+    let main_too = [&mentions[..], &[(13, 0x5000, 344), (13, 0x6000, 352)]].concat();
+    let (rows, learnt) = with_references([0x5000, 0x6000], &main_too);
+    let found = look(rows.clone(), learnt.clone(), 100);
+    assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Possible));
+    assert!(found[0].explanation.contains("t13"), "{}", found[0].explanation);
+
+    // A thread that runs has no stack: it may have any lock.
+    let mut busy = rows;
+    busy[2].state = 0;
+    let found = look(busy, learnt, 100);
+    assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Possible));
+}
+
+#[test]
+fn references_that_close_no_circle_are_nothing() {
+    let all_wait = [(11, 0x5000, 8), (12, 0x5000, 8), (13, 0x5000, 40)];
+    let (rows, learnt) = with_references([0x5000, 0x5000], &all_wait);
+    assert!(look(rows, learnt, 1000).is_empty(), "both wait for one lock that a sleeper may have");
+    let (rows, learnt) = with_references([0x5000, 0x6000], &[(12, 0x5000, 40), (13, 0x6000, 40)]);
+    assert!(look(rows, learnt, 1000).is_empty(), "the last one only sleeps");
+    let (rows, learnt) = with_references([0x5000, 0x6000], &[(11, 0x5000, 8), (12, 0x6000, 8)]);
+    assert!(look(rows, learnt, 1000).is_empty(), "only what it waits for itself");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn turns(tids: &[u32], readings: &[Vec<JavaMonitor>]) -> Judge {
             row
         });
         judge.advance(census(100 + turn, rows.collect()), ProbeReading::default());
-        let process = crate::model::testkit::process(10);
+        let process = process(10);
         let monitors = vec![JavaMonitors { process, monitors: monitors.clone(), missing: None }];
         judge.learn(Facts { monitors, ..Facts::default() });
     }
@@ -71,7 +71,7 @@ fn an_owner_that_sleeps_with_the_monitor_holds_it() {
 #[test]
 fn what_could_not_be_read_changes_nothing() {
     let mut judge = turns(&[11, 12], &vec![vec![at(11, 0xa0, Some(12)), at(12, 0xb0, Some(11))]; 4]);
-    let process = crate::model::testkit::process(10);
+    let process = process(10);
     let missing = Some("no table".to_owned());
     judge.learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing }], ..Facts::default() });
     assert_eq!(judge.host.confirmed_wait(11).unwrap().1.resource.as_ref().unwrap().address, Some(0xa0));

@@ -99,7 +99,7 @@ fn explain_all(explainer: &mut Explainer, wants: &[StackWant]) -> Explained {
 fn a_waiting_thread_of_this_process() {
     let waiting = Waiting::start();
     let process = exists(std::process::id()).unwrap().id;
-    let want = StackWant { process, tid: waiting.tid, switches: 7, registers: waiting.registers() };
+    let want = StackWant { process, tid: waiting.tid, switches: 7, registers: waiting.registers(), sought: Vec::new() };
     let mut explainer = Explainer::new(ExplainSettings::default());
     let explained = explain_all(&mut explainer, std::slice::from_ref(&want));
     let [fact] = &explained.stacks[..] else { panic!("{explained:?}") };
@@ -131,7 +131,8 @@ fn a_process_that_ends_before_it_is_looked_at() {
     let registers = wait_for("it sleeps", || registers(pid, pid));
     drop(sleeper);
     let mut explainer = Explainer::new(ExplainSettings::default());
-    let explained = explain_all(&mut explainer, &[StackWant { process, tid: pid, switches: 1, registers }]);
+    let explained =
+        explain_all(&mut explainer, &[StackWant { process, tid: pid, switches: 1, registers, sought: Vec::new() }]);
     let [fact] = &explained.stacks[..] else { panic!("{explained:?}") };
     assert!(fact.stack.frames.is_empty() && !fact.stack.is_complete(), "{fact:?}");
     assert_eq!(lost(&explained), 1, "{:?}", explained.lost);
@@ -145,6 +146,7 @@ fn registers_that_lead_nowhere() {
         tid: process.pid,
         switches: 0,
         registers: Registers { ip, sp, bp: Some(bp) },
+        sought: vec![1],
     };
     let wants = [want(0, 0, 0), want(u64::MAX, u64::MAX, u64::MAX), want(8, u64::MAX - 7, 1 << 63)];
     let explained = explain_all(&mut Explainer::new(ExplainSettings::default()), &wants);

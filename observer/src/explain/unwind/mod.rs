@@ -14,7 +14,7 @@ mod tests;
 use super::address_space::{AddressSpace, Place};
 use super::library::Loaded;
 use crate::census::Registers;
-use crate::proc::{FoundBy, StackEnd};
+use crate::proc::{FoundBy, Mention, StackEnd};
 use cfi::{Cfa, Known, Rule};
 use stack_memory::StackMemory;
 use std::sync::Arc;
@@ -22,6 +22,10 @@ use std::time::Instant;
 
 /// Frames of one stack.
 pub(super) const MAX_FRAMES: usize = 1024;
+/// Bytes of one frame that are searched for addresses.
+const LARGEST_FRAME: u64 = 64 << 10;
+/// Places of one stack that are told.
+const MAX_MENTIONS: usize = 64;
 /// Signal handlers interrupted by signal handlers.
 const MAX_SIGNALS: usize = 16;
 /// A frame of code made at run time is not larger.
@@ -62,38 +66,75 @@ enum Step {
 /// What a walk says that was not finished in time.
 pub(super) const OUT_OF_TIME: &str = "out of time for this process";
 
+/// A stack that was walked.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    pub(super) frames: Vec<RawFrame>,
+    /// The stack pointer in each frame.
+    pub(super) pointers: Vec<u64>,
+    /// Why it ended; `None` is the root.
+    pub(super) stopped: Option<String>,
+}
+
+impl Walked {
+    /// Where it ended.
+    pub(super) fn end(&self) -> StackEnd {
+        self.stopped.clone().map_or(StackEnd::Root, StackEnd::Stopped)
+    }
+
+    /// The words of live frames that hold one of these addresses.
+    pub(super) fn mentions(&self, memory: &mut StackMemory, sought: &[u64]) -> Vec<Mention> {
+        let mut mentions = Vec::new();
+        let Some(first) = self.pointers.first().copied().filter(|_| !sought.is_empty()) else { return mentions };
+        for (frame, bounds) in (0_u32..).zip(self.pointers.windows(2)) {
+            let (start, end) = (bounds[0].next_multiple_of(8), bounds[1].min(bounds[0].saturating_add(LARGEST_FRAME)));
+            for slot in (start..end).step_by(8) {
+                let Some(word) = memory.word(slot) else { break };
+                if sought.contains(&word) && mentions.len() < MAX_MENTIONS {
+                    let depth = u32::try_from(slot.wrapping_sub(first)).unwrap_or(u32::MAX);
+                    mentions.push(Mention { address: word, frame, depth });
+                }
+            }
+        }
+        mentions
+    }
+}
+
 /// Walks a stack from its innermost frame, not beyond this time.
-pub(super) fn walk(
+pub(super) fn walk(space: &AddressSpace, memory: &mut StackMemory, registers: Registers, until: Instant) -> Walked {
+    let mut walked = Walked::default();
+    walked.stopped = onward(space, memory, registers, until, &mut walked).err();
+    walked
+}
+
+fn onward(
     space: &AddressSpace,
     memory: &mut StackMemory,
     registers: Registers,
     until: Instant,
-) -> (Vec<RawFrame>, StackEnd) {
+    walked: &mut Walked,
+) -> Result<(), String> {
     let Registers { ip, sp, bp } = registers;
     let frame = RawFrame { address: ip, is_return: false, found_by: FoundBy::Registers };
     let mut here = Here { frame, sp, bp, bp_sure: true };
-    let mut frames = vec![frame];
     let mut signals = 0;
     loop {
+        walked.frames.push(here.frame);
+        walked.pointers.push(here.sp);
         if Instant::now() > until {
-            return (frames, StackEnd::Stopped(OUT_OF_TIME.to_owned()));
+            return Err(OUT_OF_TIME.to_owned());
         }
-        let next = match leave(space, memory, &here) {
-            Ok(Step::Root) => return (frames, StackEnd::Root),
-            Ok(Step::To(next)) => next,
-            Err(why) => return (frames, StackEnd::Stopped(why)),
-        };
+        let Step::To(next) = leave(space, memory, &here)? else { return Ok(()) };
         if next.sp <= here.sp {
             signals += 1;
             // Only a signal handler may have a stack of its own.
             if next.frame.is_return || signals > MAX_SIGNALS {
-                return (frames, StackEnd::Stopped("the stack leads back to itself".to_owned()));
+                return Err("the stack leads back to itself".to_owned());
             }
         }
-        if frames.len() >= MAX_FRAMES {
-            return (frames, StackEnd::Stopped(format!("cut after {MAX_FRAMES} frames")));
+        if walked.frames.len() >= MAX_FRAMES {
+            return Err(format!("cut after {MAX_FRAMES} frames"));
         }
-        frames.push(next.frame);
         here = next;
     }
 }
