@@ -1,6 +1,7 @@
 //! Builds, runs, tests and measures observer: `cargo xtask help`.
 
 mod bench;
+mod corpus;
 pub mod ebpf;
 mod fuzz;
 mod invoke;
@@ -26,6 +27,8 @@ cargo xtask tidy                       the rules of this code base, and licences
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
 cargo xtask fuzz [TARGET…] [--runs N] [--seconds S]
                                        the parsers of what a target provides, fed by libFuzzer
+cargo xtask corpus locks [--seed N] [--count N]
+                                       random lock programs that log their own truth: how often inferred holders are right
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
@@ -64,6 +67,11 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
                 _ => bail!("bench takes only --quick, not {flags:?}"),
             };
             bench::run(what, quick).map(|()| ExitCode::SUCCESS)
+        }
+        ["corpus", "locks"] => corpus::locks(1, 40).map(|()| ExitCode::SUCCESS),
+        ["corpus", "locks", "--seed", seed, "--count", count] => {
+            let number = |text: &str| text.parse::<u64>().map_err(|_| anyhow::anyhow!("{text} is no number"));
+            corpus::locks(number(seed)?, number(count)?).map(|()| ExitCode::SUCCESS)
         }
         ["vm", flags @ ..] => vm::run(flags).map(passed),
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),

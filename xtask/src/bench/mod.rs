@@ -38,7 +38,8 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
     table::write(what, &table)
 }
 
-fn observer() -> Result<PathBuf> {
+/// The release build of observer.
+pub(crate) fn observer() -> Result<PathBuf> {
     if workspace::given_observer()?.is_none() {
         ebpf::renew_if_stale()?;
         eprintln!("xtask: building observer (release)");

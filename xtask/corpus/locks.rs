@@ -1,0 +1,191 @@
+//! A random lock program that logs its own truth, for `cargo xtask corpus locks`.
+//!
+//!   locks SEED mutex|rwlock
+//!
+//! Two to eight threads, two to six locks. Each thread takes two or three locks in an order of its own, again and again, by one of
+//! several shapes of code; some stop for good with all their locks in hand. After two seconds it prints, on one line of JSON, who
+//! holds what and who waits for what, of the threads that have not moved for half a second; then it stays until its input ends.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use std::thread;
+use std::time::Duration;
+
+const THREADS: usize = 8;
+const DEPTH: usize = 3;
+
+/// What a thread waits for, what it holds, and how often it has moved.
+struct Seat {
+    tid: AtomicU64,
+    waits: AtomicU64,
+    holds: [AtomicU64; DEPTH],
+    moves: AtomicU64,
+}
+
+static SEATS: [Seat; THREADS] = [const {
+    Seat {
+        tid: AtomicU64::new(0),
+        waits: AtomicU64::new(0),
+        holds: [const { AtomicU64::new(0) }; DEPTH],
+        moves: AtomicU64::new(0),
+    }
+}; THREADS];
+
+trait Lock: Default + Send + Sync + 'static {
+    type Guard<'a>;
+    fn take(&self) -> Self::Guard<'_>;
+}
+
+impl Lock for Mutex<u64> {
+    type Guard<'a> = MutexGuard<'a, u64>;
+    #[inline(always)]
+    fn take(&self) -> MutexGuard<'_, u64> {
+        self.lock().unwrap()
+    }
+}
+
+impl Lock for RwLock<u64> {
+    type Guard<'a> = RwLockWriteGuard<'a, u64>;
+    #[inline(always)]
+    fn take(&self) -> RwLockWriteGuard<'_, u64> {
+        self.write().unwrap()
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % below
+    }
+}
+
+fn address<L>(lock: &L) -> u64 {
+    std::ptr::from_ref(lock) as u64
+}
+
+#[inline(always)]
+fn locked<'a, L: Lock>(seat: &Seat, lock: &'a L, depth: usize) -> L::Guard<'a> {
+    seat.waits.store(address(lock), SeqCst);
+    let guard = lock.take();
+    seat.holds[depth].store(address(lock), SeqCst);
+    seat.waits.store(0, SeqCst);
+    seat.moves.fetch_add(1, SeqCst);
+    guard
+}
+
+/// Work with everything in hand: short, or for ever.
+fn work(seat: &Seat, micros: u64, for_ever: bool) {
+    if for_ever {
+        thread::sleep(Duration::from_secs(3600));
+    }
+    thread::sleep(Duration::from_micros(micros));
+    for hold in &seat.holds {
+        hold.store(0, SeqCst);
+    }
+}
+
+/// Each lock in a function of its own.
+#[inline(never)]
+fn nested<L: Lock>(seat: &Seat, locks: &[L], order: &[usize], depth: usize, micros: u64, for_ever: bool) -> u64 {
+    let Some((first, rest)) = order.split_first() else {
+        work(seat, micros, for_ever);
+        return 1;
+    };
+    let guard = locked(seat, &locks[*first], depth);
+    thread::sleep(Duration::from_micros(micros));
+    let sum = nested(seat, locks, rest, depth + 1, micros, for_ever) + depth as u64;
+    drop(black_box(guard));
+    sum
+}
+
+/// All locks in one function.
+#[inline(never)]
+fn flat<L: Lock>(seat: &Seat, locks: &[L], order: &[usize], micros: u64, for_ever: bool) {
+    let _one = locked(seat, &locks[order[0]], 0);
+    thread::sleep(Duration::from_micros(micros));
+    let _two = locked(seat, &locks[order[1]], 1);
+    thread::sleep(Duration::from_micros(micros));
+    let _three = order.get(2).map(|third| locked(seat, &locks[*third], 2));
+    work(seat, micros, for_ever);
+}
+
+/// References to all of them on the stack from the start, guards on the heap.
+#[inline(never)]
+fn collected<L: Lock>(seat: &Seat, locks: &[L], order: &[usize], micros: u64, for_ever: bool) {
+    let wanted: [Option<&L>; DEPTH] = black_box(std::array::from_fn(|n| order.get(n).map(|at| &locks[*at])));
+    let mut guards = Vec::new();
+    for (depth, lock) in wanted.iter().flatten().enumerate() {
+        guards.push(locked(seat, *lock, depth));
+        thread::sleep(Duration::from_micros(micros));
+    }
+    work(seat, micros, for_ever);
+    drop(black_box(guards));
+    black_box(wanted);
+}
+
+fn live<L: Lock>(mut random: Random, number: usize, locks: Arc<Vec<L>>) {
+    let seat = &SEATS[number];
+    let link = std::fs::read_link("/proc/thread-self").unwrap();
+    seat.tid.store(link.file_name().unwrap().to_str().unwrap().parse().unwrap(), SeqCst);
+    let mut order: Vec<usize> = (0..locks.len()).collect();
+    for at in (1..order.len()).rev() {
+        order.swap(at, random.next(at as u64 + 1) as usize);
+    }
+    order.truncate((2 + random.next(2) as usize).min(locks.len()));
+    let shape = random.next(3);
+    let mut rounds_left = if random.next(4) == 0 { 1 + random.next(50) } else { u64::MAX };
+    loop {
+        rounds_left -= 1;
+        let (micros, for_ever) = (100 + random.next(3000), rounds_left == 0);
+        match shape {
+            0 => drop(nested(seat, &locks, &order, 0, micros, for_ever)),
+            1 => flat(seat, &locks, &order, micros, for_ever),
+            _ => collected(seat, &locks, &order, micros, for_ever),
+        }
+        thread::sleep(Duration::from_micros(random.next(2000)));
+    }
+}
+
+fn run<L: Lock>(mut random: Random) {
+    let threads = 2 + random.next(THREADS as u64 - 1) as usize;
+    let locks: Arc<Vec<L>> = Arc::new((0..2 + random.next(5)).map(|_| L::default()).collect());
+    for number in 0..threads {
+        let (random, locks) = (Random(random.next(u64::MAX - 1) + 1), Arc::clone(&locks));
+        thread::spawn(move || live(random, number, locks));
+    }
+    thread::sleep(Duration::from_millis(1500));
+    let before: Vec<u64> = SEATS.iter().map(|seat| seat.moves.load(SeqCst)).collect();
+    thread::sleep(Duration::from_millis(500));
+    let mut seats = Vec::new();
+    for (seat, moves) in SEATS.iter().zip(before).take(threads) {
+        if seat.moves.load(SeqCst) == moves {
+            let holds: Vec<String> =
+                seat.holds.iter().map(|hold| hold.load(SeqCst)).filter(|hold| *hold != 0).map(|h| h.to_string()).collect();
+            let (tid, waits) = (seat.tid.load(SeqCst), seat.waits.load(SeqCst));
+            seats.push(format!("{{\"tid\":{tid},\"waits\":{waits},\"holds\":[{}]}}", holds.join(",")));
+        }
+    }
+    println!("{{\"ready\":true,\"threads\":{threads},\"seats\":[{}]}}", seats.join(","));
+    let mut line = String::new();
+    let _ = std::io::stdin().read_line(&mut line);
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let seed: u64 = args[1].parse().unwrap();
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    for _ in 0..8 {
+        random.next(2);
+    }
+    match args[2].as_str() {
+        "mutex" => run::<Mutex<u64>>(random),
+        "rwlock" => run::<RwLock<u64>>(random),
+        other => panic!("{other}: mutex or rwlock"),
+    }
+}
