@@ -4,7 +4,7 @@ use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{self, End, Hop};
-use crate::model::{Confidence, Host, duration};
+use crate::model::{ByReference, Confidence, Host, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Steps of a circle that the explanation tells; the chain has them all.
@@ -125,24 +125,31 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
 
 /// What a circle rests on that was closed by references.
 fn inference(host: &Host, members: &[Pid], cycle: &[Hop]) -> String {
-    let members: BTreeSet<Pid> = members.iter().copied().collect();
-    let by_reference = || cycle.iter().filter(|hop| hop.how == graph::BY_REFERENCE);
-    if by_reference().next().is_none() {
+    let inferred: Vec<ByReference> = cycle
+        .iter()
+        .filter(|hop| hop.how == graph::BY_REFERENCE)
+        .filter_map(|hop| host.holder_by_reference(hop.waiter))
+        .collect();
+    if inferred.is_empty() {
         return String::new();
     }
     let others: BTreeSet<Pid> =
-        by_reference().flat_map(|hop| host.others_with_reference(hop.waiter, &members)).collect();
-    let names: Vec<String> = others.iter().take(3).map(|tid| host.name(*tid)).collect();
-    let rest = match (names.is_empty(), others.len().saturating_sub(names.len())) {
-        (true, _) => "Every other thread of the process was searched, and has none.".to_owned(),
-        (false, more) => {
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            format!("{}{more} may have one as well: then this is a queue behind it, and no circle.", names.join(", "))
-        }
-    };
-    format!(
-        " These locks do not record their holder: it is taken to be the thread that sleeps with a reference to the lock in a live frame. {rest}"
-    )
+        inferred.iter().flat_map(|found| &found.others).copied().filter(|tid| !members.contains(tid)).collect();
+    let unsearched = inferred.iter().map(|found| found.unsearched).max().unwrap_or(0);
+    let mut text = " These locks do not record their holder: it is taken to be the thread that sleeps with most references to the lock in its live frames.".to_owned();
+    if !others.is_empty() {
+        let names: Vec<String> = others.iter().take(3).map(|tid| host.name(*tid)).collect();
+        let more = others.len().saturating_sub(names.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        text.push_str(&format!(
+            " {}{more} have references, too; if one of them is the holder, this is a queue.",
+            names.join(", ")
+        ));
+    }
+    if unsearched > 0 {
+        text.push_str(&format!(" {unsearched} threads could not be searched, since they run or have no stack."));
+    }
+    text
 }
 
 fn describe(hop: &Hop) -> String {

@@ -143,79 +143,44 @@ pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
     Some(Chain { hops, end })
 }
 
-/// How an edge was inferred from a reference to the lock.
-pub const BY_REFERENCE: &str = "sleeps with a reference to the lock in a live frame";
-/// Threads that are tried as holders of one lock.
-const MOST_HOLDERS: usize = 4;
+/// How an edge was inferred from references.
+pub const BY_REFERENCE: &str = "sleeps with most references to the lock in its live frames";
 
-/// Circles that close only by way of locks that name no owner: each of their waiters has a known owner, or somebody sleeps
-/// with a reference to the lock. A reference alone proves nothing (whoever made the lock has one); that it closes a circle
-/// is what makes it likely.
+/// Circles that close only by way of locks that name no owner: each of their waiters has a known owner, or the holder is
+/// inferred from references to the lock.
 pub fn circles_by_reference(host: &Host) -> Vec<Vec<Hop>> {
-    let mut circles: Vec<Vec<Hop>> = Vec::new();
-    let mut seen: BTreeSet<Vec<Pid>> = BTreeSet::new();
-    for (row, wait) in host.confirmed() {
-        if wait.by_frames
-            && let Some(circle) = circle_from(host, row.tid)
-        {
-            let mut members: Vec<Pid> = circle.iter().map(|hop| hop.waiter).collect();
-            members.sort_unstable();
-            if seen.insert(members.clone()) {
-                circles.push(weighed(host, circle, &members.into_iter().collect()));
-            }
-        }
-    }
-    circles
+    let mut seen: BTreeSet<BTreeSet<Pid>> = BTreeSet::new();
+    let starts = host.confirmed().filter(|(_, wait)| wait.by_frames).map(|(row, _)| row.tid);
+    let circles = starts.filter_map(|start| circle_from(host, start));
+    circles.filter(|circle| seen.insert(circle.iter().map(|hop| hop.waiter).collect())).collect()
 }
 
-/// Somebody else who may have one of the locks makes the circle one reading among others: its members may as well stand in a
-/// queue behind that thread, with references to what they will take next.
-fn weighed(host: &Host, mut circle: Vec<Hop>, members: &BTreeSet<Pid>) -> Vec<Hop> {
-    for hop in circle.iter_mut().filter(|hop| hop.how == BY_REFERENCE) {
-        if !host.others_with_reference(hop.waiter, members).is_empty() {
-            hop.confidence = Confidence::Possible;
-        }
-    }
-    circle
-}
-
-/// Searches outwards from a thread, depth first, for the way back to it.
+/// Follows a thread until it is met again; `None` if the way ends, or leads into a circle that it is not in.
 fn circle_from(host: &Host, start: Pid) -> Option<Vec<Hop>> {
-    let mut visited = BTreeSet::from([start]);
-    let mut path: Vec<(Vec<Hop>, usize)> = vec![(edges_by_reference(host, start), 0)];
-    while let Some((edges, next)) = path.last_mut() {
-        let Some(hop) = edges.get(*next) else {
-            path.pop();
-            continue;
-        };
-        *next += 1;
-        let Some(Owner::Thread(owner)) = hop.owner else { continue };
-        if owner == start {
-            let chosen = |(edges, next): &(Vec<Hop>, usize)| edges.get(next - 1).cloned();
-            return path.iter().map(chosen).collect();
+    let mut hops = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut at = start;
+    while seen.insert(at) && hops.len() < MAX_HOPS {
+        let hop = edge_by_reference(host, at)?;
+        let Some(Owner::Thread(next)) = hop.owner else { return None };
+        hops.push(hop);
+        if next == start {
+            return Some(hops);
         }
-        if path.len() < MAX_HOPS && visited.insert(owner) {
-            let onward = edges_by_reference(host, owner);
-            path.push((onward, 0));
-        }
+        at = next;
     }
     None
 }
 
-/// The edges out of a thread: its known owner, or those who may be.
-fn edges_by_reference(host: &Host, tid: Pid) -> Vec<Hop> {
-    let Some(hop) = edge(host, tid) else { return Vec::new() };
+/// The edge out of a thread: to its known owner, or to the one who probably is.
+fn edge_by_reference(host: &Host, tid: Pid) -> Option<Hop> {
+    let hop = edge(host, tid)?;
     if hop.owner.is_some() {
-        return vec![hop];
+        return Some(hop);
     }
-    let holders = host.holders_by_reference(tid);
-    let inferred = |holder: &Pid| Hop {
-        owner: Some(Owner::Thread(*holder)),
-        confidence: Confidence::Likely,
-        how: BY_REFERENCE,
-        ..hop.clone()
-    };
-    holders.iter().take(MOST_HOLDERS).map(inferred).collect()
+    let found = host.holder_by_reference(tid)?;
+    let confidence = if found.stands_out { Confidence::Likely } else { Confidence::Possible };
+    Some(Hop { owner: Some(Owner::Thread(found.holder)), confidence, how: BY_REFERENCE, ..hop })
 }
 
 /// Every chain of every confirmed waiter.

@@ -17,6 +17,7 @@ pub mod wait;
 pub use host::{Host, Since, switches};
 pub use observation::Observation;
 pub use scope::{Filter, Scope};
+pub use stacks::ByReference;
 pub use wait::{Class, Confidence, Owner, OwnerWord, Resource, ResourceKind, Timeout, Wait};
 
 use crate::census::ThreadRow;

@@ -7,6 +7,7 @@ use super::scope::Scope;
 use super::wait::{Class, Wait};
 use crate::census::{Pid, ThreadRow};
 use crate::proc::{Stack, StackFact, StackWant};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -24,6 +25,19 @@ pub(super) struct Known {
     pub(super) wait: Option<Wait>,
     /// The thread slept through from the census before this stack to the one after it.
     pub(super) confirmed: bool,
+}
+
+/// A holder inferred from references to its lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByReference {
+    /// The thread.
+    pub holder: Pid,
+    /// It has more references than any other thread, and every other thread was searched.
+    pub stands_out: bool,
+    /// Others with references.
+    pub others: Vec<Pid>,
+    /// Threads that could not be searched: they run, or have no stack that can be walked.
+    pub unsearched: usize,
 }
 
 /// The stacks of threads that have not moved since.
@@ -130,31 +144,27 @@ impl Host {
         sought.into_iter().filter(|(_, locks)| !locks.is_empty()).map(|(pid, locks)| (pid, few(locks))).collect()
     }
 
-    /// Who probably has the lock that a thread waits for, where the lock does not say: the threads that sleep with a
-    /// reference to it in a live frame, and do not wait for it themselves. The nearest reference first.
-    pub fn holders_by_reference(&self, waiter: Pid) -> Vec<Pid> {
-        let Some((row, lock)) = self.row(waiter).zip(self.lock_by_frames(waiter)) else { return Vec::new() };
-        let mut found: Vec<(u32, Pid)> = Vec::new();
-        for other in self.threads_of(row.process.pid).filter(|other| other.tid != waiter) {
-            let Some(known) = self.stacks.get(other.tid).filter(|known| known.confirmed) else { continue };
-            let mention = known.fact.mentions.iter().find(|mention| mention.address == lock);
-            if let Some(mention) = mention.filter(|_| self.lock_by_frames(other.tid) != Some(lock)) {
-                found.push((mention.depth, other.tid));
-            }
+    /// Who probably has the lock that a thread waits for, where the lock does not say: of the threads that sleep with references
+    /// to it in live frames and do not wait for it themselves, the one with most of them (with as many, the nearest ones).
+    pub fn holder_by_reference(&self, waiter: Pid) -> Option<ByReference> {
+        let (row, lock) = self.row(waiter).zip(self.lock_by_frames(waiter))?;
+        let mut found: Vec<(Reverse<usize>, u32, Pid)> = Vec::new();
+        let mut unsearched = 0;
+        let others = self.threads_of(row.process.pid).filter(|other| other.tid != waiter && !other.is_exiting());
+        for other in others.filter(|other| self.lock_by_frames(other.tid) != Some(lock)) {
+            let searched = |known: &&Known| known.confirmed && known.fact.sought.contains(&lock);
+            let Some(known) = self.stacks.get(other.tid).filter(searched) else {
+                unsearched += 1;
+                continue;
+            };
+            let depths = || known.fact.mentions.iter().filter(|mention| mention.address == lock).map(|m| m.depth);
+            found.extend(depths().min().map(|nearest| (Reverse(depths().count()), nearest, other.tid)));
         }
         found.sort_unstable();
-        found.into_iter().map(|(_, tid)| tid).collect()
-    }
-
-    /// Threads of the process that may have the lock `waiter` waits for without being in `circle`: those with a reference
-    /// to it, and those that were not searched, since they run or cannot be walked.
-    pub fn others_with_reference(&self, waiter: Pid, circle: &BTreeSet<Pid>) -> Vec<Pid> {
-        let Some((row, lock)) = self.row(waiter).zip(self.lock_by_frames(waiter)) else { return Vec::new() };
-        let with_reference: BTreeSet<Pid> = self.holders_by_reference(waiter).into_iter().collect();
-        let is_searched =
-            |tid: Pid| self.stacks.get(tid).is_some_and(|known| known.confirmed && known.fact.sought.contains(&lock));
-        let outside = self.threads_of(row.process.pid).map(|other| other.tid).filter(|tid| !circle.contains(tid));
-        outside.filter(|tid| with_reference.contains(tid) || !is_searched(*tid)).collect()
+        let (first, others) = found.split_first()?;
+        let stands_out = unsearched == 0 && others.first().is_none_or(|second| second.0 > first.0);
+        let others = others.iter().map(|(.., tid)| *tid).collect();
+        Some(ByReference { holder: first.2, stands_out, others, unsearched })
     }
 
     /// The lock that only the frames of a thread say it waits for.

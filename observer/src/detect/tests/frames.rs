@@ -142,18 +142,22 @@ fn a_circle_of_references_is_a_deadlock() {
     assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Likely));
     assert_eq!(found[0].threads, [11, 12]);
     assert!(found[0].chain.iter().all(|link| link.how == graph::BY_REFERENCE));
-    assert!(found[0].explanation.contains("was searched, and has none"), "{}", found[0].explanation);
+    assert!(found[0].explanation.contains("do not record their holder"), "{}", found[0].explanation);
     assert!(look(rows, learnt, 92).is_empty(), "an inference needs time on its side");
 
-    // Main has made both locks; or has both, and the others wait for it with references to what they will take next.
+    // Main has made both locks: it has as many references. With more than its own, the members stand out again.
     let main_too = [&mentions[..], &[(13, 0x5000, 344), (13, 0x6000, 352)]].concat();
     let (rows, learnt) = with_references([0x5000, 0x6000], &main_too);
     let found = look(rows.clone(), learnt.clone(), 100);
     assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Possible));
+    assert_eq!(found[0].severity, Severity::Warning);
     assert!(found[0].explanation.contains("t13"), "{}", found[0].explanation);
+    let guards = [&main_too[..], &[(11, 0x6000, 120), (12, 0x5000, 120)]].concat();
+    let (guarded, more) = with_references([0x5000, 0x6000], &guards);
+    assert_eq!(look(guarded, more, 100)[0].confidence, Confidence::Likely);
 
     // A thread that runs has no stack: it may have any lock.
-    let mut busy = rows;
+    let (mut busy, learnt) = with_references([0x5000, 0x6000], &mentions);
     busy[2].state = 0;
     let found = look(busy, learnt, 100);
     assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Possible));
