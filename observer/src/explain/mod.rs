@@ -15,6 +15,8 @@ pub mod fuzzing;
 pub mod go;
 pub mod image;
 mod job;
+#[cfg_attr(not(test), expect(dead_code, reason = "no session asks for monitors yet"))]
+mod jvm;
 mod library;
 pub mod names;
 mod unwind;
