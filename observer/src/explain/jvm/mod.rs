@@ -16,15 +16,23 @@ use super::library::Library;
 use crate::census::{Pid, ProcessId};
 use crate::proc::maps::Mapping;
 use crate::proc::{JavaMonitor, JavaMonitors, MemoryRange, memory};
+use std::time::{Duration, Instant};
 use vm_structs::{Symbols, VmStructs};
+
+/// 500 threads take some milliseconds; a JVM made of bad pointers, each a system call, would take seconds.
+const LONGEST: Duration = Duration::from_secs(2);
+/// Pieces read at once.
+const TOGETHER: usize = 1024;
 
 /// Who waits for which monitor in this process, and who owns it. `via`: a thread of it.
 ///
 /// May block for as long as the target or the file system of its libjvm likes: call it on a reader of the pool.
 pub(super) fn read(process: ProcessId, via: Pid, mappings: &[Mapping], library: &Library) -> JavaMonitors {
+    let until = Instant::now() + LONGEST;
     let read_all = || -> Result<Vec<JavaMonitor>, String> {
         let (symbols, bias) = libjvm(via, mappings, library)?;
         let mut read = |ranges: &[MemoryRange]| {
+            let ranges = if Instant::now() < until { ranges } else { &[] };
             let facts = memory::read(process, &[via], ranges);
             facts.into_iter().map(|fact| fact.bytes).collect()
         };
@@ -33,6 +41,7 @@ pub(super) fn read(process: ProcessId, via: Pid, mappings: &[Mapping], library: 
         monitors::read(&structs, &mut memory)
     };
     let (monitors, missing) = match read_all() {
+        _ if Instant::now() >= until => (Vec::new(), Some("reading it took too long".to_owned())),
         Ok(monitors) => (monitors, None),
         Err(why) => (Vec::new(), Some(why)),
     };
@@ -60,8 +69,11 @@ struct Memory<'a> {
 
 impl Memory<'_> {
     fn pieces(&mut self, ranges: &[MemoryRange]) -> Vec<Vec<u8>> {
-        let mut pieces = (self.read)(ranges);
-        pieces.resize_with(ranges.len(), Vec::new);
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for (number, together) in ranges.chunks(TOGETHER).enumerate() {
+            pieces.extend((self.read)(together));
+            pieces.resize_with(number * TOGETHER + together.len(), Vec::new);
+        }
         pieces
     }
 

@@ -3,7 +3,7 @@
 //! The JVM runs on while it is read, so it is looked at twice, and what both looks show is believed.
 
 use super::vm_structs::VmStructs;
-use super::{Memory, number, word};
+use super::{Memory, TOGETHER, number, word};
 use crate::census::Pid;
 use crate::proc::JavaMonitor;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,8 +12,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 const MAX_THREADS: u64 = 100_000;
 /// `PID_MAX_LIMIT` of a 64-bit kernel.
 const MAX_TID: u32 = 1 << 22;
-/// Threads or monitors read at once.
-const TOGETHER: usize = 1024;
 /// The fields we need of one object lie within so many bytes (JDK 17: 248, JDK 25: 1,064).
 const MAX_SPAN: u64 = 4096;
 /// `LockStack::CAPACITY`.

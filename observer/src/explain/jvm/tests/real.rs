@@ -6,7 +6,7 @@ use crate::explain::library::Library;
 use crate::proc::maps;
 use crate::proc::{JavaMonitor, JavaMonitors, exists};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -82,7 +82,9 @@ fn jdks() -> Option<(Vec<PathBuf>, tempfile::TempDir)> {
     let classes = tempfile::tempdir().unwrap();
     let compiled = Command::new("javac").arg("-d").arg(classes.path()).arg(SOURCE).status();
     if !compiled.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no javac here");
+        let test = std::thread::current();
+        // Past libtest's capture, for `cargo xtask test` counts it.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {}: no javac here", test.name().unwrap_or("?"));
         return None;
     }
     let homes = std::fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
@@ -121,6 +123,19 @@ fn owners_of_every_jdk_here() {
         // Its references carry colours that no field tells: what is found by comparing them is not found.
         expect_owners(&Jvm::start(&java, classes.path(), &["-XX:+UseZGC"], 0), true);
     }
+}
+
+#[test]
+fn no_jvm_and_one_that_is_gone() {
+    let own = exists(std::process::id()).unwrap().id;
+    let found = read(own, own.pid, &maps::read(own.pid).unwrap(), &Library::default());
+    assert_eq!((found.monitors.len(), found.missing.as_deref()), (0, Some("no libjvm.so is mapped")));
+    let Some((javas, classes)) = jdks() else { return };
+    let jvm = Jvm::start(&javas[0], classes.path(), &[], 0);
+    let maps = maps::read(jvm.process.pid).unwrap();
+    let other = ProcessId { start_ns: 0, ..jvm.process };
+    let found = read(other, other.pid, &maps, &jvm.library);
+    assert!(found.monitors.is_empty() && found.missing.is_some(), "{found:?}");
 }
 
 /// Prints what a read costs: `cargo test -p observer --lib --release jvm -- --ignored --nocapture`.
