@@ -49,7 +49,7 @@ impl Symbols {
             let name = names.get(symbol.st_name(LittleEndian) as usize..).unwrap_or_default();
             let Some(suffix) = name.strip_prefix(PREFIX) else { continue };
             let is_this = |known: &&[u8]| suffix.strip_prefix(*known).is_some_and(|rest| rest.first() == Some(&0));
-            if let Some(slot) = SUFFIXES.iter().position(|known| is_this(known)) {
+            if let Some(slot) = SUFFIXES.iter().position(is_this) {
                 found[slot] = Some(symbol.st_value(LittleEndian));
             }
         }

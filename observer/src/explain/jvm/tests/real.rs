@@ -31,7 +31,10 @@ struct Jvm {
 
 impl Jvm {
     fn start(java: &Path, classes: &Path, options: &[&str], more: usize) -> Self {
-        let mut command = Command::new(java);
+        Self::start_with(Command::new(java), classes, options, more)
+    }
+
+    fn start_with(mut command: Command, classes: &Path, options: &[&str], more: usize) -> Self {
         command.args(options).arg("-cp").arg(classes).arg("Monitors").arg(more.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -39,7 +42,7 @@ impl Jvm {
         let jvm = Self { child, process: exists(pid).unwrap().id, library: Library::default() };
         // An older Java than that of the compiler says so instead; a JVM may print warnings first.
         let mut lines = lines.map_while(Result::ok);
-        assert!(lines.any(|line| line.contains("\"ready\"")), "{java:?} {options:?}");
+        assert!(lines.any(|line| line.contains("\"ready\"")), "{command:?}");
         jvm
     }
 
@@ -48,12 +51,14 @@ impl Jvm {
         read(self.process, pid, &maps::read(pid).unwrap(), &self.library)
     }
 
-    /// The thread of this name.
+    /// The thread of this name, as its own PID namespace numbers it.
     fn tid(&self, name: &str) -> Pid {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.pid)).unwrap();
-        let mut tids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
-        let comm = |tid: &Pid| std::fs::read_to_string(format!("/proc/{}/task/{tid}/comm", self.process.pid));
-        tids.find(|tid| comm(tid).is_ok_and(|comm| comm.trim_end() == name)).unwrap()
+        let status = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+        let mut named = status.filter(|status| status.lines().next() == Some(&format!("Name:\t{name}")));
+        let status = named.next().unwrap();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+        numbers.split_whitespace().last().unwrap().parse().unwrap()
     }
 
     /// Until the last thread has got as far as to note down what it waits for.
@@ -77,14 +82,18 @@ impl Drop for Jvm {
     }
 }
 
+/// Past libtest's capture, for `cargo xtask test` counts it.
+fn skipped(why: &str) {
+    let test = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {}: {why}", test.name().unwrap_or("?"));
+}
+
 /// The programs `java`, and the classes; `None` where there is no JDK.
 fn jdks() -> Option<(Vec<PathBuf>, tempfile::TempDir)> {
     let classes = tempfile::tempdir().unwrap();
     let compiled = Command::new("javac").arg("-d").arg(classes.path()).arg(SOURCE).status();
     if !compiled.is_ok_and(|status| status.success()) {
-        let test = std::thread::current();
-        // Past libtest's capture, for `cargo xtask test` counts it.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {}: no javac here", test.name().unwrap_or("?"));
+        skipped("no javac here");
         return None;
     }
     let homes = std::fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
@@ -123,6 +132,24 @@ fn owners_of_every_jdk_here() {
         // Its references carry colours that no field tells: what is found by comparing them is not found.
         expect_owners(&Jvm::start(&java, classes.path(), &["-XX:+UseZGC"], 0), true);
     }
+}
+
+#[test]
+fn owners_in_another_pid_namespace() {
+    let Some((javas, classes)) = jdks() else { return };
+    let unshare = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+    if !Command::new("unshare").args(unshare).arg("true").status().is_ok_and(|status| status.success()) {
+        skipped("no PID namespaces here");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(unshare).arg(&javas[0]);
+    let mut jvm = Jvm::start_with(command, classes.path(), &[], 0);
+    let of_unshare = jvm.process.pid;
+    let children = std::fs::read_to_string(format!("/proc/{of_unshare}/task/{of_unshare}/children")).unwrap();
+    jvm.process = exists(children.trim().parse().unwrap()).unwrap().id;
+    assert!(jvm.tid("sleeper") < 100, "not a namespace of its own");
+    expect_owners(&jvm, false);
 }
 
 #[test]
