@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 const MAX_THREADS: u64 = 100_000;
 /// `PID_MAX_LIMIT` of a 64-bit kernel.
 const MAX_TID: u32 = 1 << 22;
-/// The fields we need of one object lie within so many bytes (JDK 17: 248, JDK 25: 1,064).
+/// The fields we need of one object lie within so many bytes (JDK 17: 240, JDK 25: 1,064).
 const MAX_SPAN: u64 = 4096;
 /// `LockStack::CAPACITY`.
 const LOCK_STACK: u64 = 8;
@@ -36,7 +36,7 @@ pub(super) fn read(structs: &VmStructs, memory: &mut Memory<'_>) -> Result<Vec<J
 /// How `ObjectMonitor::_owner` names the owner.
 #[derive(Clone, Copy, Debug)]
 enum OwnerKind {
-    /// Its `JavaThread`, or the `BasicLock` on its stack that it locked before the monitor was needed (JDK 17, 21).
+    /// Its `JavaThread`, or the `BasicLock` on its stack that it locked before the monitor was needed (JDK 17).
     Pointer,
     /// The id of its `java.lang.Thread`, which is at this place of its `JavaThread` (JDK 25).
     Id(u64),
@@ -131,7 +131,7 @@ impl Layout {
             None => OwnerKind::Pointer,
             Some(name) if name.ends_with(b"*") => OwnerKind::Pointer,
             Some(b"int64_t" | b"jlong") => {
-                // JDK 24 called it by the second name.
+                // JDK 24 is said to call it by the second name; none was at hand.
                 let id = structs.offset(THREAD, "_monitor_owner_id").or_else(|why| {
                     let older = structs.optional_offset(THREAD, "_lock_id");
                     older.ok_or(why)
