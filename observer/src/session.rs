@@ -6,7 +6,7 @@ use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
-use crate::proc::{Facts, GatherSettings, Gatherer, StackFact, StackWant, children_of};
+use crate::proc::{Facts, GatherSettings, Gatherer, JavaMonitors, StackFact, StackWant, children_of};
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
 use std::collections::BTreeSet;
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
+/// In a look at the whole host the monitors of JVMs are read at every so many censuses, until a thread is found at one.
+const MONITORS_EVERY: u64 = 5;
 /// What a turn spends on stacks that the judgement wants; the rest comes with a later turn.
 const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
@@ -121,18 +123,21 @@ impl Session {
     /// The stacks that the next judgement wants, and those of the findings that are about to be printed.
     fn explain_suspects(&mut self, turn: &Turn, facts: &mut Facts) {
         let wants = self.judge.host.stack_wants(&self.judge.scope);
-        let mut stacks = self.explain(&wants, FOR_JUDGEMENT);
+        let jvms = self.jvms();
+        let (mut stacks, monitors) = self.explain(&wants, &jvms, FOR_JUDGEMENT);
+        self.judge.learn_monitors(monitors.clone());
+        facts.monitors = monitors;
         let reported = turn.changes.iter().filter(|(change, _)| *change != Change::Resolved);
         let threads: BTreeSet<Pid> = reported.flat_map(|(_, life)| life.finding.threads.iter().copied()).collect();
         let wants = self.judge.host.report_wants(threads);
-        stacks.extend(self.explain(&wants, FOR_REPORT));
+        stacks.extend(self.explain(&wants, &[], FOR_REPORT).0);
         facts.stacks.extend(stacks);
         facts.blocked_reads.extend(self.explainer.blocked());
     }
 
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
-        self.unexplained > 0 || self.judge.host.has_fresh_stacks()
+        self.unexplained > 0 || self.judge.host.has_fresh_stacks() || self.judge.host.has_fresh_monitors()
     }
 
     /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them
@@ -142,18 +147,36 @@ impl Session {
         let pids = self.judge.scope.processes.iter().flatten();
         let threads: BTreeSet<Pid> = pids.flat_map(|pid| host.threads_of(*pid)).map(|row| row.tid).collect();
         let wants = host.report_wants(threads);
-        let stacks = self.explain(&wants, deadline);
+        let (stacks, _) = self.explain(&wants, &[], deadline);
         self.between.extend(stacks);
         wants.len()
     }
 
-    fn explain(&mut self, wants: &[StackWant], deadline: Duration) -> Vec<StackFact> {
-        let deadline = if wants.is_empty() { Duration::ZERO } else { deadline };
-        let explained = self.explainer.stacks(wants, deadline);
+    /// JVMs whose monitors are read in this turn: those looked at always, others of the host now and then.
+    fn jvms(&self) -> Vec<ProcessId> {
+        let (host, scope) = (&self.judge.host, &self.judge.scope);
+        if scope.processes.is_none()
+            && !self.account.censuses.is_multiple_of(MONITORS_EVERY)
+            && !host.has_fresh_monitors()
+        {
+            return Vec::new();
+        }
+        let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_exiting() && scope.contains(row, host);
+        host.jvms(host.rows().iter().filter(leads).map(|row| row.process))
+    }
+
+    fn explain(
+        &mut self,
+        wants: &[StackWant],
+        jvms: &[ProcessId],
+        deadline: Duration,
+    ) -> (Vec<StackFact>, Vec<JavaMonitors>) {
+        let deadline = if wants.is_empty() && jvms.is_empty() { Duration::ZERO } else { deadline };
+        let explained = self.explainer.answer(wants, jvms, deadline);
         self.account.fail_unwinds(&explained.lost);
         self.unexplained = explained.pending;
         self.judge.learn_stacks(&explained.stacks);
-        explained.stacks
+        (explained.stacks, explained.monitors)
     }
 
     /// Lets new children into the scope, and tells the probes whom to listen to.

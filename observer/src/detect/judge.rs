@@ -3,7 +3,7 @@
 use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
 use crate::census::{Census, ProbeReading};
 use crate::model::{Host, Scope};
-use crate::proc::{Facts, StackFact};
+use crate::proc::{Facts, JavaMonitors, StackFact};
 
 /// What one census brought.
 #[derive(Debug, Default)]
@@ -43,6 +43,11 @@ impl Judge {
     /// Takes stacks that were explained after that census.
     pub fn learn_stacks(&mut self, stacks: &[StackFact]) {
         self.host.learn_stacks(stacks);
+    }
+
+    /// Takes what was read of Java monitors after that census.
+    pub fn learn_monitors(&mut self, monitors: Vec<JavaMonitors>) {
+        self.host.learn_monitors(monitors);
     }
 
     /// Takes what was gathered after that census.

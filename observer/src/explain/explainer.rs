@@ -1,10 +1,10 @@
 //! Stacks for whoever asks, within a deadline; what comes later is handed over with the next answer.
 
-use super::job::{Outcome, explain};
+use super::job::{Outcome, Question, explain};
 use super::library::Library;
 use crate::census::ProcessId;
 use crate::proc::pool::{PoolSettings, ReaderPool};
-use crate::proc::{BlockedRead, StackFact, StackWant};
+use crate::proc::{BlockedRead, JavaMonitors, StackFact, StackWant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -29,6 +29,8 @@ impl Default for ExplainSettings {
 pub struct Explained {
     /// One per thread asked for, now or earlier, that is finished by now.
     pub stacks: Vec<StackFact>,
+    /// Threads at Java monitors, of the JVMs asked for.
+    pub monitors: Vec<JavaMonitors>,
     /// Stacks without their root, unusable files, refusals: by reason.
     pub lost: BTreeMap<String, u64>,
     /// Threads that were asked for and are not finished.
@@ -66,18 +68,26 @@ impl Explainer {
     ///
     /// A process answers one question at a time: what it was asked earlier comes first.
     pub fn stacks(&mut self, wants: &[StackWant], deadline: Duration) -> Explained {
+        self.answer(wants, &[], deadline)
+    }
+
+    /// The same, and the threads at monitors of these JVMs.
+    pub fn answer(&mut self, wants: &[StackWant], jvms: &[ProcessId], deadline: Duration) -> Explained {
         let until = Instant::now() + deadline;
         let mut explained = Explained::default();
-        let mut by_process: BTreeMap<ProcessId, Vec<StackWant>> = BTreeMap::new();
+        let mut by_process: BTreeMap<ProcessId, Question> = BTreeMap::new();
         for want in wants {
-            by_process.entry(want.process).or_default().push(want.clone());
+            by_process.entry(want.process).or_default().stacks.push(want.clone());
+        }
+        for jvm in jvms {
+            by_process.entry(*jvm).or_default().monitors = true;
         }
         let asked: BTreeSet<ProcessId> = by_process.keys().copied().collect();
         loop {
-            by_process.retain(|process, wants| {
+            by_process.retain(|process, question| {
                 let busy = self.pending.contains_key(process);
                 if !busy {
-                    self.submit(*process, std::mem::take(wants), &mut explained);
+                    self.submit(*process, std::mem::take(question), &mut explained);
                 }
                 busy
             });
@@ -86,8 +96,8 @@ impl Explainer {
             let open = if self.pending.keys().any(|process| asked.contains(process)) { left } else { Duration::ZERO };
             match self.outcomes.recv_timeout(open.min(self.pool.grace())) {
                 Ok((process, outcome)) => {
-                    if let Some(wants) = by_process.get_mut(&process) {
-                        wants.retain(|want| !outcome.stacks.iter().any(|fact| is_answer(fact, want)));
+                    if let Some(question) = by_process.get_mut(&process) {
+                        question.stacks.retain(|want| !outcome.stacks.iter().any(|fact| is_answer(fact, want)));
                     }
                     self.take(process, outcome, &mut explained);
                 }
@@ -95,8 +105,8 @@ impl Explainer {
                 Err(_) => self.pool.tend(),
             }
         }
-        for wants in by_process.values() {
-            explained.lose("stack: deadline", wants.len());
+        for question in by_process.values() {
+            explained.lose("stack: deadline", question.stacks.len());
         }
         // Not begun: better asked again with fresh registers than walked late.
         for process in self.pool.withdraw() {
@@ -113,14 +123,14 @@ impl Explainer {
         explained
     }
 
-    fn submit(&mut self, process: ProcessId, wants: Vec<StackWant>, explained: &mut Explained) {
-        if wants.is_empty() {
+    fn submit(&mut self, process: ProcessId, question: Question, explained: &mut Explained) {
+        if question.stacks.is_empty() && !question.monitors {
             return;
         }
-        let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), wants.len());
+        let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), question.stacks.len());
         let submitted = self.pool.submit(process, move |steps| {
             let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
-            let outcome = outcome.fill(|| explain(&library, &wants, steps));
+            let outcome = outcome.fill(|| explain(&library, process, &question, steps));
             steps.compute();
             library.trim();
             steps.finish();
@@ -136,7 +146,8 @@ impl Explainer {
 
     fn take(&mut self, process: ProcessId, outcome: Outcome, explained: &mut Explained) {
         self.pending.remove(&process);
-        let Outcome { stacks, lost, walk_ns } = outcome;
+        let Outcome { stacks, monitors, lost, walk_ns } = outcome;
+        explained.monitors.extend(monitors);
         explained.walk_ns += walk_ns;
         explained.stacks.extend(stacks);
         for (reason, count) in lost {

@@ -1,14 +1,17 @@
 //! On a reader: the stacks of one process.
 
 use super::address_space::{AddressSpace, Place};
+use super::jvm;
 use super::library::Library;
 use super::names::{Named, PerfMap};
 use super::unwind::stack_memory::{FIRST, StackMemory};
 use super::unwind::{OUT_OF_TIME, RawFrame, Walked, walk};
-use crate::census::Pid;
+use crate::census::{Pid, ProcessId};
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
-use crate::proc::{Frame, MemoryFact, MemoryRange, Mention, Stack, StackEnd, StackFact, StackWant, memory};
+use crate::proc::{
+    Frame, JavaMonitors, MemoryFact, MemoryRange, Mention, Stack, StackEnd, StackFact, StackWant, memory,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +24,19 @@ const TOGETHER: usize = 256;
 /// A process that keeps a reader busy for longer (by its size, or by files made to) gets no more names.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// What is asked of one process.
+#[derive(Debug, Default)]
+pub(super) struct Question {
+    pub(super) stacks: Vec<StackWant>,
+    /// Whether it is a JVM whose threads at monitors are wanted.
+    pub(super) monitors: bool,
+}
+
 /// What came out of one process.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) stacks: Vec<StackFact>,
+    pub(super) monitors: Option<JavaMonitors>,
     /// Stacks that did not reach their root, and files that could not be used, by reason.
     pub(super) lost: BTreeMap<String, u64>,
     /// Time spent on reading and walking the stacks, nanoseconds.
@@ -32,14 +44,21 @@ pub(super) struct Outcome {
 }
 
 /// Walks and names the stacks of threads of one process. Nobody waits for a stack whose process is gone.
-pub(super) fn explain(library: &Library, wants: &[StackWant], steps: &Steps) -> Outcome {
+pub(super) fn explain(library: &Library, process: ProcessId, question: &Question, steps: &Steps) -> Outcome {
     let mut outcome = Outcome::default();
-    let Some(process) = wants.first().map(|want| want.process) else { return outcome };
+    let wants = question.stacks.as_slice();
     steps.begin("maps");
     let (via, mappings) = match mappings(process.pid, wants) {
         Ok(found) => found,
         Err(error) => return outcome.none(wants, &error),
     };
+    if question.monitors {
+        steps.begin("Java monitors");
+        outcome.monitors = Some(jvm::read(process, via, &mappings, library));
+    }
+    if wants.is_empty() {
+        return outcome;
+    }
     steps.begin("program files");
     let space = AddressSpace::new(via, &mappings, library);
     for (file, why) in &space.unusable {

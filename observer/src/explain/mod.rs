@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod go;
 pub mod image;
 mod job;
+mod jvm;
 mod library;
 pub mod names;
 mod unwind;

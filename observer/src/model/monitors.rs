@@ -48,7 +48,7 @@ impl Monitors {
 
 impl Host {
     /// Takes what was read of the monitors of JVMs.
-    pub(super) fn learn_monitors(&mut self, all: Vec<JavaMonitors>) {
+    pub fn learn_monitors(&mut self, all: Vec<JavaMonitors>) {
         let now = self.now_ns();
         for JavaMonitors { process, monitors, missing } in all {
             // What could not be read says nothing, neither for nor against what was known.

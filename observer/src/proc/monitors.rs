@@ -1,27 +1,30 @@
-//! Java monitors as facts: plain data, read by `explain`, judged by `model`.
+//! Monitors of Java programs as facts: plain data, made by `explain`, judged by `model`.
 
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
 
-/// A thread at a monitor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A Java thread that waits for a monitor, and who owns that.
+///
+/// Thread ids are those of the JVM's own PID namespace: it noted them down itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JavaMonitor {
-    /// The thread, in the JVM's own PID namespace.
+    /// The thread that waits.
     pub waiter: Pid,
-    /// Address of HotSpot's `ObjectMonitor`.
+    /// Address of the `ObjectMonitor` in the JVM: the same for all who wait for one object.
     pub monitor: u64,
-    /// The thread that has it, in the same namespace; `None` if nobody, or if it cannot be known.
+    /// Who owns it; `None`: nobody, or it cannot be told.
     pub owner: Option<Pid>,
-    /// Wants to enter; otherwise it has left it in `Object.wait`.
+    /// Blocked at the entry of a `synchronized` block. Otherwise in `Object.wait`: as long as it has not been notified
+    /// it does not wait for the owner, which is whoever happens to be inside.
     pub entering: bool,
 }
 
-/// The threads at monitors of one JVM.
+/// The monitors of one JVM that somebody waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JavaMonitors {
-    /// The process.
+    /// The JVM.
     pub process: ProcessId,
-    /// Threads at monitors.
+    /// One per thread that waits, in the JVM's order of threads.
     pub monitors: Vec<JavaMonitor>,
     /// Why nothing could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
