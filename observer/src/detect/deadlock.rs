@@ -3,8 +3,8 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
-use crate::model::graph::{End, Hop};
-use crate::model::{Confidence, Host, duration};
+use crate::model::graph::{self, End, Hop};
+use crate::model::{Confidence, Host, Owner, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Steps of a circle that the explanation tells; the chain has them all.
@@ -30,13 +30,32 @@ impl Rule for Deadlock {
             let entry = cycles.entry(members).or_insert_with(|| (cycle.to_vec(), BTreeSet::new()));
             entry.1.extend(outside.iter().map(|hop| hop.waiter));
         }
-        let findings = cycles
-            .into_iter()
-            .filter(|(members, (_, queued))| context.in_scope(members.iter().chain(queued)))
-            .map(|(members, (cycle, queued))| finding(context.host, &members, rotate(cycle), &queued))
-            .collect();
-        Verdict { findings, ripe_at_ns: None }
+        let mut verdict = Verdict::default();
+        for (members, (cycle, queued)) in cycles {
+            if context.in_scope(members.iter().chain(&queued)) && is_closed(&mut verdict, context, &cycle) {
+                verdict.findings.push(finding(context.host, &members, rotate(cycle), &queued));
+            }
+        }
+        verdict
     }
+}
+
+/// A file lock of several threads, or of processes that share it, can be released by another one than the cycle goes
+/// through: such a cycle counts once all threads of that process have slept for the threshold.
+fn is_closed(verdict: &mut Verdict, context: &Context<'_>, cycle: &[Hop]) -> bool {
+    let host = context.host;
+    let loose = cycle.iter().filter(|hop| hop.confidence < Confidence::Certain && graph::is_file_lock(host, hop));
+    let holders: BTreeSet<Pid> = loose
+        .filter_map(|hop| match hop.owner {
+            Some(Owner::Thread(tid)) => Some(host.row(tid)?.process.pid),
+            _ => None,
+        })
+        .collect();
+    let mut threads = holders.iter().flat_map(|pid| host.threads_of(*pid)).filter(|row| !row.is_exiting());
+    threads.all(|row| {
+        let since = if row.is_blocked() { host.since(row).ns } else { host.now_ns() };
+        verdict.is_ripe(since, context)
+    })
 }
 
 /// Begins with the smallest thread id, so that the same cycle reads the same each time.
