@@ -74,8 +74,14 @@ pub(super) fn awaited(
         // Before kernel 5.11, and for locks of processes that are gone, the list does not tell who waits.
         behind.extend(on_file().map(|lock| (lock, false)));
     }
-    let [(lock, is_first)] = behind[..] else { return None };
-    Some(FileLock { device: lock.device, inode: lock.inode, holder: holder(lock, waiter, rows), is_first })
+    let found = |(lock, is_first): &(&FileLockFact, bool)| {
+        let holder = holder(lock, waiter, rows);
+        FileLock { device: lock.device, inode: lock.inode, holder, is_first: *is_first }
+    };
+    let (first, others) = behind.split_first()?;
+    let first = found(first);
+    // A process may have several locks on a file; the list, when it changes while it is read, may have one twice.
+    others.iter().all(|other| found(other) == first).then_some(first)
 }
 
 fn holder(lock: &FileLockFact, waiter: &ThreadRow, rows: &[ThreadRow]) -> Option<Holder> {

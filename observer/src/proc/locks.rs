@@ -225,7 +225,8 @@ fn is_same(a: &FileLockFact, b: &FileLockFact) -> bool {
 /// The last part of a path; what is mounted where may differ between processes.
 fn file_name(path: &str) -> Option<&str> {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-    path.starts_with('/').then(|| path.rsplit('/').next()).flatten()
+    let is_device = path.starts_with("/dev/") && !path.starts_with("/dev/shm/");
+    (path.starts_with('/') && !is_device).then(|| path.rsplit('/').next()).flatten()
 }
 
 /// The locks that a process holds through descriptors of files with these names.
@@ -239,7 +240,7 @@ fn held_by(pid: Pid, names: &BTreeSet<&str>, until: Instant) -> Result<Vec<FileL
         }
         any = true;
         let Ok(entry) = entry else { continue };
-        // Files with a name only: `fdinfo` of an epoll instance may block.
+        // Plain files only: `fdinfo` of an epoll instance, or of a driver, may block.
         let Ok(target) = std::fs::read_link(entry.path()) else { continue };
         if !target.to_str().and_then(file_name).is_some_and(|name| names.contains(name)) {
             continue;
