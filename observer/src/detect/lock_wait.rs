@@ -33,8 +33,7 @@ impl Rule for LockWait {
             let (Some(first), Some(last)) = (chain.hops.first(), chain.hops.last()) else {
                 continue;
             };
-            let is_lock = matches!(first.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock)
-                || graph::is_file_lock(host, first);
+            let is_lock = is_lock(host, first);
             let root = match chain.end {
                 End::Root(tid) => Root::Thread(tid),
                 End::Unknown if graph::is_file_lock(host, last) => match file(host, last.waiter) {
@@ -86,7 +85,9 @@ impl Rule for LockWait {
             if !context.in_scope(involved) {
                 continue;
             }
-            let since = waiters.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
+            // A holder may have waited for its child for long before anybody wanted its lock.
+            let queue = queued(host, &waiters);
+            let since = queue.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
             // Long waits alone are a queue that moves: one and the same hold must have lasted, too.
             let held = match root {
                 Root::Thread(tid) => held_since(host, tid, &waiters).unwrap_or(host.now_ns()),
@@ -100,6 +101,17 @@ impl Rule for LockWait {
         }
         verdict
     }
+}
+
+/// A hop that waits for a lock.
+fn is_lock(host: &Host, hop: &Hop) -> bool {
+    matches!(hop.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock) || graph::is_file_lock(host, hop)
+}
+
+/// Those of them that wait for a lock: others wait for a child or a thread, with a lock held.
+fn queued(host: &Host, waiters: &BTreeSet<Pid>) -> BTreeSet<Pid> {
+    let is_queued = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| is_lock(host, &hop));
+    waiters.iter().copied().filter(is_queued).collect()
 }
 
 /// Since when a thread holds, without a break, a lock that these wait for.
@@ -169,15 +181,16 @@ fn finding(
         Root::Thread(tid) => (host.row(tid)?.process, Some(tid)),
         Root::Lock(..) => (host.row(last.waiter)?.process, None),
     };
+    let on_lock = chain.hops.iter().rfind(|hop| is_lock(host, hop)).unwrap_or(last);
     // Every lock of the chain, so that the finding stays the same while waiters come and go.
-    let on_file = graph::is_file_lock(host, last).then(|| file(host, last.waiter));
+    let on_file = graph::is_file_lock(host, on_lock).then(|| file(host, on_lock.waiter));
     let (key, name) = match on_file {
         Some(Some(FileLock { device: (major, minor), inode, .. })) => {
-            (format!("{holder:?}/file {major:x}:{minor:x}:{inode}"), lock_on(last))
+            (format!("{holder:?}/file {major:x}:{minor:x}:{inode}"), lock_on(on_lock))
         }
-        Some(None) => (format!("{holder:?}/file of {}", last.waiter), lock_on(last)),
+        Some(None) => (format!("{holder:?}/file of {}", on_lock.waiter), lock_on(on_lock)),
         None => {
-            let address = format!("{:#x}", address(host, last));
+            let address = format!("{:#x}", address(host, on_lock));
             (format!("{holder:?}/{address}"), address)
         }
     };
@@ -186,11 +199,11 @@ fn finding(
         .since_mono(since, host)
         .with_threads(waiters.iter().copied().chain(holder))
         .fact("lock", name)
-        .fact("waiters", waiters.len())
+        .fact("waiters", queued(host, waiters).len())
         .fact("longest_wait_ns", age);
     finding.confidence = chain.confidence();
     finding.severity = if age >= threshold_ns.saturating_mul(12) { Severity::Critical } else { Severity::Warning };
-    let count = match waiters.len() {
+    let count = match queued(host, waiters).len() {
         1 => "1 thread waits".to_owned(),
         n => format!("{n} threads wait"),
     };
@@ -217,8 +230,10 @@ fn finding(
                 "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
                 host.name(tid)
             );
+            let held = on_lock.resource.describe();
+            let while_ = if is_lock(host, last) { "it holds" } else { "another waits for it and holds" };
             finding.remedy = format!(
-                "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
+                "Look at what {} does while {while_} {held}: move the slow call out of the critical section, or give it a time limit.",
                 host.name(tid)
             );
             finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);

@@ -105,12 +105,18 @@ fn a_holder_that_waits_for_its_child_leads_to_the_child() {
     // As flock(1) does: it takes the lock, and waits for its command.
     let mut command = with_syscall(row(21, 21), 230, [0, 0, 0, 0, 0, 0]);
     command.ppid = 20;
-    let rows = vec![in_flock(10), with_syscall(row(20, 20), 61, [21, 0, 0, 0, 0, 0]), command];
+    let mut rows = vec![in_flock(10), with_syscall(row(20, 20), 61, [21, 0, 0, 0, 0, 0]), command];
     let threads = vec![on_file(&rows[0], 7), thread_facts(&rows[1], Vec::new())];
-    let found = look(rows, with_locks(threads, vec![flock(7, 20, &[10])]), 99);
+    let learnt = with_locks(threads, vec![flock(7, 20, &[10])]);
+    let found = look(rows.clone(), learnt.clone(), 99);
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].kind, found[0].confidence), (Kind::LockWait, Confidence::Likely));
     assert!(found[0].title.contains("held by t20 (tid 20), behind t21 (tid 21)"), "{}", found[0].title);
+    assert!(found[0].title.starts_with("1 thread waits"), "{}", found[0].title);
+    assert_eq!(found[0].evidence["lock"], "/run/7.lock");
+    // The holder has waited for its child since second 90; that is nobody's wait for a lock.
+    rows[0].off_cpu_since_ns = Some(98 * S);
+    assert!(look(rows, learnt, 99).is_empty());
 }
 
 #[test]
