@@ -6,11 +6,14 @@ use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
-use crate::proc::{Facts, GatherSettings, Gatherer, JavaMonitors, StackFact, StackWant, children_of};
+use crate::proc::{
+    Facts, GatherSettings, Gatherer, JavaMonitors, LockWaiter, StackFact, StackWant, ThreadWant, children_of,
+    file_locks,
+};
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
@@ -20,6 +23,9 @@ const MONITORS_EVERY: u64 = 5;
 const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
 const FOR_REPORT: Duration = Duration::from_secs(1);
+
+/// What it spends on finding who holds a file lock.
+const FOR_FILE_LOCKS: Duration = Duration::from_millis(50);
 
 /// Why a look could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -234,6 +240,7 @@ impl Session {
             let mut facts = self.gatherer.gather(&wants, &processes, &sockets_of, &unread_of);
             let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
             self.add_kernel_stacks(&stacks, &mut facts);
+            self.add_file_locks(&wants, &mut facts);
             if round > 0 {
                 // Sockets were asked for in the first round only.
                 facts.connecting.clone_from(&all.connecting);
@@ -264,6 +271,25 @@ impl Session {
             }
         }
         whole
+    }
+
+    /// Reads the list of file locks if one of these waits for one.
+    fn add_file_locks(&self, wants: &[ThreadWant], facts: &mut Facts) {
+        let waits = wants.iter().zip(&facts.threads).filter(|(want, _)| want.file_lock);
+        let waiters: Vec<LockWaiter> = waits
+            .map(|(want, thread)| LockWaiter {
+                pid: want.process.pid,
+                inode: thread.fd.as_ref().and_then(|fd| fd.inode),
+                path: thread.fd.as_ref().map(|fd| fd.target.clone()),
+            })
+            .collect();
+        if waiters.is_empty() {
+            return;
+        }
+        let (host, scope) = (&self.judge.host, &self.judge.scope);
+        let leaders = host.rows().iter().filter(|row| row.tid == row.process.pid && !row.is_kernel_thread());
+        let among: Vec<ProcessId> = leaders.filter(|row| scope.contains(row, host)).map(|row| row.process).collect();
+        facts.file_locks = file_locks(&waiters, &among, Instant::now() + FOR_FILE_LOCKS, &mut facts.lost);
     }
 
     fn add_kernel_stacks(&mut self, tids: &[Pid], facts: &mut Facts) {
@@ -300,7 +326,7 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, monitors, processes, connecting, unread, blocked_reads, lost } = more;
+    let Facts { threads, stacks, monitors, processes, connecting, unread, blocked_reads, file_locks, lost } = more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
     all.monitors.extend(monitors);
@@ -309,6 +335,8 @@ fn merge(all: &mut Facts, more: Facts) {
     all.connecting = connecting;
     all.unread = unread;
     all.blocked_reads = blocked_reads;
+    let known: BTreeSet<u64> = all.file_locks.iter().map(|lock| lock.inode).collect();
+    all.file_locks.extend(file_locks.into_iter().filter(|lock| !known.contains(&lock.inode)));
     for (reason, count) in lost {
         *all.lost.entry(reason).or_default() += count;
     }

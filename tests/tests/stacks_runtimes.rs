@@ -3,13 +3,15 @@
 use anyhow::{Context, Result, ensure};
 use observer_tests::blocked::GO;
 use observer_tests::compile::{installed, java_classes, sources, target_dir};
+use observer_tests::guard::Guard;
 use observer_tests::observer::{Observer, look_at};
 use observer_tests::report::Report;
 use observer_tests::stack::Stack;
 use observer_tests::victim::{Unready, Victim};
 use observer_tests::{procfs, skip};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Debian's own: another Python first in PATH may be built in any way.
 const PYTHON: &str = "/usr/bin/python3";
@@ -103,6 +105,35 @@ fn java_interpreted() -> Result<()> {
         stack.expect_root().context(*comm)?;
     }
     expect_roots(&report, victim.truth.pid)
+}
+
+#[test]
+fn java_monitors_have_owners() -> Result<()> {
+    if !installed("javac") {
+        skip!("javac is not installed");
+    }
+    let classes = java_classes("Monitors")?;
+    let mut start = Command::new("java");
+    start.arg("-cp").arg(classes).arg("Monitors");
+    let mut guard = Guard::start(start, Stdio::null())?;
+    guard.line(Duration::from_secs(30))?.context("a line when all threads wait")?;
+    let report = Observer::attach(&[guard.pid()], &["--once", "--output", "json"])?.run()?.report()?;
+    let by_kind = |kind: &str| report.findings().find(|finding| finding.kind() == kind).context(kind.to_owned());
+    let name = |tid: &serde_json::Value| {
+        let threads = report.process(guard.pid())?["threads"].as_array().context("threads")?;
+        let thread = threads.iter().find(|thread| thread["tid"] == *tid).context("a thread of the report")?;
+        thread["comm"].as_str().map(str::to_owned).context("comm")
+    };
+    let deadlock = by_kind("deadlock")?.0;
+    ensure!(deadlock["evidence"]["cycle"] == 2 && deadlock["confidence"] == "likely", "{deadlock:#}");
+    for link in deadlock["chain"].as_array().context("chain")? {
+        let (from, to) = (name(&link["from"]["tid"])?, name(&link["held_by"]["tid"])?);
+        ensure!(from != to && from.starts_with("dead-") && to.starts_with("dead-"), "{from} behind {to}");
+    }
+    let held = by_kind("lock_wait")?.0;
+    ensure!(name(&held["evidence"]["holder_tid"])? == "sleeper", "{held:#}");
+    ensure!(report.findings().count() == 2, "{:#}", report.json["findings"]);
+    Ok(())
 }
 
 /// Keeps the methods apart and compiled before they block.

@@ -4,7 +4,7 @@ use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{self, End, Hop};
-use crate::model::{ByReference, Confidence, Host, duration};
+use crate::model::{ByReference, Confidence, Host, Owner, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Steps of a circle that the explanation tells; the chain has them all.
@@ -40,13 +40,31 @@ impl Rule for Deadlock {
                 cycles.insert(members, (circle, BTreeSet::new()));
             }
         }
-        verdict.findings = cycles
-            .into_iter()
-            .filter(|(members, (_, queued))| context.in_scope(members.iter().chain(queued)))
-            .map(|(members, (cycle, queued))| finding(context.host, &members, rotate(cycle), &queued))
-            .collect();
+        for (members, (cycle, queued)) in cycles {
+            if context.in_scope(members.iter().chain(&queued)) && is_closed(&mut verdict, context, &cycle) {
+                verdict.findings.push(finding(context.host, &members, rotate(cycle), &queued));
+            }
+        }
         verdict
     }
+}
+
+/// A file lock of several threads, or of processes that share it, can be released by another one than the cycle goes
+/// through: such a cycle counts once all threads of that process have slept for the threshold.
+fn is_closed(verdict: &mut Verdict, context: &Context<'_>, cycle: &[Hop]) -> bool {
+    let host = context.host;
+    let loose = cycle.iter().filter(|hop| hop.confidence < Confidence::Certain && graph::is_file_lock(host, hop));
+    let holders: BTreeSet<Pid> = loose
+        .filter_map(|hop| match hop.owner {
+            Some(Owner::Thread(tid)) => Some(host.row(tid)?.process.pid),
+            _ => None,
+        })
+        .collect();
+    let mut threads = holders.iter().flat_map(|pid| host.threads_of(*pid)).filter(|row| !row.is_exiting());
+    threads.all(|row| {
+        let since = if row.is_blocked() { host.since(row).ns } else { host.now_ns() };
+        verdict.is_ripe(since, context)
+    })
 }
 
 /// Begins with the smallest thread id, so that the same cycle reads the same each time.

@@ -157,9 +157,7 @@ impl Finding {
         let is_bound = |tid: &Pid| host.row(*tid).is_some_and(|row| row.is_blocked() && !host.since(row).exact);
         if self.threads.iter().any(is_bound) {
             self.evidence.insert("since_exact".to_owned(), false.into());
-            self.explanation.push_str(
-                " Times count from observer's first look: /proc does not say when a wait began, it may have been earlier.",
-            );
+            self.explanation.push_str(" Times count from observer's first look: the wait may have begun earlier.");
         }
     }
 

@@ -5,6 +5,7 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
+use crate::model::file_lock::FileLock;
 use crate::model::frames::{Job, JobKind, Reading, Rest};
 use crate::model::graph::{self, Chain, End, Hop};
 use crate::model::{Class, Confidence, Host, Owner, ResourceKind, duration};
@@ -32,9 +33,15 @@ impl Rule for LockWait {
             let (Some(first), Some(last)) = (chain.hops.first(), chain.hops.last()) else {
                 continue;
             };
-            let is_lock = matches!(first.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock);
+            let is_lock = is_lock(host, first);
             let root = match chain.end {
                 End::Root(tid) => Root::Thread(tid),
+                End::Unknown if graph::is_file_lock(host, last) => match file(host, last.waiter) {
+                    // Behind another request, for a lock that may have changed hands.
+                    Some(lock) if !lock.is_first => continue,
+                    Some(lock) => Root::Lock(0, lock.inode),
+                    None => Root::Lock(host.row(last.waiter).map_or(0, |row| row.process.pid), address(host, last)),
+                },
                 // The readers of a rwlock are never recorded, and a job that must not block says enough by itself. Elsewhere
                 // the owner could not be read, this time, or whoever has the lock may well be at rest with it.
                 End::Unknown
@@ -78,7 +85,9 @@ impl Rule for LockWait {
             if !context.in_scope(involved) {
                 continue;
             }
-            let since = waiters.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
+            // A holder may have waited for its child for long before anybody wanted its lock.
+            let queue = queued(host, &waiters);
+            let since = queue.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
             // Long waits alone are a queue that moves: one and the same hold must have lasted, too.
             let held = match root {
                 Root::Thread(tid) => held_since(host, tid, &waiters).unwrap_or(host.now_ns()),
@@ -94,10 +103,23 @@ impl Rule for LockWait {
     }
 }
 
+/// A hop that waits for a lock.
+fn is_lock(host: &Host, hop: &Hop) -> bool {
+    matches!(hop.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock) || graph::is_file_lock(host, hop)
+}
+
+/// Those of them that wait for a lock: others wait for a child or a thread, with a lock held.
+fn queued(host: &Host, waiters: &BTreeSet<Pid>) -> BTreeSet<Pid> {
+    let is_queued = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| is_lock(host, &hop));
+    waiters.iter().copied().filter(is_queued).collect()
+}
+
 /// Since when a thread holds, without a break, a lock that these wait for.
 fn held_since(host: &Host, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> {
     let behind = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| hop.owner == Some(Owner::Thread(holder)));
-    waiters.iter().filter(|tid| behind(tid)).filter_map(|tid| host.held_since(*tid)).min()
+    // A holder that waits for its child has slept, and let nothing go, since that wait began.
+    let child = |tid| host.confirmed_wait(tid).filter(|(_, w)| w.class == Class::Child).map(|(r, _)| host.since(r).ns);
+    waiters.iter().filter(|tid| behind(tid)).filter_map(|tid| host.held_since(*tid).or_else(|| child(*tid))).min()
 }
 
 /// Servers of the leader-and-followers kind guard `accept` with a lock: whoever has it waits for work,
@@ -124,6 +146,17 @@ fn address(host: &Host, hop: &Hop) -> u64 {
     hop.resource.address.or_else(word).unwrap_or(0)
 }
 
+/// The file lock that a thread waits for.
+fn file(host: &Host, waiter: Pid) -> Option<&FileLock> {
+    host.confirmed_wait(waiter)?.1.file_lock.as_ref()
+}
+
+/// What a file lock is called in titles: `the lock on /run/app.lock`.
+fn lock_on(hop: &Hop) -> String {
+    let path = hop.resource.detail.as_deref();
+    format!("the lock on {}", path.map_or_else(|| hop.resource.describe(), str::to_owned))
+}
+
 /// The job that a lock interrupts, if it is one that must not block: everything else on its thread waits with it. A pool's
 /// job may block, and may even be a loop of its own that takes its work under a lock.
 fn interrupted(host: &Host, waiter: Pid) -> Option<(&Reading, &Job)> {
@@ -148,18 +181,29 @@ fn finding(
         Root::Thread(tid) => (host.row(tid)?.process, Some(tid)),
         Root::Lock(..) => (host.row(last.waiter)?.process, None),
     };
+    let on_lock = chain.hops.iter().rfind(|hop| is_lock(host, hop)).unwrap_or(last);
     // Every lock of the chain, so that the finding stays the same while waiters come and go.
-    let address = address(host, last);
-    let key = format!("{holder:?}/{address:#x}");
+    let on_file = graph::is_file_lock(host, on_lock).then(|| file(host, on_lock.waiter));
+    let (key, name) = match on_file {
+        Some(Some(FileLock { device: (major, minor), inode, .. })) => {
+            (format!("{holder:?}/file {major:x}:{minor:x}:{inode}"), lock_on(on_lock))
+        }
+        Some(None) => (format!("{holder:?}/file of {}", on_lock.waiter), lock_on(on_lock)),
+        None => {
+            let address = format!("{:#x}", address(host, on_lock));
+            (format!("{holder:?}/{address}"), address)
+        }
+    };
+    let name = name.strip_prefix("the lock on ").unwrap_or(&name);
     let mut finding = Finding::new(Kind::LockWait, host, process, &key)
         .since_mono(since, host)
         .with_threads(waiters.iter().copied().chain(holder))
-        .fact("lock", format!("{address:#x}"))
-        .fact("waiters", waiters.len())
+        .fact("lock", name)
+        .fact("waiters", queued(host, waiters).len())
         .fact("longest_wait_ns", age);
     finding.confidence = chain.confidence();
     finding.severity = if age >= threshold_ns.saturating_mul(12) { Severity::Critical } else { Severity::Warning };
-    let count = match waiters.len() {
+    let count = match queued(host, waiters).len() {
         1 => "1 thread waits".to_owned(),
         n => format!("{n} threads wait"),
     };
@@ -167,8 +211,15 @@ fn finding(
     match holder {
         Some(tid) => {
             let doing = host.doing(tid);
-            let locks = if chain.hops.len() == 1 { "a lock" } else { "locks" };
-            finding.title = format!("{count} for {locks} held by {}, which {doing}", host.name(tid));
+            let first = chain.hops.first().filter(|hop| graph::is_file_lock(host, hop));
+            let next = chain.hops.get(1).map(|hop| host.name(hop.waiter));
+            let locks = match (first, next) {
+                (Some(hop), None) => format!("{} held by", lock_on(hop)),
+                (Some(hop), Some(next)) => format!("{} held by {next}, behind", lock_on(hop)),
+                (None, None) => "a lock held by".to_owned(),
+                (None, Some(_)) => "locks held by".to_owned(),
+            };
+            finding.title = format!("{count} for {locks} {}, which {doing}", host.name(tid));
             let path = chain
                 .hops
                 .iter()
@@ -179,8 +230,10 @@ fn finding(
                 "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
                 host.name(tid)
             );
+            let held = on_lock.resource.describe();
+            let while_ = if is_lock(host, last) { "it holds" } else { "another waits for it and holds" };
             finding.remedy = format!(
-                "Look at what {} does while it holds {lock}: move the slow call out of the critical section, or give it a time limit.",
+                "Look at what {} does while {while_} {held}: move the slow call out of the critical section, or give it a time limit.",
                 host.name(tid)
             );
             finding = finding.fact("holder_tid", tid).fact("holder_doing", doing);
@@ -202,6 +255,15 @@ fn finding(
             );
             finding.remedy = "Read the stack: the function between the two frames takes the lock. Find who holds it for so long (often the same task, across an await, or one that waits for this thread), and use a lock made for asynchronous code, or none.".to_owned();
             finding = finding.fact("runtime", job.runtime).fact("frames", reading.frames());
+        }
+        None if graph::is_file_lock(host, last) => {
+            finding.confidence = Confidence::Possible;
+            finding.title = format!("{count} for {} for {longest}; its holder is not known", lock_on(last));
+            finding.explanation = format!(
+                "{} has waited for {lock} for {longest}. Who took the lock is gone, or the kernel does not tell; none of the processes looked at has it.",
+                host.name(last.waiter)
+            );
+            finding.remedy = "Find the processes that have this file open (`fuser -v` on it, as root): a child may have inherited the lock.".to_owned();
         }
         None => {
             finding.confidence = Confidence::Possible;

@@ -219,7 +219,7 @@ fn a_leader_in_accept_is_rest() {
         let watched = states.iter().map(|state| socket(state)).collect();
         let mut facts = facts.clone();
         let target = "anon_inode:[eventpoll]".to_owned();
-        facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, socket: None, watched });
+        facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, inode: None, socket: None, watched });
         look(rows.clone(), facts, 200).len()
     };
     assert_eq!((with(&["LISTEN", "LISTEN"]), with(&["LISTEN", "ESTAB"]), with(&[])), (0, 1, 1));
@@ -242,7 +242,7 @@ fn a_socket_that_stays_unknown_keeps_no_hang_back() {
         unsent: 0,
     };
     let target = "anon_inode:[eventpoll]".to_owned();
-    facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, socket: None, watched: vec![unknown] });
+    facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, inode: None, socket: None, watched: vec![unknown] });
     let mut judge = judge();
     let found: Vec<usize> = (200..206)
         .map(|at| {
@@ -427,5 +427,6 @@ fn life_of_a_finding() {
     assert_eq!(gone, [(Change::Resolved, opened[0].1.clone())]);
 }
 
+mod file_locks;
 mod frames;
 mod monitors;

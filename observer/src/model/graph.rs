@@ -1,6 +1,7 @@
 //! The wait graph: who waits for whom, and where that ends. Only confirmed waits make edges: a thread
 //! that slept from one census to the next cannot have let go of anything in between.
 
+use super::file_lock;
 use super::host::Host;
 use super::wait::{Class, Confidence, Owner, Resource, ResourceKind, Wait};
 use crate::census::{Pid, ThreadRow};
@@ -56,6 +57,15 @@ impl Chain {
 /// The edge out of a thread, if its confirmed wait makes one.
 pub fn edge(host: &Host, tid: Pid) -> Option<Hop> {
     let (row, wait) = host.confirmed_wait(tid)?;
+    if file_lock::kind(wait).is_some() {
+        let resource = wait.resource.clone()?;
+        let holder = wait.file_lock.as_ref().and_then(|lock| host.file_holder(lock));
+        let (owner, confidence, how) = match holder {
+            Some((holder, confidence, how)) => (Some(Owner::Thread(holder)), confidence, how),
+            None => (None, Confidence::Possible, "the kernel names no living holder"),
+        };
+        return Some(Hop { waiter: tid, resource, owner, confidence, how });
+    }
     if let Some(word) = &wait.owner {
         let owner = host.owner_of(wait, row)?;
         let confidence = if word.proven { Confidence::Certain } else { Confidence::Likely };
@@ -117,6 +127,11 @@ fn child_id_in_namespace_of(parent: &ThreadRow, child: &ThreadRow) -> Pid {
 /// Whether only the frames say that a thread waits for a lock.
 pub fn is_by_frames(host: &Host, waiter: Pid) -> bool {
     host.confirmed_wait(waiter).is_some_and(|(_, wait)| wait.by_frames)
+}
+
+/// Whether a hop is a wait for a file lock.
+pub fn is_file_lock(host: &Host, hop: &Hop) -> bool {
+    host.confirmed_wait(hop.waiter).is_some_and(|(_, wait)| file_lock::kind(wait).is_some())
 }
 
 /// Follows a waiter to the end of its chain. `None` if it waits for nobody.

@@ -1,12 +1,13 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
 use super::decode::{self, Known, Memory};
+use super::file_lock::{self, FileLock};
 use super::holding::{Named, Queue};
 use super::monitors::Monitors;
 use super::probes::ProbeHistory;
 use super::scope::Scope;
 use super::stacks::{Stacks, sharpened};
-use super::wait::{Class, Owner, OwnerScope, Wait};
+use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
     BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant,
@@ -34,7 +35,10 @@ impl Suspect {
     /// Nothing about this wait changes while the thread sleeps: no need to ask again. The owner of a lock
     /// may change, and what could not be read may become readable.
     fn is_settled(&self) -> bool {
-        let is_lock = self.wait.as_ref().is_none_or(|wait| wait.class == Class::Lock || wait.owner.is_some());
+        let is_lock = self
+            .wait
+            .as_ref()
+            .is_none_or(|wait| matches!(wait.class, Class::Lock | Class::FileLock) || wait.owner.is_some());
         let is_read = self.facts.memory.iter().all(|piece| piece.error.is_none());
         !is_lock && is_read && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
     }
@@ -129,13 +133,18 @@ impl Host {
         self.connecting = facts.connecting;
         self.unread = facts.unread;
         self.blocked_reads = facts.blocked_reads;
+        let file_locks = facts.file_locks;
         for facts in facts.threads {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
             };
             let readings = 1 + self.suspects.get(&facts.tid).map_or(0, |suspect| suspect.readings);
             let wait = self.decode(row, Some((&facts, readings)));
-            let wait = wait.map(|wait| sharpened(wait, self.stacks.reading(facts.tid)));
+            let wait = wait.map(|wait| {
+                let memory = Memory(&facts.memory);
+                let lock = file_lock::awaited(&wait, row, facts.fd.as_ref(), memory, &file_locks, &self.rows);
+                sharpened(Wait { file_lock: lock, ..wait }, self.stacks.reading(facts.tid))
+            });
             let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
             // An earlier reading that is still here is one of the same sleep.
@@ -228,6 +237,7 @@ impl Host {
             memory: needs.memory,
             fd: needs.fd,
             kernel_stack: letter == 'D',
+            file_lock: self.decode(row, None).is_some_and(|wait| file_lock::kind(&wait).is_some()),
         }
     }
 
@@ -349,6 +359,9 @@ impl Host {
 
     /// Looks the owner of a wait up among the living.
     pub fn owner_of(&self, wait: &Wait, waiter: &ThreadRow) -> Option<Owner> {
+        if let Some(lock) = &wait.file_lock {
+            return self.file_holder(lock).map(|(tid, ..)| Owner::Thread(tid));
+        }
         let word = wait.owner.as_ref()?;
         let mut elsewhere = None;
         for row in self.by_own_tid(waiter, word.own_tid).filter(|row| !row.is_exiting()) {
@@ -360,6 +373,29 @@ impl Host {
         Some(elsewhere.map_or(Owner::Gone(word.own_tid), Owner::Elsewhere))
     }
 
+    /// The thread that holds a file lock, how sure that is, and how it was learnt. The kernel lists processes: of several
+    /// threads it is the main one that is named, which is an inference. `None` if no holder is known, or it has ended.
+    pub fn file_holder(&self, lock: &FileLock) -> Option<(Pid, Confidence, &'static str)> {
+        let holder = lock.holder?;
+        let mut living = self.threads_of(holder.pid).filter(|row| !row.is_exiting());
+        let first = living.next()?;
+        let confidence = match living.next() {
+            None => holder.confidence,
+            Some(_) => holder.confidence.min(Confidence::Likely),
+        };
+        Some((first.tid, confidence, holder.how))
+    }
+
+    /// The owner of a wait if it lives, how sure that is, and how it was learnt.
+    pub fn holder_of(&self, wait: &Wait, waiter: &ThreadRow) -> Option<(Pid, Confidence, &'static str)> {
+        if let Some(lock) = &wait.file_lock {
+            return self.file_holder(lock);
+        }
+        let word = wait.owner.as_ref()?;
+        let Owner::Thread(tid) = self.owner_of(wait, waiter)? else { return None };
+        Some((tid, if word.proven { Confidence::Certain } else { Confidence::Likely }, word.how))
+    }
+
     /// Since when, at least, the lock that a thread waits for has not changed hands (`CLOCK_MONOTONIC`,
     /// nanoseconds): since its owner sleeps, or since this thread is the first in the queue, which the next
     /// release would wake. `None` if that cannot be said of this thread.
@@ -368,11 +404,27 @@ impl Host {
             return Some(at.since_ns).filter(|_| at.is_confirmed() && at.wait.owner.is_some());
         }
         let suspect = self.suspects.get(&waiter).filter(|s| s.confirmed)?;
-        let Owner::Thread(owner) = self.owner_of(suspect.wait.as_ref()?, self.row(waiter)?)? else { return None };
+        let (wait, row) = (suspect.wait.as_ref()?, self.row(waiter)?);
+        if let Some(lock) = wait.file_lock.as_ref().filter(|lock| lock.is_first) {
+            // Its release wakes those that wait for it, see `__locks_wake_up_blocks` in `fs/locks.c`.
+            let asleep = self.holder_asleep(lock).filter(|since| *since <= suspect.learnt_ns);
+            return asleep.into_iter().chain([self.since(row).ns]).min();
+        }
+        if let Some(lock) = &wait.file_lock {
+            return self.holder_asleep(lock).filter(|since| *since <= suspect.learnt_ns);
+        }
+        let Owner::Thread(owner) = self.owner_of(wait, row)? else { return None };
         let asleep = self.row(owner).filter(|row| row.is_blocked()).map(|row| self.since(row).ns);
         // An owner that fell asleep after the reading may have let go before.
         let asleep = asleep.filter(|since| *since <= suspect.learnt_ns);
         asleep.into_iter().chain(suspect.named.as_ref().and_then(|named| named.head_since_ns)).min()
+    }
+
+    /// Since when the one thread that can release a file lock sleeps.
+    fn holder_asleep(&self, lock: &FileLock) -> Option<u64> {
+        let (tid, confidence, _) = self.file_holder(lock)?;
+        let row = self.row(tid).filter(|row| row.is_blocked() && confidence == Confidence::Certain)?;
+        Some(self.since(row).ns)
     }
 
     /// Whether the owner that a lock records is proven to be gone: named before and after a census in which it

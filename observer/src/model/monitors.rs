@@ -99,5 +99,6 @@ fn wait(monitor: u64, owner: Option<Pid>) -> Wait {
         peer: None,
         reading: None,
         by_frames: false,
+        file_lock: None,
     }
 }

@@ -122,6 +122,7 @@ impl Scope {
         }
         match call.class {
             Class::Connect | Class::Io | Class::Child => true,
+            Class::FileLock => attached || blocked_ns >= SUSPECT_AFTER_NS,
             _ if attached => true,
             Class::Event if call.is_poll() => {
                 let has_needs = !decode::needs(row).memory.is_empty();

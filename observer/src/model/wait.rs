@@ -1,5 +1,6 @@
 //! A wait, decoded: which call, on what, for how long, and who holds it.
 
+use super::file_lock::FileLock;
 use super::frames::Reading;
 use crate::census::{Pid, TimeoutKind};
 use serde::{Deserialize, Serialize};
@@ -260,6 +261,8 @@ pub struct Wait {
     pub resource: Option<Resource>,
     /// Who holds it, as the lock says.
     pub owner: Option<OwnerWord>,
+    /// The file lock it waits for, as the kernel lists it.
+    pub file_lock: Option<FileLock>,
     /// Remote address of a `connect`.
     pub peer: Option<SocketAddr>,
     /// What the user stack says of it.

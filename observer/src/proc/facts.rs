@@ -1,5 +1,6 @@
 //! Facts about suspects: plain data, gathered by this room, judged by `model`.
 
+use super::locks::FileLockFact;
 use super::monitors::JavaMonitors;
 use super::stack::StackFact;
 use crate::census::{Pid, ProcessId};
@@ -22,6 +23,8 @@ pub struct ThreadWant {
     pub fd: Option<i32>,
     /// Whether the kernel stack is wanted.
     pub kernel_stack: bool,
+    /// Whether it waits for a lock on the file behind that descriptor.
+    pub file_lock: bool,
 }
 
 /// A piece of the target's memory.
@@ -80,6 +83,9 @@ pub struct FdFact {
     pub target: String,
     /// Open flags (`O_*`) from `fdinfo`.
     pub flags: u32,
+    /// Inode number, where `fdinfo` has it (kernel 5.14).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
     /// The socket behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<SocketFact>,
@@ -240,6 +246,9 @@ pub struct Facts {
     pub unread: Vec<(ProcessId, SocketFact)>,
     /// Reads that are still stuck now.
     pub blocked_reads: Vec<BlockedRead>,
+    /// File locks that suspects wait for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub file_locks: Vec<FileLockFact>,
     /// What could not be gathered, by reason.
     pub lost: BTreeMap<String, u64>,
 }

@@ -28,9 +28,10 @@ pub fn fd_fact(pid: Pid, tid: Pid, fd: i32) -> Result<FdFact, String> {
     let info = String::from_utf8_lossy(&info);
     let flags =
         info.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok()).unwrap_or(0);
+    let inode = info.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse().ok());
     let watched =
         if whole { watched(&info, |fd| std::fs::read_link(format!("{base}/fd/{fd}")).ok()) } else { Vec::new() };
-    Ok(FdFact { fd, target: target.to_string_lossy().into_owned(), flags, socket: None, watched })
+    Ok(FdFact { fd, target: target.to_string_lossy().into_owned(), flags, inode, socket: None, watched })
 }
 
 /// The sockets in the `tfd:` lines that `fdinfo` has for an epoll instance (`ep_show_fdinfo`, `fs/eventpoll.c`).

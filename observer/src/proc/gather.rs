@@ -100,16 +100,8 @@ impl Gatherer {
         }
         let processes = self.known(processes, &mut lost);
         self.trim();
-        Facts {
-            threads,
-            stacks: Vec::new(),
-            monitors: Vec::new(),
-            processes,
-            connecting,
-            unread,
-            blocked_reads: self.pool.blocked(),
-            lost,
-        }
+        let blocked_reads = self.pool.blocked();
+        Facts { threads, processes, connecting, unread, blocked_reads, lost, ..Facts::default() }
     }
 
     /// How the readers fare.

@@ -2,7 +2,8 @@
 //!
 //! [`Gatherer::gather`] is called once per census with what the model asks for. Invariants:
 //! - It returns within its deadline, whatever a target does: everything that can block (memory, command line, maps,
-//!   program file, `fdinfo`) runs on readers that may be lost ([`pool`]).
+//!   program file, `fdinfo`) runs on readers that may be lost ([`pool`]). Not so [`file_locks`], a call of its own that
+//!   reads `fdinfo` of plain files only, which does not wait for anybody.
 //! - Nothing is reported of a process whose PID belongs to another one by now.
 //! - Nothing is sent to a target, stopped in it or left open in it; network namespaces are not kept alive.
 
@@ -16,6 +17,7 @@ pub mod fuzzing;
 mod gather;
 mod identity;
 mod in_root;
+mod locks;
 pub mod maps;
 pub mod memory;
 pub mod monitors;
@@ -35,6 +37,7 @@ pub use facts::*;
 pub use fds::fd_fact;
 pub use gather::{GatherSettings, Gatherer};
 pub(crate) use in_root::open_in_root;
+pub use locks::{BlockedLock, FileLockFact, FileLockKind, LockRange, LockWaiter, file_locks};
 pub use monitors::{JavaMonitor, JavaMonitors};
 pub use sockets::Sockets;
 pub use stack::{FoundBy, Frame, Mention, Stack, StackEnd, StackFact, StackWant};

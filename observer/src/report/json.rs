@@ -4,7 +4,7 @@ use super::{Account, ProcessView, Setting, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Life, Link, Moment};
 use crate::model::frames::Reading;
-use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
+use crate::model::{Confidence, Host, Resource, Timeout, Wait};
 use serde_json::{Value, json};
 
 /// RFC 3339 with milliseconds, UTC.
@@ -59,14 +59,9 @@ fn resource(resource: &Resource) -> Value {
 }
 
 fn holder(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Value> {
-    let word = wait.owner.as_ref()?;
-    let (tid, sure) = match host.owner_of(wait, row)? {
-        Owner::Thread(tid) if word.proven => (tid, Confidence::Certain),
-        Owner::Thread(tid) => (tid, Confidence::Likely),
-        Owner::Elsewhere(_) | Owner::Gone(_) => return None,
-    };
+    let (tid, sure, how) = host.holder_of(wait, row)?;
     let pid = host.row(tid)?.process.pid;
-    Some(json!({ "pid": pid, "tid": tid, "confidence": confidence(sure), "how": word.how }))
+    Some(json!({ "pid": pid, "tid": tid, "confidence": confidence(sure), "how": how }))
 }
 
 fn wait(host: &Host, row: &ThreadRow, wait: &Wait) -> Value {

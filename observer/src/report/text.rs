@@ -211,13 +211,13 @@ fn thread_line(host: &Host, row: &ThreadRow, wait: Option<&Wait>) -> [String; 7]
     };
     let call = wait.map_or_else(|| "-".to_owned(), call_words);
     let thing = wait.and_then(|w| w.resource.as_ref()).map_or_else(|| "-".to_owned(), |r| clean(&r.describe()));
-    let held = match wait.and_then(|w| Some((w.owner.as_ref()?, host.owner_of(w, row)?))) {
+    let held = match wait.and_then(|wait| host.owner_of(wait, row)) {
         None => String::new(),
-        Some((_, Owner::Thread(tid))) => format!("held by {}", clean(&host.name(tid))),
-        Some((_, Owner::Elsewhere(tid))) => {
+        Some(Owner::Thread(tid)) => format!("held by {}", clean(&host.name(tid))),
+        Some(Owner::Elsewhere(tid)) => {
             format!("owner left behind in {}", clean(&host.name(tid)))
         }
-        Some((_, Owner::Gone(tid))) => format!("owner tid {tid} is gone"),
+        Some(Owner::Gone(tid)) => format!("owner tid {tid} is gone"),
     };
     let timeout = wait.map_or_else(|| "-".to_owned(), timeout_words);
     let comm = if row.compat { format!("{} [32-bit]", row.comm) } else { row.comm.clone() };

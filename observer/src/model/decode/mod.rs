@@ -6,6 +6,7 @@ mod restart;
 mod syscalls;
 mod timeout;
 
+use super::file_lock;
 use super::wait::{Class, Resource, ResourceKind, Timeout, Wait};
 use crate::census::{Clocks, SyscallInProgress, ThreadRow};
 use crate::proc::{FdFact, Libc, MemoryFact, MemoryRange};
@@ -95,6 +96,9 @@ pub fn needs(row: &ThreadRow) -> Needs {
         let len = in_progress.args[2].min(128) as u32;
         needs.memory.push(MemoryRange { addr: in_progress.args[1], len });
     }
+    if call.class == Class::FileLock && !row.compat && call.name != "flock" {
+        needs.memory.push(MemoryRange { addr: in_progress.args[2], len: file_lock::REQUEST_LEN });
+    }
     needs.fd = call.fd(&in_progress.args);
     needs
 }
@@ -118,6 +122,7 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
             timeout: Timeout::NONE,
             resource: None,
             owner: None,
+            file_lock: None,
             peer: None,
             reading: None,
             by_frames: false,
@@ -131,6 +136,7 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
         timeout: timeout::decode(&call, &args, row.compat, known),
         resource: None,
         owner: None,
+        file_lock: None,
         peer: None,
         reading: None,
         by_frames: false,
@@ -176,7 +182,8 @@ fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource>
     }
     let fd = call.fd(args)?;
     let Some(fact) = known.fd.filter(|f| f.fd == fd) else {
-        return Some(Resource { fd: Some(fd), ..Resource::of(ResourceKind::Other) });
+        let kind = if call.class == Class::FileLock { ResourceKind::File } else { ResourceKind::Other };
+        return Some(Resource { fd: Some(fd), ..Resource::of(kind) });
     };
     let mut resource = Resource { fd: Some(fd), ..Resource::of(kind_of(fact)) };
     if let Some(socket) = &fact.socket {

@@ -140,6 +140,7 @@ fn the_socket_behind_a_descriptor() {
             memory: Vec::new(),
             fd: Some(fd),
             kernel_stack: true,
+            file_lock: false,
         })
         .collect();
     let settings = GatherSettings { deadline: LIMIT, ..GatherSettings::default() };

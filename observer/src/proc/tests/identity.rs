@@ -141,6 +141,7 @@ fn cost() {
             memory: vec![MemoryRange { addr: victim.value, len: 64 }; 3],
             fd: Some(0),
             kernel_stack: false,
+            file_lock: false,
         })
         .collect();
     let mut gatherer = gatherer();

@@ -17,6 +17,7 @@ fn want(process: ProcessId, addr: u64) -> ThreadWant {
         memory: vec![MemoryRange { addr, len: 4 }],
         fd: None,
         kernel_stack: false,
+        file_lock: false,
     }
 }
 
