@@ -132,7 +132,9 @@ fn java_monitors_have_owners() -> Result<()> {
     }
     let held = by_kind("lock_wait")?.0;
     ensure!(name(&held["evidence"]["holder_tid"])? == "sleeper", "{held:#}");
-    ensure!(report.findings().count() == 2, "{:#}", report.json["findings"]);
+    // The sleeper sleeps for 34 years, which is said as well.
+    let others = report.findings().filter(|finding| finding.kind() != "bad_timeout");
+    ensure!(others.count() == 2, "{:#}", report.json["findings"]);
     Ok(())
 }
 
