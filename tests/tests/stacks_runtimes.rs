@@ -246,7 +246,7 @@ fn node_with_a_perf_map() -> Result<()> {
 #[test]
 fn tokio_workers_and_the_blocking_pool() -> Result<()> {
     let victim = Unready::start_program(Path::new(env!("CARGO_BIN_EXE_blocked_tokio")), &[])?.ready()?;
-    victim.older_than(std::time::Duration::from_secs(2))?;
+    victim.older_than(Duration::from_secs(2))?;
     let json = ["--once", "--output", "json"];
     let report = Observer::attach(&victim.truth.pids(), &json)?.run()?.report()?;
     let truth = &victim.truth;
