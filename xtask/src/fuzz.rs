@@ -120,7 +120,7 @@ fn build(targets: &[String]) -> Result<()> {
 /// Runs one target over its corpus; whether it survived, and a line about it.
 fn one(target: &str, limits: Limits) -> Result<(bool, String)> {
     let crashes = built().join("crashes").join(target);
-    let found = built().join("corpus").join(target);
+    let found = built().join(if limits == IN_TESTS { "scratch" } else { "corpus" }).join(target);
     for directory in [&crashes, &found] {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     }
@@ -140,10 +140,11 @@ fn one(target: &str, limits: Limits) -> Result<(bool, String)> {
         "-print_final_stats=1",
     ]);
     command.arg(format!("-artifact_prefix={}/", crashes.display()));
-    // Only a run with limits of its own collects inputs: others shall be the same each time.
-    if limits != IN_TESTS {
-        command.arg(&found);
+    // libFuzzer writes what it finds into the first directory. Runs of the tests begin anew, so that they are alike.
+    if limits == IN_TESTS {
+        files(&found).iter().try_for_each(std::fs::remove_file)?;
     }
+    command.arg(&found);
     command.arg(&seeds);
     let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
     let log = String::from_utf8_lossy(&output.stderr);
