@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
-/// In a look at the whole host the monitors of JVMs are read at every so many censuses, until a thread is found at one.
+/// In a look at the whole host the monitors of JVMs are read at every so many censuses, and at each while a
+/// thread is at one: what is known of it must not be older than the census.
 const MONITORS_EVERY: u64 = 5;
 /// What a turn spends on stacks that the judgement wants; the rest comes with a later turn.
 const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
@@ -161,10 +162,7 @@ impl Session {
     /// JVMs whose monitors are read in this turn: those looked at always, others of the host now and then.
     fn jvms(&self) -> Vec<ProcessId> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
-        if scope.processes.is_none()
-            && !self.account.censuses.is_multiple_of(MONITORS_EVERY)
-            && !host.has_fresh_monitors()
-        {
+        if scope.processes.is_none() && !self.account.censuses.is_multiple_of(MONITORS_EVERY) && !host.has_monitors() {
             return Vec::new();
         }
         let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_exiting() && scope.contains(row, host);

@@ -56,9 +56,9 @@ impl Host {
                 continue;
             }
             let by_own: BTreeMap<Pid, Pid> = self.threads_of(process.pid).map(|row| (row.own.0, row.tid)).collect();
-            let mut before = std::mem::take(&mut self.monitors.0);
+            let before = std::mem::take(&mut self.monitors.0);
             let (ours, mut kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                std::mem::take(&mut before).into_iter().partition(|(_, at)| at.process == process);
+                before.into_iter().partition(|(_, at)| at.process == process);
             for at in monitors.iter().filter(|at| at.entering) {
                 let Some(tid) = by_own.get(&at.waiter) else { continue };
                 let wait = wait(at.monitor, at.owner);
@@ -70,10 +70,15 @@ impl Host {
         }
     }
 
-    /// JVMs whose monitors are worth reading: those looked at, and those where a thread was at one before.
+    /// Those of these processes that are JVMs.
     pub fn jvms(&self, processes: impl IntoIterator<Item = ProcessId>) -> Vec<ProcessId> {
         let is_jvm = |id: &ProcessId| self.process(*id).is_some_and(|facts| facts.runtime.starts_with("jvm"));
         processes.into_iter().filter(is_jvm).collect()
+    }
+
+    /// Whether some thread was at a monitor when they were read last.
+    pub fn has_monitors(&self) -> bool {
+        !self.monitors.0.is_empty()
     }
 
     /// Whether some thread's wait for a monitor is not confirmed yet.
