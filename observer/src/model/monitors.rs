@@ -88,12 +88,9 @@ impl Host {
 }
 
 fn wait(monitor: u64, owner: Option<Pid>) -> Wait {
+    // Its short sleeps have limits, the wait has none.
+    let wait = Wait::in_call("futex", [0; 6], Class::Lock, Timeout::NONE);
     Wait {
-        syscall: "futex",
-        args: [0; 6],
-        class: Class::Lock,
-        // Its short sleeps have limits, the wait has none.
-        timeout: Timeout::NONE,
         resource: Some(Resource::at(ResourceKind::Mutex, monitor).detailed("(Java monitor)")),
         owner: owner.map(|own_tid| OwnerWord {
             own_tid,
@@ -101,9 +98,6 @@ fn wait(monitor: u64, owner: Option<Pid>) -> Wait {
             how: "owner of the HotSpot monitor, the same in several readings",
             proven: false,
         }),
-        peer: None,
-        reading: None,
-        by_frames: false,
-        file_lock: None,
+        ..wait
     }
 }

@@ -75,6 +75,9 @@ pub(crate) fn thread_facts(row: &ThreadRow, bytes: Vec<u8>) -> ThreadFacts {
         taken_ns: 0,
         memory: vec![MemoryFact { addr: row.syscall.map_or(0, |s| s.args[0]), bytes, error: None }],
         fd: None,
+        far_end: None,
+        members: Vec::new(),
+        members_cut: 0,
         kernel_stack: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 use super::file_lock::FileLock;
 use super::frames::Reading;
 use crate::census::{Pid, TimeoutKind};
+use crate::proc::FarEnd;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -246,6 +247,17 @@ pub enum Owner {
     Gone(Pid),
 }
 
+/// One descriptor of the set that a thread polls.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// What it is.
+    pub resource: Resource,
+    /// What is waited for there, as `poll(2)` has it.
+    pub events: u32,
+    /// Who can make it ready from the other end.
+    pub far_end: Option<FarEnd>,
+}
+
 /// A decoded wait.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wait {
@@ -263,10 +275,37 @@ pub struct Wait {
     pub owner: Option<OwnerWord>,
     /// The file lock it waits for, as the kernel lists it.
     pub file_lock: Option<FileLock>,
+    /// Who can end it from the other end of the pipe or socket.
+    pub far_end: Option<FarEnd>,
+    /// The set of descriptors it polls.
+    pub members: Vec<Member>,
+    /// Members of that set that are not listed.
+    pub members_cut: u32,
     /// Remote address of a `connect`.
     pub peer: Option<SocketAddr>,
     /// What the user stack says of it.
     pub reading: Option<Reading>,
     /// Its class is what the frames say, not the system call and its memory.
     pub by_frames: bool,
+}
+
+impl Wait {
+    /// A wait in this call, nothing else known.
+    pub fn in_call(syscall: &'static str, args: [u64; 6], class: Class, timeout: Timeout) -> Self {
+        Self {
+            syscall,
+            args,
+            class,
+            timeout,
+            resource: None,
+            owner: None,
+            file_lock: None,
+            far_end: None,
+            members: Vec::new(),
+            members_cut: 0,
+            peer: None,
+            reading: None,
+            by_frames: false,
+        }
+    }
 }

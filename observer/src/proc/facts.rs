@@ -114,6 +114,40 @@ pub struct SocketFact {
     pub unsent: u64,
 }
 
+/// Who has the other end of a pipe or a socket open, or who else has an eventfd: whoever can end a wait on this end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FarEnd {
+    /// The object, as the links of `/proc/PID/fd` name it (`pipe:[123]`, `socket:[456]`; of an eventfd its id).
+    pub object: String,
+    /// Every descriptor that can end the wait (for a reader: those that can write), sorted.
+    pub holders: Vec<EndHolder>,
+    /// Processes whose descriptors could not be read: they may have it, too.
+    pub unsearched: u32,
+    /// When the search began, `CLOCK_MONOTONIC` nanoseconds: it is stale once one of the holders has run since.
+    pub taken_ns: u64,
+}
+
+/// A descriptor of some process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndHolder {
+    /// The process.
+    pub process: ProcessId,
+    /// Its descriptor there.
+    pub fd: i32,
+}
+
+/// One descriptor of the set that a thread polls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberFact {
+    /// The descriptor.
+    pub fd: FdFact,
+    /// What it waits for there, as `poll(2)` has it: `POLLIN`, `POLLPRI`, `POLLOUT`, …
+    pub events: u32,
+    /// The other end of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub far_end: Option<FarEnd>,
+}
+
 /// Facts about one blocked thread.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ThreadFacts {
@@ -130,6 +164,15 @@ pub struct ThreadFacts {
     /// The file descriptor asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fd: Option<FdFact>,
+    /// The other end of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub far_end: Option<FarEnd>,
+    /// The set that the thread polls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberFact>,
+    /// Members of the set that are not listed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub members_cut: u32,
     /// Kernel stack, innermost first, as `symbol+0xoffset`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_stack: Vec<String>,
@@ -251,6 +294,10 @@ pub struct Facts {
     pub file_locks: Vec<FileLockFact>,
     /// What could not be gathered, by reason.
     pub lost: BTreeMap<String, u64>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// Bytes as a hexadecimal string, so that recordings stay readable.

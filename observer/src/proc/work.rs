@@ -78,6 +78,9 @@ pub(super) fn not_read(want: &ThreadWant, now_ns: u64) -> ThreadFacts {
         taken_ns: now_ns,
         memory: want.memory.iter().map(|r| unread(r.addr, "deadline")).collect(),
         fd: None,
+        far_end: None,
+        members: Vec::new(),
+        members_cut: 0,
         kernel_stack: Vec::new(),
     }
 }

@@ -115,32 +115,10 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
         } else {
             return None;
         };
-        return Some(Wait {
-            syscall: "none",
-            args: [0; 6],
-            class,
-            timeout: Timeout::NONE,
-            resource: None,
-            owner: None,
-            file_lock: None,
-            peer: None,
-            reading: None,
-            by_frames: false,
-        });
+        return Some(Wait::in_call("none", [0; 6], class, Timeout::NONE));
     };
     let args = in_progress.args;
-    let mut wait = Wait {
-        syscall: call.name,
-        args,
-        class: call.class,
-        timeout: timeout::decode(&call, &args, row.compat, known),
-        resource: None,
-        owner: None,
-        file_lock: None,
-        peer: None,
-        reading: None,
-        by_frames: false,
-    };
+    let mut wait = Wait::in_call(call.name, args, call.class, timeout::decode(&call, &args, row.compat, known));
     if call.is_futex() {
         // The layouts of 32-bit libraries differ; the wait is named, its owner is not guessed.
         if row.compat {
