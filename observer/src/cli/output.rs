@@ -2,6 +2,7 @@
 
 use crate::detect::{Change, Life, Severity};
 use crate::model::Host;
+use crate::model::graph::Graph;
 use crate::report::{Account, Setting, json, lately, processes, text};
 use clap::ValueEnum;
 use std::io::{IsTerminal, Write};
@@ -66,7 +67,11 @@ impl Output {
         if self.format == Format::Text && self.live {
             let mut out = std::io::stdout().lock();
             for view in processes(host, pids.iter().copied()) {
-                write!(out, "{}", text::process(host, &view, &Default::default(), text::Stacks::None, self.paint))?;
+                write!(
+                    out,
+                    "{}",
+                    text::process(host, &Graph::of(host), &view, &Default::default(), text::Stacks::None, self.paint)
+                )?;
             }
             writeln!(out)?;
         }

@@ -5,7 +5,7 @@ use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::graph::{Chain, End};
 use crate::model::wait::OwnerScope;
-use crate::model::{Host, Owner, duration};
+use crate::model::{Owner, duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rule.
@@ -46,7 +46,7 @@ impl Rule for AbandonedLock {
         }
         for (chain, owner, waiters) in locks.into_values() {
             if context.in_scope(waiters.iter())
-                && let Some(finding) = finding(context.host, chain, owner, &waiters)
+                && let Some(finding) = finding(context, chain, owner, &waiters)
             {
                 verdict.findings.push(finding);
             }
@@ -55,7 +55,8 @@ impl Rule for AbandonedLock {
     }
 }
 
-fn finding(host: &Host, chain: &Chain, owner: Owner, waiters: &BTreeSet<Pid>) -> Option<Finding> {
+fn finding(context: &Context<'_>, chain: &Chain, owner: Owner, waiters: &BTreeSet<Pid>) -> Option<Finding> {
+    let (host, graph) = (context.host, &context.graph);
     let last = chain.hops.last()?;
     let row = host.row(last.waiter)?;
     let address = last.resource.address.unwrap_or(0);
@@ -102,6 +103,6 @@ fn finding(host: &Host, chain: &Chain, owner: Owner, waiters: &BTreeSet<Pid>) ->
         host.name(last.waiter)
     );
     finding.remedy = remedy.to_owned();
-    finding.chain = links_with(&chain.hops, waiters, host);
+    finding.chain = links_with(&chain.hops, waiters, graph, host);
     Some(finding)
 }

@@ -3,9 +3,9 @@
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
-use crate::model::graph::{self, End, Hop};
-use crate::model::{ByReference, Confidence, Host, Owner, duration};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::model::graph::{self, Chain, End, Hop, Knot, Nature};
+use crate::model::{ByReference, Class, Confidence, Host, Owner, duration};
+use std::collections::BTreeSet;
 
 /// Steps of a circle that the explanation tells; the chain has them all.
 const MAX_STEPS: usize = 6;
@@ -16,33 +16,20 @@ pub struct Deadlock;
 
 impl Rule for Deadlock {
     fn check(&self, context: &Context<'_>) -> Verdict {
-        // The same cycle is met from each of its threads and from everyone who waits for one of them.
-        let mut cycles: BTreeMap<Vec<Pid>, (Vec<Hop>, BTreeSet<Pid>)> = BTreeMap::new();
-        for chain in &context.chains {
-            let End::Cycle(start) = chain.end else {
-                continue;
-            };
-            let Some((outside, cycle)) = chain.hops.split_at_checked(start) else {
-                continue;
-            };
-            let mut members: Vec<Pid> = cycle.iter().map(|hop| hop.waiter).collect();
-            members.sort_unstable();
-            let entry = cycles.entry(members).or_insert_with(|| (cycle.to_vec(), BTreeSet::new()));
-            entry.1.extend(outside.iter().map(|hop| hop.waiter));
-        }
         let mut verdict = Verdict::default();
-        for circle in graph::circles_by_reference(context.host) {
-            let mut members: Vec<Pid> = circle.iter().map(|hop| hop.waiter).collect();
-            members.sort_unstable();
+        for knot in context.graph.knots() {
+            // The same knot is met by everyone who waits for one of its threads.
+            let is_of = |chain: &&Chain| matches!(chain.end, End::Cycle(at) if chain.hops.get(at).is_some_and(|hop| knot.members.contains(&hop.waiter)));
+            let met = context.chains.iter().filter(is_of).flat_map(|chain| &chain.hops).map(|hop| hop.waiter);
+            let queued: BTreeSet<Pid> = met.filter(|tid| !knot.members.contains(tid)).collect();
             // An inference needs time on its side, too: all of them have waited for long.
-            let since = members.iter().filter_map(|tid| context.host.row(*tid)).map(|row| context.host.since(row).ns);
-            if !cycles.contains_key(&members) && verdict.is_ripe(since.max().unwrap_or(u64::MAX), context) {
-                cycles.insert(members, (circle, BTreeSet::new()));
-            }
-        }
-        for (members, (cycle, queued)) in cycles {
-            if context.in_scope(members.iter().chain(&queued)) && is_closed(&mut verdict, context, &cycle) {
-                verdict.findings.push(finding(context.host, &members, rotate(cycle), &queued));
+            let rows = knot.members.iter().filter_map(|tid| context.host.row(*tid));
+            let since = rows.map(|row| context.host.since(row).ns).max().unwrap_or(u64::MAX);
+            if context.in_scope(knot.members.iter().chain(&queued))
+                && (!knot.is_inferred() || verdict.is_ripe(since, context))
+                && is_closed(&mut verdict, context, knot)
+            {
+                verdict.findings.push(finding(context, knot, &queued));
             }
         }
         verdict
@@ -51,9 +38,9 @@ impl Rule for Deadlock {
 
 /// A file lock of several threads, or of processes that share it, can be released by another one than the cycle goes
 /// through: such a cycle counts once all threads of that process have slept for the threshold.
-fn is_closed(verdict: &mut Verdict, context: &Context<'_>, cycle: &[Hop]) -> bool {
+fn is_closed(verdict: &mut Verdict, context: &Context<'_>, knot: &Knot) -> bool {
     let host = context.host;
-    let loose = cycle.iter().filter(|hop| hop.confidence < Confidence::Certain && graph::is_file_lock(host, hop));
+    let loose = knot.hops().filter(|hop| hop.confidence < Confidence::Certain && hop.nature == Nature::FileLock);
     let holders: BTreeSet<Pid> = loose
         .filter_map(|hop| match hop.owner {
             Some(Owner::Thread(tid)) => Some(host.row(tid)?.process.pid),
@@ -67,14 +54,9 @@ fn is_closed(verdict: &mut Verdict, context: &Context<'_>, cycle: &[Hop]) -> boo
     })
 }
 
-/// Begins with the smallest thread id, so that the same cycle reads the same each time.
-fn rotate(mut cycle: Vec<Hop>) -> Vec<Hop> {
-    let first = cycle.iter().enumerate().min_by_key(|(_, hop)| hop.waiter).map_or(0, |(at, _)| at);
-    cycle.rotate_left(first);
-    cycle
-}
-
-fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>) -> Finding {
+fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Finding {
+    let (host, graph, cycle) = (context.host, &context.graph, &knot.circle);
+    let members: Vec<Pid> = knot.members.iter().copied().collect();
     let rows: Vec<_> = members.iter().filter_map(|tid| host.row(*tid)).collect();
     let process = rows.iter().map(|row| row.process).min().unwrap_or(crate::census::ProcessId { pid: 0, start_ns: 0 });
     let processes: BTreeSet<Pid> = rows.iter().map(|row| row.process.pid).collect();
@@ -85,28 +67,29 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
         .map(|hop| format!("{}@{:#x}", hop.waiter, hop.resource.address.unwrap_or(0)))
         .collect::<Vec<_>>()
         .join(",");
-    let confidence = cycle.iter().map(|hop| hop.confidence).min().unwrap_or(Confidence::Possible);
+    let confidence = knot.hops().map(|hop| hop.confidence).min().unwrap_or(Confidence::Possible);
     let steps: Vec<String> = cycle
         .iter()
         .zip(cycle.iter().cycle().skip(1))
         .map(|(hop, next)| {
-            let verb = if hop.resource.kind == crate::model::ResourceKind::Thread { "of" } else { "held by" };
-            format!("{} waits for {} {verb} {}", host.name(hop.waiter), describe(hop), host.name(next.waiter))
+            let (waiter, verb) = (host.name(hop.waiter), hop.nature.verb());
+            format!("{waiter} waits for {} {verb} {}", describe(hop), host.name(next.waiter))
         })
         .collect();
     let steps = match steps.len() {
         0..=MAX_STEPS => steps.join("; "),
         n => format!("{}; … {} more …; {}", steps[..MAX_STEPS - 1].join("; "), n - MAX_STEPS, steps[n - 1]),
     };
-    let deadline = cycle
-        .iter()
+    let deadline = knot
+        .hops()
         .filter_map(|hop| host.confirmed_wait(hop.waiter)?.1.timeout.remaining_ns)
         .min()
         .and_then(|ns| u64::try_from(ns).ok());
     let mut finding = Finding::new(Kind::Deadlock, host, process, &key)
         .since_mono(since, host)
         .with_threads(members.iter().copied().chain(queued.iter().copied()))
-        .fact("cycle", members.len())
+        .fact("cycle", cycle.len())
+        .fact("members", members.as_slice())
         .fact("processes", processes.iter().copied().collect::<Vec<_>>())
         .fact("also_blocked", queued.iter().copied().collect::<Vec<_>>());
     finding.severity = if confidence == Confidence::Possible { Severity::Warning } else { Severity::Critical };
@@ -130,15 +113,41 @@ fn finding(host: &Host, members: &[Pid], cycle: Vec<Hop>, queued: &BTreeSet<Pid>
         1 => " One more thread waits behind them.".to_owned(),
         n => format!(" {n} more threads wait behind them."),
     };
-    let inferred = inference(host, members, &cycle);
-    finding.explanation = format!("{steps}. The circle has been closed for {age}. {ending}{others}{inferred}");
-    finding.remedy = if members.len() == 1 {
+    let inferred = inference(host, &members, cycle);
+    let beside = match knot.others.len() {
+        0 => String::new(),
+        n => format!(
+            " Others could end some of these waits; they are part of it, too: {n} more thread(s) wait for these."
+        ),
+    };
+    let far = if knot.hops().any(|hop| hop.nature == Nature::FarEnd) { FAR_ENDS } else { "" };
+    finding.explanation =
+        format!("{steps}. The circle has been closed for {age}. {ending}{beside}{others}{inferred}{far}");
+    finding.remedy = if let Some(remedy) = over_pipes(host, knot) {
+        remedy
+    } else if members.len() == 1 {
         "Find the path on which this thread takes the same lock twice; use a recursive lock or split the function. The process must be restarted.".to_owned()
     } else {
         "Take these locks in one order everywhere, or never call out while holding one. The process must be restarted to go on; save its stacks first.".to_owned()
     };
-    finding.chain = links_with(&cycle, queued, host);
+    let behind: BTreeSet<Pid> = queued.iter().copied().chain(knot.others.iter().map(|hop| hop.waiter)).collect();
+    finding.chain = links_with(cycle, &behind, graph, host);
     finding
+}
+
+/// What circles over pipes and sockets rest on.
+const FAR_ENDS: &str = " No other process that observer can see has the other ends of these pipes and sockets open; a signal handler could still use them.";
+
+/// What to look at first where pipes or sockets are part of it.
+fn over_pipes(host: &Host, knot: &Knot) -> Option<String> {
+    let far = || knot.hops().filter(|hop| hop.nature == Nature::FarEnd);
+    let class = |hop: &Hop| host.confirmed_wait(hop.waiter).map(|(_, wait)| wait.class);
+    let writes = far().filter(|hop| class(hop) == Some(Class::Write)).count();
+    Some(match (far().count(), writes) {
+        (0, _) => return None,
+        (_, 0) => "Each side waits for the other to speak, or to close: look for an answer that was not sent or not flushed, and for a write end that stayed open (close the unused ends after fork(), O_CLOEXEC).",
+        _ => "Both sides write and neither reads: the buffers between them are full. Read while writing (poll(), a thread, communicate() of Python's subprocess), or use non-blocking descriptors.",
+    }.to_owned())
 }
 
 /// What a circle rests on that was closed by references.

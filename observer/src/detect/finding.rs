@@ -1,7 +1,7 @@
 //! A finding: one thing that is wrong, with its evidence, in a form a pager can show.
 
 use crate::census::{Clocks, Pid, ProcessId};
-use crate::model::graph::{self, Hop};
+use crate::model::graph::{Graph, Hop, Nature};
 use crate::model::{Confidence, Host, Owner, Resource};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -86,6 +86,8 @@ pub struct Link {
     pub waits_for: Resource,
     /// Who holds it, if anybody living is known to.
     pub held_by: Option<ThreadRef>,
+    /// What that means.
+    pub nature: Nature,
     /// How sure.
     pub confidence: Confidence,
     /// How it was learnt.
@@ -186,6 +188,7 @@ pub fn links(hops: &[Hop], host: &Host) -> Vec<Link> {
                 Some(Owner::Thread(tid)) => Some(thread_ref(tid, host)),
                 _ => None,
             },
+            nature: hop.nature,
             confidence: hop.confidence,
             how: hop.how.to_owned(),
         })
@@ -196,9 +199,9 @@ pub fn links(hops: &[Hop], host: &Host) -> Vec<Link> {
 const MOST_LINKS: usize = 64;
 
 /// The links of one chain, then the first step of everyone else who waits behind it.
-pub fn links_with(longest: &[Hop], waiters: &BTreeSet<Pid>, host: &Host) -> Vec<Link> {
+pub fn links_with(longest: &[Hop], waiters: &BTreeSet<Pid>, graph: &Graph, host: &Host) -> Vec<Link> {
     let listed: BTreeSet<Pid> = longest.iter().map(|hop| hop.waiter).collect();
-    let others = waiters.difference(&listed).filter_map(|tid| graph::edge(host, *tid));
+    let others = waiters.difference(&listed).filter_map(|tid| graph.edge(*tid).cloned());
     let mut hops = longest.to_vec();
     hops.extend(others.take(MOST_LINKS.saturating_sub(longest.len())));
     links(&hops, host)

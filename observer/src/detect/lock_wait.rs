@@ -7,9 +7,12 @@ use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::Pid;
 use crate::model::file_lock::FileLock;
 use crate::model::frames::{Job, JobKind, Reading, Rest};
-use crate::model::graph::{self, Chain, End, Hop};
+use crate::model::graph::{self, Chain, End, Graph, Hop, Nature};
 use crate::model::{Class, Confidence, Host, Owner, ResourceKind, duration};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Steps behind the holder that the explanation tells; the chain has them all.
+const MOST_STEPS: usize = 6;
 
 /// The rule.
 #[derive(Debug)]
@@ -24,19 +27,19 @@ enum Root {
 
 impl Rule for LockWait {
     fn check(&self, context: &Context<'_>) -> Verdict {
-        let host = context.host;
+        let (host, graph) = (context.host, &context.graph);
         let mut verdict = Verdict::default();
-        let mut roots: BTreeMap<Root, (&Chain, BTreeSet<Pid>)> = BTreeMap::new();
-        for chain in &context.chains {
+        let mut roots: BTreeMap<Root, (&Chain, &Chain, BTreeSet<Pid>)> = BTreeMap::new();
+        let chains: Vec<Chain> = context.chains.iter().map(Chain::up_to_last_lock).collect();
+        for (chain, whole) in chains.iter().zip(&context.chains) {
             // Waiting for a worker or a child to finish is rest, not a lock; but behind a lock it is
             // the reason, so only the first hop decides.
             let (Some(first), Some(last)) = (chain.hops.first(), chain.hops.last()) else {
                 continue;
             };
-            let is_lock = is_lock(host, first);
             let root = match chain.end {
                 End::Root(tid) => Root::Thread(tid),
-                End::Unknown if graph::is_file_lock(host, last) => match file(host, last.waiter) {
+                End::Unknown if last.nature == Nature::FileLock => match file(host, last.waiter) {
                     // Behind another request, for a lock that may have changed hands.
                     Some(lock) if !lock.is_first => continue,
                     Some(lock) => Root::Lock(0, lock.inode),
@@ -60,7 +63,7 @@ impl Rule for LockWait {
             };
             // A holder that is stopped is the whole story: `stopped` tells it, with those who wait.
             let is_stopped = matches!(root, Root::Thread(tid) if host.row(tid).is_some_and(|row| row.is_stopped()));
-            if !is_lock || is_stopped {
+            if !first.is_lock() || is_stopped {
                 continue;
             }
             match leads_followers(host, root) {
@@ -71,13 +74,13 @@ impl Rule for LockWait {
                     continue;
                 }
             }
-            let entry = roots.entry(root).or_insert_with(|| (chain, BTreeSet::new()));
+            let entry = roots.entry(root).or_insert_with(|| (chain, whole, BTreeSet::new()));
             if chain.hops.len() > entry.0.hops.len() {
-                entry.0 = chain;
+                (entry.0, entry.1) = (chain, whole);
             }
-            entry.1.extend(chain.hops.iter().map(|hop| hop.waiter));
+            entry.2.extend(chain.hops.iter().map(|hop| hop.waiter));
         }
-        for (root, (chain, waiters)) in roots {
+        for (root, (chain, whole, waiters)) in roots {
             let involved = waiters.iter().chain(match &root {
                 Root::Thread(tid) => Some(tid),
                 Root::Lock(..) => None,
@@ -86,15 +89,15 @@ impl Rule for LockWait {
                 continue;
             }
             // A holder may have waited for its child for long before anybody wanted its lock.
-            let queue = queued(host, &waiters);
+            let queue = queued(graph, &waiters);
             let since = queue.iter().filter_map(|tid| Some(host.since(host.row(*tid)?).ns)).min().unwrap_or(0);
             // Long waits alone are a queue that moves: one and the same hold must have lasted, too.
             let held = match root {
-                Root::Thread(tid) => held_since(host, tid, &waiters).unwrap_or(host.now_ns()),
+                Root::Thread(tid) => held_since(context, tid, &waiters).unwrap_or(host.now_ns()),
                 Root::Lock(..) => since,
             };
             if verdict.is_ripe(since.max(held), context)
-                && let Some(finding) = finding(host, context.scope.threshold_ns, root, chain, &waiters, since)
+                && let Some(finding) = finding(context, root, (chain, whole), &waiters, since)
             {
                 verdict.findings.push(finding);
             }
@@ -103,20 +106,16 @@ impl Rule for LockWait {
     }
 }
 
-/// A hop that waits for a lock.
-fn is_lock(host: &Host, hop: &Hop) -> bool {
-    matches!(hop.resource.kind, ResourceKind::Mutex | ResourceKind::Rwlock) || graph::is_file_lock(host, hop)
-}
-
 /// Those of them that wait for a lock: others wait for a child or a thread, with a lock held.
-fn queued(host: &Host, waiters: &BTreeSet<Pid>) -> BTreeSet<Pid> {
-    let is_queued = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| is_lock(host, &hop));
+fn queued(graph: &Graph, waiters: &BTreeSet<Pid>) -> BTreeSet<Pid> {
+    let is_queued = |tid: &Pid| graph.edge(*tid).is_some_and(Hop::is_lock);
     waiters.iter().copied().filter(is_queued).collect()
 }
 
 /// Since when a thread holds, without a break, a lock that these wait for.
-fn held_since(host: &Host, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> {
-    let behind = |tid: &Pid| graph::edge(host, *tid).is_some_and(|hop| hop.owner == Some(Owner::Thread(holder)));
+fn held_since(context: &Context<'_>, holder: Pid, waiters: &BTreeSet<Pid>) -> Option<u64> {
+    let (host, graph) = (context.host, &context.graph);
+    let behind = |tid: &Pid| graph.edge(*tid).is_some_and(|hop| hop.owner == Some(Owner::Thread(holder)));
     // A holder that waits for its child has slept, and let nothing go, since that wait began.
     let child = |tid| host.confirmed_wait(tid).filter(|(_, w)| w.class == Class::Child).map(|(r, _)| host.since(r).ns);
     waiters.iter().filter(|tid| behind(tid)).filter_map(|tid| host.held_since(*tid).or_else(|| child(*tid))).min()
@@ -166,14 +165,34 @@ fn interrupted(host: &Host, waiter: Pid) -> Option<(&Reading, &Job)> {
     Some((reading, job))
 }
 
+/// What the holder waits for in its turn, over pipes and sockets.
+fn beyond(host: &Host, chain: &Chain, whole: &Chain) -> String {
+    let hops = whole.hops.get(chain.hops.len()..).unwrap_or_default();
+    let steps: Vec<String> = hops
+        .iter()
+        .take(MOST_STEPS)
+        .filter_map(|hop| {
+            let Some(Owner::Thread(next)) = hop.owner else { return None };
+            Some(format!("{} {}", hop.nature.verb(), host.name(next)))
+        })
+        .collect();
+    match (steps.is_empty(), whole.end) {
+        (true, _) => String::new(),
+        (false, End::Root(root)) => {
+            format!(" What it waits for leads on: {}, which {}.", steps.join(", then "), host.doing(root))
+        }
+        (false, _) => format!(" What it waits for leads on: {}.", steps.join(", then ")),
+    }
+}
+
 fn finding(
-    host: &Host,
-    threshold_ns: u64,
+    context: &Context<'_>,
     root: Root,
-    chain: &Chain,
+    (chain, whole): (&Chain, &Chain),
     waiters: &BTreeSet<Pid>,
     since: u64,
 ) -> Option<Finding> {
+    let (host, graph, threshold_ns) = (context.host, &context.graph, context.scope.threshold_ns);
     let last = chain.hops.last()?;
     let lock = last.resource.describe();
     let age = host.now_ns().saturating_sub(since);
@@ -181,9 +200,9 @@ fn finding(
         Root::Thread(tid) => (host.row(tid)?.process, Some(tid)),
         Root::Lock(..) => (host.row(last.waiter)?.process, None),
     };
-    let on_lock = chain.hops.iter().rfind(|hop| is_lock(host, hop)).unwrap_or(last);
+    let on_lock = chain.hops.iter().rfind(|hop| hop.is_lock()).unwrap_or(last);
     // Every lock of the chain, so that the finding stays the same while waiters come and go.
-    let on_file = graph::is_file_lock(host, on_lock).then(|| file(host, on_lock.waiter));
+    let on_file = (on_lock.nature == Nature::FileLock).then(|| file(host, on_lock.waiter));
     let (key, name) = match on_file {
         Some(Some(FileLock { device: (major, minor), inode, .. })) => {
             (format!("{holder:?}/file {major:x}:{minor:x}:{inode}"), lock_on(on_lock))
@@ -199,11 +218,11 @@ fn finding(
         .since_mono(since, host)
         .with_threads(waiters.iter().copied().chain(holder))
         .fact("lock", name)
-        .fact("waiters", queued(host, waiters).len())
+        .fact("waiters", queued(graph, waiters).len())
         .fact("longest_wait_ns", age);
     finding.confidence = chain.confidence();
     finding.severity = if age >= threshold_ns.saturating_mul(12) { Severity::Critical } else { Severity::Warning };
-    let count = match queued(host, waiters).len() {
+    let count = match queued(graph, waiters).len() {
         1 => "1 thread waits".to_owned(),
         n => format!("{n} threads wait"),
     };
@@ -211,7 +230,7 @@ fn finding(
     match holder {
         Some(tid) => {
             let doing = host.doing(tid);
-            let first = chain.hops.first().filter(|hop| graph::is_file_lock(host, hop));
+            let first = chain.hops.first().filter(|hop| hop.nature == Nature::FileLock);
             let next = chain.hops.get(1).map(|hop| host.name(hop.waiter));
             let locks = match (first, next) {
                 (Some(hop), None) => format!("{} held by", lock_on(hop)),
@@ -227,11 +246,12 @@ fn finding(
                 .collect::<Vec<_>>()
                 .join(", whose holder ");
             finding.explanation = format!(
-                "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.",
-                host.name(tid)
+                "{path}, held by {}. The longest of these waits has lasted {longest}. The holder {doing}; nobody behind it goes on before it does.{}",
+                host.name(tid),
+                beyond(host, chain, whole)
             );
             let held = on_lock.resource.describe();
-            let while_ = if is_lock(host, last) { "it holds" } else { "another waits for it and holds" };
+            let while_ = if last.is_lock() { "it holds" } else { "another waits for it and holds" };
             finding.remedy = format!(
                 "Look at what {} does while {while_} {held}: move the slow call out of the critical section, or give it a time limit.",
                 host.name(tid)
@@ -256,7 +276,7 @@ fn finding(
             finding.remedy = "Read the stack: the function between the two frames takes the lock. Find who holds it for so long (often the same task, across an await, or one that waits for this thread), and use a lock made for asynchronous code, or none.".to_owned();
             finding = finding.fact("runtime", job.runtime).fact("frames", reading.frames());
         }
-        None if graph::is_file_lock(host, last) => {
+        None if last.nature == Nature::FileLock => {
             finding.confidence = Confidence::Possible;
             finding.title = format!("{count} for {} for {longest}; its holder is not known", lock_on(last));
             finding.explanation = format!(
@@ -284,6 +304,6 @@ fn finding(
             .to_owned();
         }
     }
-    finding.chain = links_with(&chain.hops, waiters, host);
+    finding.chain = links_with(&whole.hops, waiters, graph, host);
     Some(finding)
 }

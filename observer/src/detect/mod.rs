@@ -20,7 +20,7 @@ pub use judge::{Judge, Turn};
 pub use ledger::{Change, Ledger, Life};
 
 use crate::census::ThreadRow;
-use crate::model::graph::{self, Chain};
+use crate::model::graph::{Chain, Graph};
 use crate::model::{Host, Scope};
 
 /// What a rule works with.
@@ -30,6 +30,8 @@ pub struct Context<'a> {
     pub host: &'a Host,
     /// What is looked at, and the threshold.
     pub scope: &'a Scope,
+    /// Who waits for whom.
+    pub graph: Graph,
     /// Every confirmed waiter followed to its end.
     pub chains: Vec<Chain>,
 }
@@ -100,7 +102,8 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
 
 /// Runs every rule.
 pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> Verdict {
-    let context = Context { host, scope, chains: graph::chains(host) };
+    let graph = Graph::of(host);
+    let context = Context { host, scope, chains: graph.chains(host), graph };
     let mut verdict = Verdict::default();
     for rule in rules {
         verdict.merge(rule.check(&context));

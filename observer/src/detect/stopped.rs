@@ -3,7 +3,7 @@
 use super::finding::thread_ref;
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId, ThreadRow};
-use crate::model::graph::{self, End};
+use crate::model::graph::{self, End, Nature};
 use crate::model::{Confidence, Host, Resource, ResourceKind, duration, stopped_how};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +56,7 @@ fn waiters(context: &Context<'_>, process: ProcessId, stopped: &ThreadRow) -> Ve
                 from: thread_ref(row.tid, host),
                 waits_for: wait.resource.clone().unwrap_or(Resource::of(ResourceKind::Child)),
                 held_by: Some(thread_ref(stopped.tid, host)),
+                nature: Nature::Child,
                 confidence: Confidence::Certain,
                 how: "parent waits for its child".to_owned(),
             };

@@ -4,6 +4,7 @@
 use super::finding::thread_ref;
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::ProcessId;
+use crate::model::graph::Nature;
 use crate::model::{Class, Confidence, Host, Resource, ResourceKind, duration};
 use std::collections::BTreeMap;
 
@@ -109,6 +110,7 @@ fn finding(host: &Host, process: ProcessId, fd: i32, attempt: Attempt) -> Findin
             from: thread_ref(tid, host),
             waits_for: attempt.resource,
             held_by: None,
+            nature: Nature::FarEnd,
             confidence: Confidence::Certain,
             how: "connect() has not returned".to_owned(),
         }];

@@ -59,6 +59,7 @@ fn finding(host: &Host, row: &ThreadRow, wait: &Wait, since: u64) -> Finding {
             from: thread_ref(row.tid, host),
             waits_for: Resource::of(ResourceKind::Child).detailed("the child of its vfork"),
             held_by: Some(thread_ref(child, host)),
+            nature: graph::Nature::Child,
             confidence: Confidence::Certain,
             how: "vfork suspends the parent until the child executes or exits".to_owned(),
         }];

@@ -143,7 +143,8 @@ impl Host {
             let wait = wait.map(|wait| {
                 let memory = Memory(&facts.memory);
                 let lock = file_lock::awaited(&wait, row, facts.fd.as_ref(), memory, &file_locks, &self.rows);
-                sharpened(Wait { file_lock: lock, ..wait }, self.stacks.reading(facts.tid))
+                let far_end = facts.far_end.clone();
+                sharpened(Wait { file_lock: lock, far_end, ..wait }, self.stacks.reading(facts.tid))
             });
             let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));

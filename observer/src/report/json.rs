@@ -4,7 +4,8 @@ use super::{Account, ProcessView, Setting, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Life, Link, Moment};
 use crate::model::frames::Reading;
-use crate::model::{Confidence, Host, Resource, Timeout, Wait};
+use crate::model::graph::{Graph, Hop};
+use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
 use serde_json::{Value, json};
 
 /// RFC 3339 with milliseconds, UTC.
@@ -58,13 +59,17 @@ fn resource(resource: &Resource) -> Value {
     })
 }
 
-fn holder(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Value> {
-    let (tid, sure, how) = host.holder_of(wait, row)?;
+fn holder(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Option<Value> {
+    let by_graph = || match graph.edge(row.tid)? {
+        Hop { owner: Some(Owner::Thread(tid)), confidence, how, .. } => Some((*tid, *confidence, *how)),
+        _ => None,
+    };
+    let (tid, sure, how) = host.holder_of(wait, row).or_else(by_graph)?;
     let pid = host.row(tid)?.process.pid;
     Some(json!({ "pid": pid, "tid": tid, "confidence": confidence(sure), "how": how }))
 }
 
-fn wait(host: &Host, row: &ThreadRow, wait: &Wait) -> Value {
+fn wait(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Value {
     json!({
         "syscall": wait.syscall,
         "abi": if row.compat { "i386" } else { "x86_64" },
@@ -72,7 +77,7 @@ fn wait(host: &Host, row: &ThreadRow, wait: &Wait) -> Value {
         "class": wait.class.name(),
         "timeout": timeout(&wait.timeout),
         "resource": wait.resource.as_ref().map(resource),
-        "holder": holder(host, row, wait),
+        "holder": holder(host, graph, row, wait),
         "reading": wait.reading.as_ref().map(reading),
     })
 }
@@ -83,7 +88,7 @@ fn reading(reading: &Reading) -> Value {
 }
 
 /// One thread.
-fn thread(host: &Host, row: &ThreadRow) -> Value {
+fn thread(host: &Host, graph: &Graph, row: &ThreadRow) -> Value {
     let since = host.since(row);
     let decoded = host.wait(row.tid);
     let stack = host.stack(row.tid);
@@ -95,7 +100,8 @@ fn thread(host: &Host, row: &ThreadRow) -> Value {
         "off_cpu_exact": row.is_blocked().then_some(since.exact),
         "cpu_ns": row.cpu_ns,
         "context_switches": { "voluntary": row.nvcsw, "involuntary": row.nivcsw },
-        "wait": decoded.map(|decoded| wait(host, row, &decoded)),
+        "wait": decoded.map(|decoded| wait(host, graph, row, &decoded)),
+        "chain": super::chains::to_json(host, graph, row.tid),
         "stack": stack.map_or_else(Vec::new, stacks::frames),
         "stack_end": stack.map(stacks::end),
         "kernel_stack": host.kernel_stack(row.tid),
@@ -103,7 +109,7 @@ fn thread(host: &Host, row: &ThreadRow) -> Value {
 }
 
 /// One process with its threads.
-pub fn process(host: &Host, view: &ProcessView<'_>) -> Value {
+pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
     let facts = host.process(view.id);
     let main = host.row(view.id.pid);
     let start = host.clocks().map(|clocks| {
@@ -123,7 +129,7 @@ pub fn process(host: &Host, view: &ProcessView<'_>) -> Value {
         "pod": facts.and_then(|f| f.pod.as_ref()),
         "runtime": facts.map_or("unknown", |f| f.runtime.as_str()),
         "missing": facts.map(|f| f.missing.as_slice()).unwrap_or_default(),
-        "threads": view.threads.iter().map(|row| thread(host, row)).collect::<Vec<_>>(),
+        "threads": view.threads.iter().map(|row| thread(host, graph, row)).collect::<Vec<_>>(),
         "waits": host.probes().stats().iter().filter(|s| s.pid == view.id.pid).collect::<Vec<_>>(),
         "lately": lately::to_json(host, view.id.pid),
         "goroutines": null,
@@ -134,11 +140,12 @@ pub fn process(host: &Host, view: &ProcessView<'_>) -> Value {
     })
 }
 
-fn link(link: &Link) -> Value {
+pub(super) fn link(link: &Link) -> Value {
     json!({
         "from": { "pid": link.from.pid, "tid": link.from.tid },
         "waits_for": resource(&link.waits_for),
         "held_by": link.held_by.map(|held| json!({ "pid": held.pid, "tid": held.tid })),
+        "relation": link.nature.name(),
         "confidence": confidence(link.confidence),
         "how": link.how,
     })
@@ -184,13 +191,14 @@ pub fn report(
     findings: &[&Life],
     account: &Account,
 ) -> Value {
+    let graph = Graph::of(host);
     let taken = host.clocks().map(|clocks| timestamp(Moment(clocks.real_ns)));
     json!({
         "schema": "observer.report/v1",
         "taken_at": taken,
         "host": { "name": setting.host_name, "kernel": setting.kernel, "boot_id": setting.boot_id },
         "capability": { "census": setting.census, "probes": setting.probes },
-        "processes": views.iter().map(|view| process(host, view)).collect::<Vec<_>>(),
+        "processes": views.iter().map(|view| process(host, &graph, view)).collect::<Vec<_>>(),
         "findings": findings.iter().map(|life| finding(host, life)).collect::<Vec<_>>(),
         "account": account.to_json(),
     })

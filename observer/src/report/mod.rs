@@ -2,6 +2,7 @@
 //! the same values.
 
 pub mod account;
+mod chains;
 pub mod json;
 pub mod lately;
 mod stacks;

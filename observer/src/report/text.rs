@@ -1,9 +1,10 @@
 //! What a tired engineer reads: findings first, then the threads that matter, then one line for the rest.
 
-use super::{Account, ProcessView, Setting, json, lately, stacks};
-use crate::census::{ThreadRow, TimeoutKind};
-use crate::detect::{Change, Life, Severity};
+use super::{Account, ProcessView, Setting, chains, json, lately, stacks};
+use crate::census::{Pid, ThreadRow, TimeoutKind};
+use crate::detect::{Change, Life, Link, Severity};
 use crate::model::frames::{Reading, Rest};
+use crate::model::graph::{Graph, Hop, Nature};
 use crate::model::{Class, Host, Owner, Wait, duration};
 use anstyle::{AnsiColor, Style};
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +72,7 @@ fn wrap(text: &str, indent: &str) -> String {
 }
 
 /// Names of targets are their own: control characters must not reach the terminal.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -95,18 +96,8 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     out.push_str(&paint.bold(&wrap(&clean(&finding.title), "  ")));
     out.push_str(&wrap(&clean(&finding.explanation), "  "));
     for link in finding.chain.iter().take(LINKS) {
-        let held = match link.held_by {
-            Some(held) => format!("held by {}", host.name(held.tid)),
-            None => "holder unknown".to_owned(),
-        };
-        let _ = writeln!(
-            out,
-            "    {} → {} → {}  {}",
-            clean(&host.name(link.from.tid)),
-            clean(&link.waits_for.describe()),
-            clean(&held),
-            paint.dim(&format!("[{}: {}]", json::confidence(link.confidence), link.how)),
-        );
+        let sure = paint.dim(&format!("[{}: {}]", json::confidence(link.confidence), link.how));
+        let _ = writeln!(out, "    {}  {sure}", steps(host, link));
     }
     if let Some(more @ 1..) = finding.chain.len().checked_sub(LINKS) {
         let _ = writeln!(out, "    + {more} more (--output json lists all)");
@@ -119,6 +110,21 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     out.push_str(&stack_groups(host, &groups, STACKS, "    ", paint));
     out.push_str(&wrap(&format!("→ {}", clean(&finding.remedy)), "  "));
     out
+}
+
+/// Who waits for what of whom.
+fn steps(host: &Host, link: &Link) -> String {
+    let held = match link.held_by {
+        Some(held) => format!("{} {}", link.nature.verb(), host.name(held.tid)),
+        None => "holder unknown".to_owned(),
+    };
+    let thing = if link.nature == Nature::Exit { "the exit".to_owned() } else { link.waits_for.describe() };
+    clean(&format!("{} → {thing} → {held}", host.name(link.from.tid)))
+}
+
+/// One step of a chain, with how sure it is.
+pub(super) fn link(host: &Host, link: &Link) -> String {
+    format!("{}  [{}: {}]", steps(host, link), json::confidence(link.confidence), clean(&link.how))
 }
 
 /// Stacks, those of the same place once.
@@ -202,7 +208,7 @@ fn is_idle(row: &ThreadRow, wait: Option<&Wait>) -> bool {
         })
 }
 
-fn thread_line(host: &Host, row: &ThreadRow, wait: Option<&Wait>) -> [String; 7] {
+fn thread_line(host: &Host, graph: &Graph, row: &ThreadRow, wait: Option<&Wait>) -> [String; 7] {
     let blocked = host.blocked_ns(row);
     let time = match (row.is_blocked(), host.since(row).exact) {
         (false, _) => "-".to_owned(),
@@ -212,7 +218,12 @@ fn thread_line(host: &Host, row: &ThreadRow, wait: Option<&Wait>) -> [String; 7]
     let call = wait.map_or_else(|| "-".to_owned(), call_words);
     let thing = wait.and_then(|w| w.resource.as_ref()).map_or_else(|| "-".to_owned(), |r| clean(&r.describe()));
     let held = match wait.and_then(|wait| host.owner_of(wait, row)) {
-        None => String::new(),
+        None => match graph.edge(row.tid) {
+            Some(Hop { owner: Some(Owner::Thread(tid)), nature, .. }) => {
+                format!("{} {}", nature.verb(), clean(&host.name(*tid)))
+            }
+            _ => String::new(),
+        },
         Some(Owner::Thread(tid)) => format!("held by {}", clean(&host.name(tid))),
         Some(Owner::Elsewhere(tid)) => {
             format!("owner left behind in {}", clean(&host.name(tid)))
@@ -259,6 +270,7 @@ pub enum Stacks {
 /// One process: the threads that matter, the rest folded.
 pub fn process(
     host: &Host,
+    graph: &Graph,
     view: &ProcessView<'_>,
     involved: &BTreeSet<u32>,
     with_stacks: Stacks,
@@ -289,7 +301,7 @@ pub fn process(
         let wait = host.wait(row.tid);
         let shown = total <= SHOW_ALL || involved.contains(&row.tid) || !is_idle(row, wait.as_ref());
         if shown && lines.len() < LISTED {
-            lines.push(thread_line(host, row, wait.as_ref()));
+            lines.push(thread_line(host, graph, row, wait.as_ref()));
             listed.push(row.tid);
         } else if shown {
             cut += 1;
@@ -310,11 +322,13 @@ pub fn process(
         let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
+    let alone: Vec<Pid> = listed.iter().copied().filter(|tid| !involved.contains(tid)).collect();
+    out.push_str(&chains::to_text(host, graph, &alone));
     out.push_str(&lately::to_text(host, view.id.pid));
     let (tids, most) = match with_stacks {
         Stacks::None => (Vec::new(), 0),
         // Those of a finding are printed with it.
-        Stacks::Listed => (listed.into_iter().filter(|tid| !involved.contains(tid)).collect(), STACKS),
+        Stacks::Listed => (alone, STACKS),
         Stacks::All => (view.threads.iter().map(|row| row.tid).collect(), usize::MAX),
     };
     out.push_str(&stack_groups(host, &stacks::groups(host, tids), most, "  ", paint));
@@ -332,6 +346,7 @@ pub fn report(
     paint: Paint,
 ) -> String {
     let mut out = String::new();
+    let graph = Graph::of(host);
     let involved: BTreeSet<u32> = findings.iter().flat_map(|life| life.finding.threads.iter().copied()).collect();
     for life in findings {
         out.push_str(&finding(host, life, paint));
@@ -346,7 +361,7 @@ pub fn report(
         let _ = writeln!(out, "{} nothing found in {what}\n", paint.bold("OK"));
     }
     for view in views {
-        out.push_str(&process(host, view, &involved, with_stacks, paint));
+        out.push_str(&process(host, &graph, view, &involved, with_stacks, paint));
     }
     out.push_str(&paint.dim(&footer(setting, account)));
     out

@@ -141,7 +141,7 @@ fn a_circle_of_references_is_a_deadlock() {
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].kind, found[0].confidence), (Kind::Deadlock, Confidence::Likely));
     assert_eq!(found[0].threads, [11, 12]);
-    assert!(found[0].chain.iter().all(|link| link.how == graph::BY_REFERENCE));
+    assert!(found[0].chain.iter().all(|link| link.how == crate::model::graph::BY_REFERENCE));
     assert!(found[0].explanation.contains("do not record their holder"), "{}", found[0].explanation);
     assert!(look(rows, learnt, 92).is_empty(), "an inference needs time on its side");
 
