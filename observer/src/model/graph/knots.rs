@@ -38,47 +38,55 @@ impl Knot {
 
 /// The knots among these waits.
 pub(super) fn find(host: &Host, ways: &BTreeMap<Pid, Way>) -> Vec<Knot> {
-    let stuck = stuck(host, ways);
-    let mut graph: DiGraphMap<Pid, ()> = DiGraphMap::new();
-    for (tid, by) in &stuck {
-        for other in by {
-            graph.add_edge(*tid, *other, ());
-        }
-    }
-    let parts = kosaraju_scc(&graph).into_iter().map(|part| part.into_iter().collect::<BTreeSet<Pid>>());
-    let is_bottom = |part: &BTreeSet<Pid>| part.iter().flat_map(|tid| &stuck[tid]).all(|next| part.contains(next));
-    let mut knots: Vec<Knot> = parts.filter(is_bottom).filter_map(|part| knot(host, ways, &stuck, part)).collect();
-    knots.sort_by_key(|knot| knot.members.first().copied());
-    knots
+    let stuck = greatest_closed(known(host, ways));
+    smallest_closed(&stuck).into_iter().filter_map(|part| knot(host, ways, &stuck, part)).collect()
 }
 
-/// The greatest set of waiters each of which only members can release, with those who can.
-fn stuck(host: &Host, ways: &BTreeMap<Pid, Way>) -> BTreeMap<Pid, Vec<Pid>> {
+/// Who can release whom, of waits of which that is known.
+fn known(host: &Host, ways: &BTreeMap<Pid, Way>) -> BTreeMap<Pid, Vec<Pid>> {
     let counts = |way: &Way, tid: &Pid| !(way.spares_idle && !ways.contains_key(tid) && far_end::is_idle(host, *tid));
     // Whoever has run since the ends were looked at may have passed one on.
     let slept = |way: &Way, tid: &Pid| {
         let since = host.row(*tid).map_or(u64::MAX, |row| host.since(row).ns);
         way.as_of_ns.is_none_or(|as_of| since <= as_of)
     };
-    let mut stuck: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
-    let mut waiting_for: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
-    let mut free: VecDeque<Pid> = VecDeque::new();
-    for (tid, way) in ways {
+    let by = |(tid, way): (&Pid, &Way)| {
         let by: Vec<Pid> = way.by.iter().copied().filter(|other| counts(way, other)).collect();
-        if by.is_empty() || !by.iter().chain([tid]).all(|other| slept(way, other)) {
-            continue;
-        }
-        for other in &by {
+        let is_fresh = by.iter().chain([tid]).all(|other| slept(way, other));
+        (is_fresh && !by.is_empty()).then_some((*tid, by))
+    };
+    ways.iter().filter_map(by).collect()
+}
+
+/// The greatest set of waiters each of which only members can release, with those who can.
+fn greatest_closed(mut by: BTreeMap<Pid, Vec<Pid>>) -> BTreeMap<Pid, Vec<Pid>> {
+    let mut waiting_for: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
+    for (tid, by) in &by {
+        for other in by {
             waiting_for.entry(*other).or_default().push(*tid);
         }
-        stuck.insert(*tid, by);
     }
-    free.extend(waiting_for.keys().filter(|tid| !stuck.contains_key(tid)));
-    while let Some(tid) = free.pop_front() {
+    let mut free: Vec<Pid> = waiting_for.keys().copied().filter(|tid| !by.contains_key(tid)).collect();
+    while let Some(tid) = free.pop() {
         let released = waiting_for.remove(&tid).unwrap_or_default();
-        free.extend(released.into_iter().filter(|waiter| stuck.remove(waiter).is_some()));
+        free.extend(released.into_iter().filter(|waiter| by.remove(waiter).is_some()));
     }
-    stuck
+    by
+}
+
+/// The smallest sets of that kind in it, in the order of their lowest threads.
+fn smallest_closed(stuck: &BTreeMap<Pid, Vec<Pid>>) -> Vec<BTreeSet<Pid>> {
+    let mut graph: DiGraphMap<Pid, ()> = DiGraphMap::new();
+    for (tid, by) in stuck {
+        for other in by {
+            graph.add_edge(*tid, *other, ());
+        }
+    }
+    let mut parts: Vec<BTreeSet<Pid>> =
+        kosaraju_scc(&graph).into_iter().map(|part| part.into_iter().collect()).collect();
+    parts.retain(|part| part.iter().filter_map(|tid| stuck.get(tid)).flatten().all(|next| part.contains(next)));
+    parts.sort();
+    parts
 }
 
 /// The ways of a knot's members to its lowest thread, each the shortest, and the circle they make.
@@ -134,4 +142,59 @@ fn towards(host: &Host, way: &Way, next: Pid) -> Hop {
     }
     // Whichever of them it is: all are in the knot.
     Hop { owner, confidence: hop.confidence.max(Confidence::Likely), ..hop }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type By = BTreeMap<Pid, Vec<Pid>>;
+
+    /// By the definition: no empty ones, and nobody in it can be released by somebody else.
+    fn is_closed(by: &By, set: &BTreeSet<Pid>) -> bool {
+        let is_inside = |tid: &Pid| by.get(tid).is_some_and(|by| by.iter().all(|other| set.contains(other)));
+        !set.is_empty() && set.iter().all(is_inside)
+    }
+
+    #[test]
+    fn knots_are_the_smallest_closed_sets_of_any_graph() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) % below
+        };
+        let mut met = [0_usize; 4];
+        for _ in 0..3000 {
+            let threads = 1 + random(8) as Pid;
+            let most = 1 + random(3);
+            let mut by = By::new();
+            for tid in 0..threads {
+                let others: Vec<Pid> = (0..random(most + 1)).map(|_| random(u64::from(threads)) as Pid).collect();
+                if !others.is_empty() {
+                    by.insert(tid, others);
+                }
+            }
+            let subsets = (1_u32..1 << threads).map(|bits| (0..threads).filter(|tid| bits >> tid & 1 == 1).collect());
+            let closed: Vec<BTreeSet<Pid>> = subsets.filter(|set| is_closed(&by, set)).collect();
+            let is_smallest = |set: &&BTreeSet<Pid>| !closed.iter().any(|other| other != *set && other.is_subset(set));
+            let mut expected: Vec<BTreeSet<Pid>> = closed.iter().filter(is_smallest).cloned().collect();
+            expected.sort();
+            let found = smallest_closed(&greatest_closed(by.clone()));
+            assert_eq!(found, expected, "{by:?}");
+            met[found.len().min(3)] += 1;
+        }
+        assert!(met.iter().all(|count| *count > 10), "graphs with none, one, two and more knots: {met:?}");
+    }
+
+    #[test]
+    fn a_long_queue_needs_no_deep_stack() {
+        let n = 50_000;
+        let by: By = (0..n).map(|tid| (tid, vec![(tid + 1).min(n - 1)])).collect();
+        assert_eq!(smallest_closed(&greatest_closed(by.clone())), [BTreeSet::from([n - 1])]);
+        let mut open = by;
+        open.remove(&(n - 1));
+        assert!(greatest_closed(open).is_empty());
+    }
 }
