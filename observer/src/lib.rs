@@ -8,11 +8,14 @@
 
 pub mod census;
 pub mod cli;
+pub mod daemon;
 pub mod detect;
 pub mod explain;
+pub mod export;
 pub mod host;
 pub mod model;
 pub mod proc;
 pub mod recording;
 pub mod report;
 pub mod session;
+pub mod settings;

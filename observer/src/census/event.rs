@@ -16,6 +16,17 @@ pub enum Family {
     Connect,
 }
 
+impl Family {
+    /// The name used in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Futex => "futex",
+            Self::Connect => "connect",
+        }
+    }
+}
+
 /// How a timeout was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

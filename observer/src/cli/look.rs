@@ -56,6 +56,22 @@ pub(super) struct LookArgs {
     pub probes: ProbeChoice,
 }
 
+impl LookArgs {
+    /// The usual options.
+    pub(super) fn plain(threshold: Duration, interval: Duration) -> Self {
+        Self {
+            threshold,
+            interval,
+            stacks: false,
+            output: Format::Text,
+            duration: None,
+            record: None,
+            census: CensusChoice::Auto,
+            probes: ProbeChoice::Auto,
+        }
+    }
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if interval < Duration::from_millis(50) {
@@ -142,7 +158,7 @@ pub(super) fn source(choice: CensusChoice) -> anyhow::Result<Box<dyn census::Sou
 
 /// Attaches the probes. Without them the census alone still finds hangs, so this never fails: the
 /// status says why there are none.
-fn probes(args: &LookArgs, filter: Filter) -> (Option<ProbePlane>, serde_json::Value) {
+pub(super) fn probes(args: &LookArgs, filter: Filter) -> (Option<ProbePlane>, serde_json::Value) {
     let rungs = args.probes.rungs();
     if rungs.is_empty() {
         return (None, families(|_| "none: not wanted (--probes none)".to_owned()));

@@ -3,6 +3,7 @@
 mod attach;
 mod bench_census;
 mod bench_stacks;
+mod daemon;
 mod doctor;
 mod generate;
 mod look;
@@ -42,6 +43,8 @@ enum Command {
     Attach(attach::Args),
     /// Look at the whole host: findings as they open, change, resolve
     Watch(watch::Args),
+    /// The service: findings and metrics of this host, until it is told to end
+    Daemon(daemon::Args),
     /// Judge a recording again (made with --record)
     Replay(replay::Args),
     /// Can it run here: kernel, BTF, capabilities, the rung of each probe, and what is lost without what
@@ -80,6 +83,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Attach(args) => attach::run(&args),
         Command::Watch(args) => watch::run(&args),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => generate::completions(&args),

@@ -28,6 +28,16 @@ pub struct Setting {
     pub probes: Value,
 }
 
+/// The stacks of these threads as text, those at the same place once, without marks for a terminal.
+pub fn stacks_text(host: &Host, tids: &[crate::census::Pid]) -> String {
+    let mut out = String::new();
+    for group in stacks::groups(host, tids.iter().copied()) {
+        let names: Vec<String> = group.tids.iter().map(|tid| host.name(*tid)).collect();
+        out.push_str(&format!("{}:\n{}", names.join(", "), stacks::to_text(group.stack, "  ")));
+    }
+    out
+}
+
 /// The threads of one process that a report shows.
 #[derive(Debug)]
 pub struct ProcessView<'a> {

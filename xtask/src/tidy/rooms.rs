@@ -10,6 +10,7 @@ use super::tokens::Token;
 /// The rooms in the order data flows through them.
 const ROOMS: &[&str] = &[
     "host",
+    "settings",
     "census",
     "proc",
     "model",

@@ -1,0 +1,50 @@
+//! What observer tells other systems: findings as events, numbers as metrics.
+//!
+//! [`signals`] lists every event, metric and attribute; the documentation is made from it. [`Sample`] and [`FindingEvent`] are the values
+//! of one turn, taken on the loop's thread; everything behind them (encoding, sockets, retries) happens on the sink's own threads, behind a bounded [`Queue`]
+//! that loses the oldest first and counts what it loses: a dead receiver never slows the census.
+
+mod event;
+mod queue;
+mod sample;
+pub mod signals;
+mod stdout;
+
+pub use event::{Entity, FindingEvent, Life};
+pub use queue::{Queue, QueueStats};
+pub use sample::{Point, Sample, Sampler, Value};
+pub use stdout::Stdout;
+
+use std::sync::Arc;
+
+/// What a sink is given.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// A finding opened, changed or is over.
+    Finding(Arc<FindingEvent>),
+    /// The metrics of one interval.
+    Metrics(Arc<Sample>),
+}
+
+/// How a sink fares, for the self-metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkStats {
+    /// Its name (`otlp`, `stdout`, …).
+    pub name: &'static str,
+    /// Items in its queue.
+    pub queue: QueueStats,
+    /// Records that its receiver took.
+    pub sent: u64,
+    /// Records lost after the queue, by reason.
+    pub lost: std::collections::BTreeMap<String, u64>,
+}
+
+/// Somebody who takes items. `offer` never waits.
+pub trait Sink: Send {
+    /// Takes an item, or loses the oldest one it has.
+    fn offer(&self, item: Item);
+    /// How it fares.
+    fn stats(&self) -> SinkStats;
+    /// Sends what it has, at most until then, and ends.
+    fn close(self: Box<Self>, until: std::time::Instant);
+}
