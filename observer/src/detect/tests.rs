@@ -429,4 +429,4 @@ fn life_of_a_finding() {
 
 mod file_locks;
 mod frames;
-mod monitors;
+mod runtime_locks;

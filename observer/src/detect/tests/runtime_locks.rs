@@ -1,14 +1,14 @@
-//! Java monitors: read several times, since their waiters sleep in short turns.
+//! Locks of runtimes: read several times, since their waiters sleep in short turns, or their owners move.
 
 use super::*;
-use crate::proc::{JavaMonitor, JavaMonitors};
+use crate::proc::{RuntimeLock, RuntimeLockKind, RuntimeLocks};
 
-fn at(waiter: u32, monitor: u64, owner: Option<u32>) -> JavaMonitor {
-    JavaMonitor { waiter, monitor, owner, entering: true }
+fn at(waiter: u32, monitor: u64, owner: Option<u32>) -> RuntimeLock {
+    RuntimeLock { waiter, address: monitor, kind: RuntimeLockKind::Monitor, owner, entering: true, turns: 0 }
 }
 
 /// Turns a second apart, from second 100 on; every thread has slept anew before each.
-fn turns(tids: &[u32], readings: &[Vec<JavaMonitor>]) -> Judge {
+fn turns(tids: &[u32], readings: &[Vec<RuntimeLock>]) -> Judge {
     let mut judge = judge();
     for (turn, monitors) in (0_u64..).zip(readings) {
         let rows = tids.iter().map(|tid| {
@@ -19,8 +19,8 @@ fn turns(tids: &[u32], readings: &[Vec<JavaMonitor>]) -> Judge {
         });
         judge.advance(census(100 + turn, rows.collect()), ProbeReading::default());
         let process = process(10);
-        let monitors = vec![JavaMonitors { process, monitors: monitors.clone(), missing: None }];
-        judge.learn(Facts { monitors, ..Facts::default() });
+        let runtime_locks = vec![RuntimeLocks { process, waits: monitors.clone(), missing: None }];
+        judge.learn(Facts { runtime_locks, ..Facts::default() });
     }
     judge
 }
@@ -73,9 +73,11 @@ fn what_could_not_be_read_changes_nothing() {
     let mut judge = turns(&[11, 12], &vec![vec![at(11, 0xa0, Some(12)), at(12, 0xb0, Some(11))]; 4]);
     let process = process(10);
     let missing = Some("no table".to_owned());
-    judge.learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing }], ..Facts::default() });
+    judge.learn(Facts { runtime_locks: vec![RuntimeLocks { process, waits: vec![], missing }], ..Facts::default() });
     assert_eq!(judge.host.confirmed_wait(11).unwrap().1.resource.as_ref().unwrap().address, Some(0xa0));
-    judge
-        .learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing: None }], ..Facts::default() });
+    judge.learn(Facts {
+        runtime_locks: vec![RuntimeLocks { process, waits: vec![], missing: None }],
+        ..Facts::default()
+    });
     assert!(judge.host.confirmed_wait(11).is_none());
 }
