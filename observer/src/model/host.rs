@@ -320,7 +320,7 @@ impl Host {
 
     /// The wait of a thread, with facts where they are known, else from its row alone.
     pub fn wait(&self, tid: Pid) -> Option<Wait> {
-        if let Some(at) = self.runtime_locks.get(tid) {
+        if let Some(at) = self.runtime_locks.get(tid).filter(|at| at.is_plausible()) {
             let reading = self.stacks.reading(tid).cloned();
             return Some(Wait { reading, ..at.wait.clone() });
         }

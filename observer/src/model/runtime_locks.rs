@@ -25,12 +25,19 @@ pub(super) struct AtLock {
     /// The first of the readings that agree, `CLOCK_MONOTONIC` nanoseconds.
     pub(super) since_ns: u64,
     readings: u32,
+    /// It was confirmed when the last census was judged.
+    is_judged: bool,
 }
 
 impl AtLock {
     /// Enough readings agree.
     pub(super) fn is_confirmed(&self) -> bool {
         self.readings >= READINGS
+    }
+
+    /// Worth showing: that it waits for itself may as well mean that it has got the lock since the census.
+    pub(super) fn is_plausible(&self) -> bool {
+        self.is_confirmed() || self.fact.owner != Some(self.fact.waiter)
     }
 
     /// Its wait began before this sleep of the thread.
@@ -52,10 +59,9 @@ impl AtLocks {
     /// Forgets threads that are gone, and those that have slept anew where that ends the wait.
     pub(super) fn advance<'a>(&mut self, row_of: impl Fn(Pid) -> Option<&'a ThreadRow>) {
         self.0.retain(|tid, at| {
-            row_of(*tid).is_some_and(|row| {
-                row.process == at.process
-                    && at.switches.is_none_or(|before| row.is_blocked() && switches(row) == before)
-            })
+            at.is_judged = at.is_confirmed();
+            let is_same_sleep = |row: &ThreadRow| at.switches.is_none_or(|n| row.is_blocked() && switches(row) == n);
+            row_of(*tid).is_some_and(|row| row.process == at.process && is_same_sleep(row))
         });
     }
 
@@ -91,7 +97,18 @@ impl Host {
                 let asleep = once.and_then(|_| self.wait(tid));
                 let asleep = asleep.unwrap_or_else(|| Wait::in_call("futex", [0; 6], Class::Lock, Timeout::NONE));
                 let wait = wait(&fact, asleep);
-                kept.insert(tid, AtLock { process, fact, switches: once, wait, since_ns, readings });
+                kept.insert(
+                    tid,
+                    AtLock {
+                        process,
+                        fact,
+                        switches: once,
+                        wait,
+                        since_ns,
+                        readings,
+                        is_judged: earlier.is_some_and(|at| at.is_judged),
+                    },
+                );
             }
             self.runtime_locks.0 = kept;
         }
@@ -125,9 +142,9 @@ impl Host {
         !self.runtime_locks.0.is_empty()
     }
 
-    /// Whether some thread's wait for a lock of its runtime is not confirmed yet.
+    /// Whether the next judgement will know more of some thread's wait for a lock of its runtime.
     pub fn has_fresh_runtime_locks(&self) -> bool {
-        self.runtime_locks.0.values().any(|at| !at.is_confirmed())
+        self.runtime_locks.0.values().any(|at| !at.is_judged)
     }
 }
 
