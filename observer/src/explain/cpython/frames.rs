@@ -13,6 +13,8 @@ const MAX_FRAMES: usize = 30_000;
 const OF_C: u8 = 3;
 /// An exception table that is longer is not read, its frames hold nothing.
 const MAX_TABLE: u64 = 64 << 10;
+/// All the longer tables of one reading.
+const MAX_TABLES: u64 = 16 << 20;
 /// Most tables are shorter.
 const FIRST_OF_TABLE: u32 = 256;
 /// Local variables and values of one frame.
@@ -114,8 +116,9 @@ fn read_codes(offsets: &Offsets, addresses: Vec<u64>, memory: &mut Memory<'_>) -
     let texts = memory.each(names.into_iter(), offsets.text_value as u32 + 64);
     let starts = memory.each(tables.iter().copied(), offsets.bytes_value as u32 + FIRST_OF_TABLE);
     let mut codes = HashMap::new();
+    let mut left = MAX_TABLES;
     for (((address, head), text), (table, start)) in heads.iter().zip(texts).zip(tables.into_iter().zip(starts)) {
-        let exceptions = exceptions(offsets, table, start, memory);
+        let exceptions = exceptions(offsets, table, start, &mut left, memory);
         let code = exceptions.and_then(|exceptions| {
             let (locals, stack_size) = (number(head, at.locals)?, number(head, at.stack_size)?);
             let (locals, stack_size) = (u64::from(locals), u64::from(stack_size));
@@ -133,12 +136,21 @@ fn name(offsets: &Offsets, text: &[u8]) -> Option<Vec<u8>> {
     Some(text.get(offsets.text_value as usize..)?.get(..len)?.to_vec())
 }
 
-fn exceptions(offsets: &Offsets, table: u64, start: Vec<u8>, memory: &mut Memory<'_>) -> Option<Vec<u8>> {
+fn exceptions(
+    offsets: &Offsets,
+    table: u64,
+    start: Vec<u8>,
+    left: &mut u64,
+    memory: &mut Memory<'_>,
+) -> Option<Vec<u8>> {
     let size = word(&start, offsets.bytes_size).filter(|size| *size <= MAX_TABLE)?;
     let value = offsets.bytes_value;
     let bytes = match start.get(value as usize..)?.get(..size as usize) {
         Some(bytes) => bytes.to_vec(),
-        None => memory.bytes(table.checked_add(value)?, size),
+        None => {
+            *left = left.checked_sub(size)?;
+            memory.bytes(table.checked_add(value)?, size)
+        }
     };
     (bytes.len() as u64 == size).then_some(bytes)
 }

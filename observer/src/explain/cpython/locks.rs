@@ -8,11 +8,13 @@ use super::offsets::Offsets;
 use super::threads::Thread;
 use crate::census::Pid;
 use crate::explain::pieces::{Memory, number, word};
-use crate::proc::{RuntimeLock, RuntimeLockKind};
+use crate::proc::{MemoryRange, RuntimeLock, RuntimeLockKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Objects looked at in one reading.
 const MAX_OBJECTS: usize = 100_000;
+/// Words of frames looked at in one reading.
+const MAX_SLOTS: u64 = 400_000;
 /// What of each is read: `PyCFunctionObject` up to `m_self`, `lockobject` and `rlockobject` up to the count.
 const OBJECT: u32 = 40;
 /// Of all three: the semaphore; of a function the method it is, and what it is bound to.
@@ -43,9 +45,9 @@ pub(super) fn read(
     let semaphores: BTreeSet<u64> = sleepers.iter().map(|(_, futex)| *futex).collect();
     let inside = inside(&frames);
     let at_call = at_call(&frames, threads, sleepers);
-    let ranges = inside.iter().map(|(_, range)| *range).chain(at_call.iter().copied());
-    let slots: Vec<Vec<u64>> = ranges.map(|(address, words)| slots(address, words, memory)).collect();
-    let (of_inside, of_calls) = slots.split_at(inside.len());
+    let places: Vec<(u64, u64)> = at_call.iter().copied().chain(inside.iter().map(|(_, place)| *place)).collect();
+    let slots = slots(&places, memory);
+    let (of_calls, of_inside) = slots.split_at(at_call.len());
 
     let mut objects = Objects { offsets, known: HashMap::new(), types: HashMap::new() };
     objects.read(slots.iter().flatten().copied(), memory);
@@ -118,11 +120,20 @@ fn at_call(frames: &Frames, threads: &[Thread], sleepers: &[(Pid, u64)]) -> Vec<
     of_sleepers.filter_map(|frame| frames.all(frame)).collect()
 }
 
-/// Pointers to objects at this place.
-fn slots(address: u64, words: u64, memory: &mut Memory<'_>) -> Vec<u64> {
-    let bytes = memory.bytes(address, words * 8);
-    let pointers = bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
-    pointers.filter(|pointer| *pointer != 0 && pointer.is_multiple_of(8)).collect()
+/// Pointers to objects in each of these places, as (address, words).
+fn slots(places: &[(u64, u64)], memory: &mut Memory<'_>) -> Vec<Vec<u64>> {
+    let mut left = MAX_SLOTS;
+    let ranges = places.iter().map(|(addr, words)| {
+        let words = (*words).min(left);
+        left -= words;
+        MemoryRange { addr: *addr, len: (words * 8) as u32 }
+    });
+    let ranges: Vec<MemoryRange> = ranges.collect();
+    let pointers = |bytes: Vec<u8>| {
+        let words = bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        words.filter(|pointer| *pointer != 0 && pointer.is_multiple_of(8)).collect()
+    };
+    memory.pieces(&ranges).into_iter().map(pointers).collect()
 }
 
 /// Objects as they were read, and the names of their types.

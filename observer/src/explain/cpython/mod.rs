@@ -133,3 +133,6 @@ fn runtime_address(via: Pid, mappings: &[Mapping], library: &Library) -> Result<
     }
     Err(why)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 mod real;
 
 use super::*;
-use crate::explain::pieces::{Memory, word};
+use crate::explain::pieces::Memory;
 use crate::proc::RuntimeLockKind;
 use std::collections::BTreeMap;
 
