@@ -147,7 +147,12 @@ impl Session {
 
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
-        self.unexplained > 0 || self.judge.host.has_fresh_stacks() || self.judge.host.has_fresh_runtime_locks()
+        self.unexplained > 0 || self.judge.host.has_fresh_stacks()
+    }
+
+    /// Whether the next turn will know more of waits for locks of a runtime.
+    pub fn awaits_locks(&self) -> bool {
+        self.judge.host.has_fresh_runtime_locks()
     }
 
     /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them

@@ -25,6 +25,8 @@ pub(super) struct AtLock {
     /// The first of the readings that agree, `CLOCK_MONOTONIC` nanoseconds.
     pub(super) since_ns: u64,
     readings: u32,
+    /// Readings since it is at locks at all, whether they agree or not.
+    tries: u32,
     /// It was confirmed when the last census was judged.
     is_judged: bool,
 }
@@ -91,24 +93,17 @@ impl Host {
                 let row = by_own.get(&fact.waiter).and_then(|tid| self.row(*tid));
                 let Some(row) = row.filter(|row| row.process == process) else { continue };
                 let (tid, once) = (row.tid, (!fact.kind.sleeps_in_turns()).then(|| switches(row)));
-                let earlier = ours.get(&tid).filter(|earlier| earlier.fact == fact && earlier.switches == once);
-                let (since_ns, readings) = earlier.map_or((now, 1), |at| (at.since_ns, at.readings + 1));
+                let before = ours.get(&tid);
+                let tries = before.map_or(1, |at| at.tries.saturating_add(1));
+                let earlier = before.filter(|earlier| earlier.fact == fact && earlier.switches == once);
+                let (since_ns, readings) = earlier.map_or((now, 1), |at| (at.since_ns, at.readings.saturating_add(1)));
+                let is_judged = earlier.is_some_and(|at| at.is_judged);
                 // Its short sleeps have limits, the wait has none; a single sleep has its own.
                 let asleep = once.and_then(|_| self.wait(tid));
                 let asleep = asleep.unwrap_or_else(|| Wait::in_call("futex", [0; 6], Class::Lock, Timeout::NONE));
                 let wait = wait(&fact, asleep);
-                kept.insert(
-                    tid,
-                    AtLock {
-                        process,
-                        fact,
-                        switches: once,
-                        wait,
-                        since_ns,
-                        readings,
-                        is_judged: earlier.is_some_and(|at| at.is_judged),
-                    },
-                );
+                let at = AtLock { process, fact, switches: once, wait, since_ns, readings, tries, is_judged };
+                kept.insert(tid, at);
             }
             self.runtime_locks.0 = kept;
         }
@@ -144,7 +139,7 @@ impl Host {
 
     /// Whether the next judgement will know more of some thread's wait for a lock of its runtime.
     pub fn has_fresh_runtime_locks(&self) -> bool {
-        self.runtime_locks.0.values().any(|at| !at.is_judged)
+        self.runtime_locks.0.values().any(|at| !at.is_judged && at.tries <= READINGS + 1)
     }
 }
 
