@@ -7,8 +7,8 @@ use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    Facts, GatherSettings, Gatherer, JavaMonitors, LockWaiter, StackFact, StackWant, ThreadWant, children_of,
-    file_locks,
+    Facts, GatherSettings, Gatherer, LockWaiter, RuntimeLocks, RuntimeWant, StackFact, StackWant, ThreadWant,
+    children_of, file_locks,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
-/// In a look at the whole host the monitors of JVMs are read at every so many censuses, and at each while a
+/// In a look at the whole host the locks of runtimes are read at every so many censuses, and at each while a
 /// thread is at one: what is known of it must not be older than the census.
-const MONITORS_EVERY: u64 = 5;
+const RUNTIME_LOCKS_EVERY: u64 = 5;
 /// What a turn spends on stacks that the judgement wants; the rest comes with a later turn.
 const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
@@ -130,10 +130,13 @@ impl Session {
     /// The stacks that the next judgement wants, and those of the findings that are about to be printed.
     fn explain_suspects(&mut self, turn: &Turn, facts: &mut Facts) {
         let wants = self.judge.host.stack_wants(&self.judge.scope);
-        let jvms = self.jvms();
-        let (mut stacks, monitors) = self.explain(&wants, &jvms, FOR_JUDGEMENT);
-        self.judge.learn_monitors(monitors.clone());
-        facts.monitors = monitors;
+        let runtimes = self.runtimes();
+        let (mut stacks, locks) = self.explain(&wants, &runtimes, FOR_JUDGEMENT);
+        for why in locks.iter().filter_map(|locks| locks.missing.as_ref()) {
+            *facts.lost.entry(format!("runtime locks: {why}")).or_default() += 1;
+        }
+        self.judge.learn_runtime_locks(locks.clone());
+        facts.runtime_locks = locks;
         let reported = turn.changes.iter().filter(|(change, _)| *change != Change::Resolved);
         let threads: BTreeSet<Pid> = reported.flat_map(|(_, life)| life.finding.threads.iter().copied()).collect();
         let wants = self.judge.host.report_wants(threads);
@@ -144,7 +147,12 @@ impl Session {
 
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
-        self.unexplained > 0 || self.judge.host.has_fresh_stacks() || self.judge.host.has_fresh_monitors()
+        self.unexplained > 0 || self.judge.host.has_fresh_stacks()
+    }
+
+    /// Whether the next turn will know more of waits for locks of a runtime.
+    pub fn awaits_locks(&self) -> bool {
+        self.judge.host.has_fresh_runtime_locks()
     }
 
     /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them
@@ -159,28 +167,31 @@ impl Session {
         wants.len()
     }
 
-    /// JVMs whose monitors are read in this turn: those looked at always, others of the host now and then.
-    fn jvms(&self) -> Vec<ProcessId> {
+    /// Runtimes whose locks are read in this turn: those looked at always, others of the host now and then.
+    fn runtimes(&self) -> Vec<RuntimeWant> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
-        if scope.processes.is_none() && !self.account.censuses.is_multiple_of(MONITORS_EVERY) && !host.has_monitors() {
+        if scope.processes.is_none()
+            && !self.account.censuses.is_multiple_of(RUNTIME_LOCKS_EVERY)
+            && !host.has_runtime_locks()
+        {
             return Vec::new();
         }
         let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_exiting() && scope.contains(row, host);
-        host.jvms(host.rows().iter().filter(leads).map(|row| row.process))
+        host.runtime_wants(host.rows().iter().filter(leads).map(|row| row.process))
     }
 
     fn explain(
         &mut self,
         wants: &[StackWant],
-        jvms: &[ProcessId],
+        runtimes: &[RuntimeWant],
         deadline: Duration,
-    ) -> (Vec<StackFact>, Vec<JavaMonitors>) {
-        let deadline = if wants.is_empty() && jvms.is_empty() { Duration::ZERO } else { deadline };
-        let explained = self.explainer.answer(wants, jvms, deadline);
+    ) -> (Vec<StackFact>, Vec<RuntimeLocks>) {
+        let deadline = if wants.is_empty() && runtimes.is_empty() { Duration::ZERO } else { deadline };
+        let explained = self.explainer.answer(wants, runtimes, deadline);
         self.account.fail_unwinds(&explained.lost);
         self.unexplained = explained.pending;
         self.judge.learn_stacks(&explained.stacks);
-        (explained.stacks, explained.monitors)
+        (explained.stacks, explained.runtime_locks)
     }
 
     /// Lets new children into the scope, and tells the probes whom to listen to.
@@ -324,10 +335,10 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, monitors, processes, connecting, unread, blocked_reads, file_locks, lost } = more;
+    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, blocked_reads, file_locks, lost } = more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
-    all.monitors.extend(monitors);
+    all.runtime_locks.extend(runtime_locks);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.connecting = connecting;

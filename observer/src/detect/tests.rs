@@ -430,4 +430,4 @@ fn life_of_a_finding() {
 mod far_ends;
 mod file_locks;
 mod frames;
-mod monitors;
+mod runtime_locks;

@@ -3,8 +3,8 @@
 use super::decode::{self, Known, Memory};
 use super::file_lock::{self, FileLock};
 use super::holding::{Named, Queue};
-use super::monitors::Monitors;
 use super::probes::ProbeHistory;
+use super::runtime_locks::AtLocks;
 use super::scope::Scope;
 use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
@@ -76,7 +76,7 @@ pub struct Host {
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
     pub(super) stacks: Stacks,
-    pub(super) monitors: Monitors,
+    pub(super) runtime_locks: AtLocks,
 }
 
 /// How often a row's thread was switched out: the same number twice means it slept in between.
@@ -102,7 +102,7 @@ impl Host {
             still
         });
         self.stacks.advance(|tid| find(rows, tid));
-        self.monitors.advance(|tid| find(rows, tid).map(|row| row.process));
+        self.runtime_locks.advance(|tid| find(rows, tid));
         self.note_first_sight(now);
         let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
         self.processes.retain(|id, _| processes.contains(id));
@@ -126,7 +126,7 @@ impl Host {
     /// Facts gathered after the last census.
     pub fn learn(&mut self, facts: Facts) {
         self.learn_stacks(&facts.stacks);
-        self.learn_monitors(facts.monitors);
+        let runtime_locks = facts.runtime_locks;
         for process in facts.processes {
             self.processes.insert(process.process, process);
         }
@@ -158,6 +158,8 @@ impl Host {
             self.suspects
                 .insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings });
         }
+        // Behind the threads: a wait for one of these locks has what their memory tells.
+        self.learn_runtime_locks(runtime_locks);
         self.note_heads();
     }
 
@@ -295,7 +297,7 @@ impl Host {
     /// Since when a blocked thread is off the CPU.
     pub fn since(&self, row: &ThreadRow) -> Since {
         // A wait that sleeps in short turns is one wait.
-        if let Some(at) = self.monitors.get(row.tid).filter(|at| at.is_confirmed()) {
+        if let Some(at) = self.runtime_locks.get(row.tid).filter(|at| at.is_confirmed() && at.sleeps_in_turns()) {
             return Since { ns: at.since_ns, exact: false };
         }
         match row.off_cpu_since_ns {
@@ -319,7 +321,7 @@ impl Host {
 
     /// The wait of a thread, with facts where they are known, else from its row alone.
     pub fn wait(&self, tid: Pid) -> Option<Wait> {
-        if let Some(at) = self.monitors.get(tid) {
+        if let Some(at) = self.runtime_locks.get(tid).filter(|at| at.is_plausible()) {
             let reading = self.stacks.reading(tid).cloned();
             return Some(Wait { reading, ..at.wait.clone() });
         }
@@ -332,18 +334,18 @@ impl Host {
 
     /// Waits proven to have lasted from one census to the next: their memory or their stack was read in between.
     pub fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &Wait)> {
-        let at_monitors = self.monitors.confirmed().filter_map(|(tid, at)| Some((self.row(tid)?, &at.wait)));
-        let is_other = |tid: Pid| self.monitors.get(tid).is_none();
+        let at_locks = self.runtime_locks.confirmed().filter_map(|(tid, at)| Some((self.row(tid)?, &at.wait)));
+        let is_other = |tid: Pid| self.runtime_locks.get(tid).is_none();
         let suspects = self.suspects.iter().filter(move |(tid, s)| s.confirmed && is_other(**tid));
         let by_memory = suspects.filter_map(|(tid, s)| Some((self.row(*tid)?, s.wait.as_ref()?)));
         let others = self.stacks.confirmed().filter(move |(tid, _)| !self.suspects.contains_key(tid) && is_other(*tid));
         let by_stack = others.filter_map(|(tid, known)| Some((self.row(tid)?, known.wait.as_ref()?)));
-        at_monitors.chain(by_memory).chain(by_stack)
+        at_locks.chain(by_memory).chain(by_stack)
     }
 
     /// The confirmed wait of one thread.
     pub fn confirmed_wait(&self, tid: Pid) -> Option<(&ThreadRow, &Wait)> {
-        if let Some(at) = self.monitors.get(tid) {
+        if let Some(at) = self.runtime_locks.get(tid) {
             return Some((self.row(tid)?, &at.wait)).filter(|_| at.is_confirmed());
         }
         let wait = match self.suspects.get(&tid) {
@@ -401,8 +403,11 @@ impl Host {
     /// nanoseconds): since its owner sleeps, or since this thread is the first in the queue, which the next
     /// release would wake. `None` if that cannot be said of this thread.
     pub fn held_since(&self, waiter: Pid) -> Option<u64> {
-        if let Some(at) = self.monitors.get(waiter) {
-            return Some(at.since_ns).filter(|_| at.is_confirmed() && at.wait.owner.is_some());
+        if let Some(at) = self.runtime_locks.get(waiter) {
+            let owner = self.holder_of(&at.wait, self.row(waiter)?).filter(|_| at.is_confirmed())?.0;
+            let asleep = self.row(owner).filter(|row| at.is_kept_asleep() && row.is_blocked());
+            let asleep = asleep.map(|row| self.since(row).ns);
+            return Some(asleep.map_or(at.since_ns, |since| since.min(at.since_ns)));
         }
         let suspect = self.suspects.get(&waiter).filter(|s| s.confirmed)?;
         let (wait, row) = (suspect.wait.as_ref()?, self.row(waiter)?);

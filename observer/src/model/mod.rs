@@ -6,9 +6,9 @@ pub mod frames;
 pub mod graph;
 mod holding;
 pub mod host;
-mod monitors;
 pub mod observation;
 pub mod probes;
+mod runtime_locks;
 pub mod scope;
 mod stacks;
 #[cfg(test)]

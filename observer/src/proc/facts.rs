@@ -1,7 +1,7 @@
 //! Facts about suspects: plain data, gathered by this room, judged by `model`.
 
 use super::locks::FileLockFact;
-use super::monitors::JavaMonitors;
+use super::runtime_locks::RuntimeLocks;
 use super::stack::StackFact;
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -277,9 +277,9 @@ pub struct Facts {
     /// User stacks, of suspects and of what is reported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stacks: Vec<StackFact>,
-    /// Threads at Java monitors.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub monitors: Vec<JavaMonitors>,
+    /// Threads at locks of their runtimes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", alias = "monitors")]
+    pub runtime_locks: Vec<RuntimeLocks>,
     /// Per process, when first needed or changed.
     pub processes: Vec<ProcessFacts>,
     /// Sockets in SYN-SENT.
