@@ -44,7 +44,7 @@ fn member(fact: &MemberFact) -> Member {
 }
 
 /// `2 descriptors: pipe:[12] (fd 3, in), tcp to 10.0.0.1:80 (fd 5, in|out)`.
-fn in_words(members: &[Member], cut: u32) -> String {
+pub fn in_words(members: &[Member], cut: u32) -> String {
     let count = members.len() + cut as usize;
     let words: Vec<String> = members.iter().take(NAMED).map(Member::describe).collect();
     let more = if count > words.len() { ", …" } else { "" };

@@ -13,7 +13,7 @@ use crate::census::{Clocks, SyscallInProgress, ThreadRow};
 use crate::proc::{FdFact, Libc, MemoryFact, MemoryRange, PolledSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-pub use ends::with_ends;
+pub use ends::{in_words, with_ends};
 pub use futex::may_be_lock;
 pub use syscalls::{Call, TimeoutAt};
 pub use timeout::{ABSURD_NS, has_suspicious_millis};
