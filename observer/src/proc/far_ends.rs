@@ -1,10 +1,11 @@
 //! Who has the other end of a pipe or a socket open, or who else has an eventfd.
 //!
 //! No file lists that: the links of every descriptor of every process are read once, and whatever is asked about then is
-//! looked up among them; `fdinfo` is read of matches only. What no descriptor shows is not found: an end on its way through
+//! looked up among them. Which way a descriptor works is in the permissions of its link. Links make nobody wait; `fdinfo`,
+//! which only the ids of eventfds are taken from, is read on a thread that may be lost. What no descriptor shows is not found: an end on its way through
 //! a unix socket, one that io_uring or the kernel itself holds, and tables of their own that threads of a process have.
 
-use super::fds::{self, EVENTFD, brief_info, file_name, open_flags, socket_inode};
+use super::fds::{self, EVENTFD, file_name, socket_inode};
 use super::pool::Clock;
 use super::sockets::Sockets;
 use super::stat::{Identity, errno_name, identity};
@@ -12,9 +13,12 @@ use super::{EndHolder, FarEnd, FdFact, SocketFact, ThreadFacts, ThreadWant, Way}
 use crate::census::{Pid, ProcessId};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{read_dir, read_link};
+use std::fs::{read_dir, read_link, symlink_metadata};
 use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 /// Descriptors looked at in one process.
@@ -59,6 +63,9 @@ fn pipe_inode(link: &str) -> Option<u64> {
     link.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
 }
 
+/// Descriptors of eventfds, by id.
+type ById = HashMap<u64, Vec<EndHolder>>;
+
 /// Every descriptor that was found, by what it leads to.
 #[derive(Default)]
 struct Index {
@@ -85,7 +92,8 @@ pub struct FarEnds {
     until: Option<Instant>,
     index: Option<Index>,
     sockets: Option<Sockets>,
-    eventfds: Option<HashMap<u64, Vec<EndHolder>>>,
+    /// By id; or whose could not be read.
+    eventfds: Option<Result<ById, BTreeSet<ProcessId>>>,
     found: HashMap<Key, Option<FarEnd>>,
     took: Duration,
     lost: BTreeMap<String, u64>,
@@ -198,13 +206,13 @@ impl FarEnds {
             if fifo.is_some() && fds::fifo(&link) != fifo {
                 continue;
             }
-            match brief_info(end.process.pid, end.fd) {
-                Ok(info) if ends(fds::flags_of(&info), way) => {
+            match symlink_metadata(&link) {
+                Ok(metadata) if ends(metadata.mode(), way) => {
                     *of_process += 1;
                     found.holders.push(end);
                 }
                 Ok(_) => {}
-                Err(reason) => found.miss(end.process, &reason),
+                Err(error) => found.miss(end.process, &errno_name(&error)),
             }
         }
         found
@@ -213,26 +221,18 @@ impl FarEnds {
     /// Every descriptor of the eventfd with this id.
     fn eventfds(&mut self, id: u64) -> Found {
         if self.eventfds.is_none() {
-            let mut by_id: HashMap<u64, Vec<EndHolder>> = HashMap::new();
-            for end in self.candidates(Object::Eventfd).holders {
-                if self.is_late() {
-                    break;
-                }
-                // One that is closed meanwhile is no loss.
-                let Ok(info) = brief_info(end.process.pid, end.fd) else { continue };
-                if let Some(id) = fds::field(&info, "eventfd-id:").and_then(|text| text.parse().ok()) {
-                    by_id.entry(id).or_default().push(end);
-                }
-            }
-            self.eventfds = Some(by_id);
-        }
-        let holders = self.eventfds.as_ref().and_then(|by_id| by_id.get(&id)).cloned().unwrap_or_default();
-        let mut found = Found { holders, ..Found::default() };
-        if self.is_late() {
             let all = self.candidates(Object::Eventfd).holders;
-            found.unread = all.into_iter().map(|end| end.process).collect();
+            let read = ids_of(all.clone(), self.until());
+            if read.is_none() {
+                self.lose("eventfds: deadline");
+            }
+            self.eventfds = Some(read.ok_or_else(|| all.iter().map(|end| end.process).collect()));
         }
-        found
+        match &self.eventfds {
+            Some(Ok(by_id)) => Found { holders: by_id.get(&id).cloned().unwrap_or_default(), ..Found::default() },
+            Some(Err(unread)) => Found { holders: Vec::new(), unread: unread.clone() },
+            None => Found::default(),
+        }
     }
 
     fn candidates(&mut self, object: Object) -> Found {
@@ -362,17 +362,56 @@ fn read_table(path: &str, process: ProcessId, until: Instant, index: &mut Index)
     Ok(seen)
 }
 
-/// Whether a descriptor with these open flags can end a wait.
-fn ends(flags: u32, way: Way) -> bool {
-    let access = flags & open_flags::ACCMODE;
-    let (can_read, can_write) = (access != open_flags::WRONLY, access != open_flags::RDONLY);
-    flags & open_flags::PATH == 0 && (way.reads && can_write || way.writes && can_read)
+/// The descriptors of each eventfd, by its id; `None` if that takes too long: `fdinfo` of what was an eventfd a moment ago
+/// may make its reader wait, and a thread that waits there is left behind.
+fn ids_of(candidates: Vec<EndHolder>, until: Instant) -> Option<ById> {
+    /// Threads left behind at a time; after that eventfds are not looked at.
+    const MOST: u32 = 4;
+    static READING: AtomicU32 = AtomicU32::new(0);
+    struct Reading;
+    impl Drop for Reading {
+        fn drop(&mut self) {
+            READING.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    if candidates.is_empty() {
+        return Some(ById::new());
+    }
+    let reading = (READING.fetch_add(1, Ordering::Relaxed), Reading);
+    if reading.0 >= MOST {
+        return None;
+    }
+    let (sender, answer) = sync_channel(1);
+    let read = move || {
+        let _reading = reading;
+        let mut by_id = ById::new();
+        for end in candidates {
+            if Instant::now() > until {
+                return;
+            }
+            // One that is closed meanwhile is no loss.
+            if let Some(id) = fds::eventfd_id(end.process.pid, end.fd) {
+                by_id.entry(id).or_default().push(end);
+            }
+        }
+        // Nobody listens any more: it took too long.
+        let _ = sender.send(by_id);
+    };
+    std::thread::Builder::new().name("observer-eventfd".into()).stack_size(128 * 1024).spawn(read).ok()?;
+    answer.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+}
+
+/// Whether a descriptor whose link has these permissions can end a wait: they are how it was opened (`tid_fd_update_inode`,
+/// `fs/proc/fd.c`), and one that only names a file (`O_PATH`) has none.
+fn ends(mode: u32, way: Way) -> bool {
+    let (can_read, can_write) = (mode & libc::S_IRUSR != 0, mode & libc::S_IWUSR != 0);
+    way.reads && can_write || way.writes && can_read
 }
 
 /// What a descriptor with these open flags can be polled for: its hang-up, if nothing else.
 fn way_of_access(flags: u32) -> Way {
-    let access = flags & open_flags::ACCMODE;
-    Way { reads: access != open_flags::WRONLY, writes: access != open_flags::RDONLY }
+    let access = flags & libc::O_ACCMODE.cast_unsigned();
+    Way { reads: access != libc::O_WRONLY.cast_unsigned(), writes: access != libc::O_RDONLY.cast_unsigned() }
 }
 
 /// By the bits of poll(2).

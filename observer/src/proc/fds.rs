@@ -15,15 +15,6 @@ const MAX_INFO: u64 = 8192;
 /// Descriptors looked at in one scan of a process.
 const MAX_FDS: usize = 1 << 20;
 
-/// Bits of the open flags (`include/uapi/asm-generic/fcntl.h`).
-pub(super) mod open_flags {
-    pub(in crate::proc) const ACCMODE: u32 = 0o3;
-    pub(in crate::proc) const RDONLY: u32 = 0;
-    pub(in crate::proc) const WRONLY: u32 = 1;
-    /// The descriptor names a file without having it open.
-    pub(in crate::proc) const PATH: u32 = 0o10_000_000;
-}
-
 /// What descriptor `fd` of thread `tid` refers to; the socket behind it is left out.
 ///
 /// May block (`fdinfo` of an epoll instance takes a mutex that is held while events are copied to the
@@ -38,7 +29,7 @@ pub fn fd_fact(pid: Pid, tid: Pid, fd: i32) -> Result<FdFact, String> {
     let info = read_bounded(Path::new(&format!("{base}/fdinfo/{fd}")), MAX_INFO).map_err(|e| errno_name(&e))?;
     let whole = (info.len() as u64) < MAX_INFO;
     let info = String::from_utf8_lossy(&info);
-    let flags = flags_of(&info);
+    let flags = field(&info, "flags:").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0);
     let inode = field(&info, "ino:").and_then(|text| text.parse().ok());
     let watched =
         if whole { watched(&info, |fd| std::fs::read_link(format!("{base}/fd/{fd}")).ok()) } else { Vec::new() };
@@ -61,20 +52,17 @@ pub fn fd_fact(pid: Pid, tid: Pid, fd: i32) -> Result<FdFact, String> {
 /// Link of an eventfd.
 pub(super) const EVENTFD: &str = "anon_inode:[eventfd]";
 
-/// The open flags in `fdinfo`.
-pub(super) fn flags_of(info: &str) -> u32 {
-    field(info, "flags:").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0)
-}
-
 /// What follows a name in `fdinfo`.
-pub(super) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// `fdinfo` of a descriptor that does not make its reader wait: of anything but an epoll instance, or a driver's.
-pub(super) fn brief_info(pid: Pid, fd: i32) -> Result<String, String> {
-    let info = read_bounded(Path::new(&format!("/proc/{pid}/fdinfo/{fd}")), MAX_INFO).map_err(|e| errno_name(&e))?;
-    Ok(String::from_utf8_lossy(&info).into_owned())
+/// The id of an eventfd.
+///
+/// May block where the descriptor is something else by now: not to be called by whoever must not be held up.
+pub(super) fn eventfd_id(pid: Pid, fd: i32) -> Option<u64> {
+    let info = read_bounded(Path::new(&format!("/proc/{pid}/fdinfo/{fd}")), MAX_INFO).ok()?;
+    field(&String::from_utf8_lossy(&info), "eventfd-id:")?.parse().ok()
 }
 
 /// The last part of the link of a named file; what is mounted where may differ between processes. Devices are none.

@@ -240,14 +240,14 @@ impl Gatherer {
                         threads[index].taken_ns = taken_ns;
                     }
                 }
-                Ok(Part::Fd { call, want, fd }) if call == self.call => match fd {
+                Ok(Part::Fd { call, want, fd }) if call == self.call => match *fd {
                     Ok(fd) => threads[want].fd = Some(fd),
                     Err(reason) => count(lost, "fd", &reason),
                 },
                 Ok(Part::Set { call, want, set }) if call == self.call => match set {
-                    Some((members, cut)) => {
-                        threads[want].members = members;
-                        threads[want].members_cut = cut;
+                    Some(set) => {
+                        threads[want].members = set.listed;
+                        threads[want].members_cut = set.cut;
                     }
                     None => count(lost, "set", "not readable"),
                 },

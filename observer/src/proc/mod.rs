@@ -3,7 +3,7 @@
 //! [`Gatherer::gather`] is called once per census with what the model asks for. Invariants:
 //! - It returns within its deadline, whatever a target does: everything that can block (memory, command line, maps,
 //!   program file, `fdinfo`) runs on readers that may be lost ([`pool`]). Not so [`file_locks`] and [`FarEnds`], calls of
-//!   their own that read `fdinfo` of plain files, pipes and eventfds only, which does not wait for anybody.
+//!   their own that read links, and `fdinfo` of plain files only, which does not wait for anybody.
 //! - Nothing is reported of a process whose PID belongs to another one by now.
 //! - Nothing is sent to a target, stopped in it or left open in it; network namespaces are not kept alive.
 

@@ -26,6 +26,13 @@ pub(super) struct Polled {
     pub(super) inode: Option<u64>,
 }
 
+/// What the descriptors of a set refer to, and how many are known to be missing.
+#[derive(Clone, Debug)]
+pub(super) struct Members {
+    pub(super) listed: Vec<MemberFact>,
+    pub(super) cut: u32,
+}
+
 /// A set, and how many of its members are known to be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Set {
@@ -36,7 +43,7 @@ pub(super) struct Set {
 /// Reads a set. `None` if its memory cannot be read.
 ///
 /// May block, as whatever reads the target's memory or `fdinfo`: call it on a reader of the [`pool`](super::pool).
-pub(super) fn read(process: ProcessId, tid: Pid, set: PolledSet) -> Option<(Vec<MemberFact>, u32)> {
+pub(super) fn read(process: ProcessId, tid: Pid, set: PolledSet) -> Option<Members> {
     let mut set = match set {
         PolledSet::Epoll { fd } => {
             let path = format!("/proc/{}/task/{tid}/fdinfo/{fd}", process.pid);
@@ -76,7 +83,7 @@ pub(super) fn read(process: ProcessId, tid: Pid, set: PolledSet) -> Option<(Vec<
             _ => set.cut = set.cut.saturating_add(1),
         }
     }
-    Some((members, set.cut))
+    Some(Members { listed: members, cut: set.cut })
 }
 
 fn whole(fact: &MemoryFact, len: u64) -> bool {

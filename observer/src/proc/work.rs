@@ -2,12 +2,11 @@
 
 use super::identity::{Program, complete};
 use super::memory::{self, unread};
+use super::polled::{self, Members};
 use super::pool::{Clock, Steps};
 use super::sockets::Sockets;
 use super::stat::{Identity, identity};
-use super::{
-    FdFact, MemberFact, MemoryFact, MemoryRange, PolledSet, ProcessFacts, ThreadFacts, ThreadWant, fds, polled,
-};
+use super::{FdFact, MemoryFact, MemoryRange, PolledSet, ProcessFacts, ThreadFacts, ThreadWant, fds};
 use crate::census::{Pid, ProcessId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
@@ -16,8 +15,8 @@ use std::sync::mpsc::Sender;
 pub(super) enum Part {
     Process { program: Program, facts: Box<ProcessFacts>, complete: bool },
     Memory { call: u64, wants: Vec<(usize, Vec<MemoryFact>)>, taken_ns: u64 },
-    Fd { call: u64, want: usize, fd: Result<FdFact, String> },
-    Set { call: u64, want: usize, set: Option<(Vec<MemberFact>, u32)> },
+    Fd { call: u64, want: usize, fd: Box<Result<FdFact, String>> },
+    Set { call: u64, want: usize, set: Option<Members> },
     Done { call: u64, process: ProcessId },
 }
 
@@ -63,13 +62,13 @@ pub(super) fn work(process: ProcessId, task: Task, steps: &Steps, sender: Sender
         let ours = identity(process) == Identity::Same;
         for (want, fd) in read {
             let fd = if ours { fd } else { Err("ESRCH".into()) };
-            send(Part::Fd { call: task.call, want, fd });
+            send(Part::Fd { call: task.call, want, fd: Box::new(fd) });
         }
     }
     if !task.sets.is_empty() {
         steps.begin("polled set");
         // Many threads wait at the same epoll instance.
-        let mut read: Vec<(usize, PolledSet, Option<(Vec<MemberFact>, u32)>)> = Vec::new();
+        let mut read: Vec<(usize, PolledSet, Option<Members>)> = Vec::new();
         for &(want, tid, set) in &task.sets {
             let known = read.iter().find(|(_, other, found)| *other == set && found.is_some());
             let found = known.map_or_else(|| polled::read(process, tid, set), |(.., found)| found.clone());

@@ -1,3 +1,4 @@
+//! Ends of this process, as a search finds them, and what hostile links lead to.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 use super::*;
 use crate::proc::{GatherSettings, Gatherer, exists, fd_fact};
@@ -94,20 +95,26 @@ fn what_could_not_be_searched_is_counted() {
 
 #[test]
 fn access_decides_which_way_a_descriptor_works() {
-    for (flags, as_writer, as_reader) in [
-        (0o0, false, true),
-        (0o1, true, false),
-        (0o2, true, true),
-        (0o2_000_002, true, true),
-        (0o10_000_002, false, false),
-    ] {
-        assert_eq!((ends(flags, READS), ends(flags, WRITES)), (as_writer, as_reader), "{flags:o}");
-        assert!(!ends(flags, Way::default()));
+    for (mode, as_writer, as_reader) in
+        [(0o500, false, true), (0o300, true, false), (0o700, true, true), (0o000, false, false)]
+    {
+        assert_eq!((ends(0o120_000 | mode, READS), ends(mode, WRITES)), (as_writer, as_reader), "{mode:o}");
+        assert!(!ends(mode, Way::default()));
     }
     assert_eq!(way_of_events(0x2001), READS);
     assert_eq!(way_of_events(0x4), WRITES);
     assert_eq!(way_of_events(0x18), Way::default());
-    assert_eq!(way_of_access(0o1), WRITES);
+    assert_eq!((way_of_access(0o0), way_of_access(0o1)), (READS, WRITES));
+}
+
+#[test]
+fn a_descriptor_that_only_names_the_file_is_no_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let both = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let _names = nix::fcntl::open(&path, nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty()).unwrap();
+    assert_eq!(beyond(&mut search(vec![me()]), both.as_raw_fd(), READS), Some(vec![both.as_raw_fd()]));
 }
 
 #[test]
