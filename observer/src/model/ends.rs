@@ -190,4 +190,39 @@ mod tests {
         keep(&mut other, &before);
         assert_eq!(other.far_end, None, "another pipe by now");
     }
+
+    #[test]
+    fn what_is_asked_about_in_which_look() {
+        use crate::census::ProbeReading;
+        use crate::model::testkit::{census, facts, with_syscall};
+        use crate::model::{Host, Scope};
+
+        // Since second 90: one reads, one writes, one moves data, one polls.
+        let call = |pid, number| with_syscall(row(pid, pid), number, [3, 0x1000, 8, 0, 0, 0]);
+        let rows = vec![call(10, 0), call(20, 1), call(30, 275), with_syscall(row(40, 40), 7, [0x1000, 2, 5, 0, 0, 0])];
+        let asked = |at_s: u64, processes: Option<&[Pid]>, threshold_s: u64| {
+            let mut host = Host::default();
+            host.advance(census(at_s, rows.clone()), ProbeReading::default());
+            let processes = processes.map(|pids| pids.iter().copied().collect());
+            let scope = Scope { processes, threshold_ns: threshold_s * S, ..Scope::default() };
+            let wants = host.wants(&scope, &BTreeSet::new());
+            let ends: Vec<Pid> = wants.iter().filter(|want| want.far_end.is_some()).map(|want| want.tid).collect();
+            let sets: Vec<Pid> = wants.iter().filter(|want| want.set.is_some()).map(|want| want.tid).collect();
+            (ends, sets)
+        };
+        assert_eq!(asked(91, Some(&[10, 20, 30, 40]), 60), (vec![10, 20, 40], vec![40]), "attached: at once");
+        assert_eq!(asked(91, Some(&[10]), 60), (vec![10], vec![]));
+        assert_eq!(asked(149, None, 60), (vec![], vec![]));
+        assert_eq!(asked(150, None, 60), (vec![20], vec![]), "of the whole host only long writes");
+
+        // The reader has the other end of what the writer waits at: in a chain after half the threshold.
+        let mut host = Host::default();
+        let scope = Scope { threshold_ns: 60 * S, ..Scope::default() };
+        host.advance(census(150, rows.clone()), ProbeReading::default());
+        let writer = ThreadFacts { far_end: Some(end(&[10], 150 * S)), ..thread_facts(&rows[1], Vec::new()) };
+        host.learn(facts(vec![writer]));
+        let wants = host.wants(&scope, &BTreeSet::new());
+        let ends: Vec<_> = wants.iter().filter_map(|want| Some((want.tid, want.far_end?.reads))).collect();
+        assert_eq!(ends, [(10, true)], "the writer is known: {wants:?}");
+    }
 }
