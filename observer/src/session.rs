@@ -7,7 +7,7 @@ use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    Facts, GatherSettings, Gatherer, LockWaiter, RuntimeLocks, RuntimeWant, StackFact, StackWant, ThreadWant,
+    Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, RuntimeLocks, RuntimeWant, StackFact, StackWant, ThreadWant,
     children_of, file_locks,
 };
 use crate::recording::{Recorder, RecordingError};
@@ -27,6 +27,11 @@ const FOR_REPORT: Duration = Duration::from_secs(1);
 
 /// What it spends on finding who holds a file lock.
 const FOR_FILE_LOCKS: Duration = Duration::from_millis(50);
+/// What it spends on finding who has the other ends of pipes and sockets: for processes that were asked for, and in a
+/// look at the whole host.
+const FOR_FAR_ENDS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(100));
+/// The next search waits for so many times what the last one took: a tenth of the time, or 2 %.
+const FAR_ENDS_EVERY: (u32, u32) = (10, 50);
 
 /// Why a look could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,8 @@ pub struct Session {
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
+    /// Before this no other ends are searched for.
+    no_far_ends_until: Option<Instant>,
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
     /// What the probes' filter holds, in ids of the initial PID namespace.
@@ -73,6 +80,7 @@ impl Session {
             between: Vec::new(),
             kallsyms: None,
             recorder: None,
+            no_far_ends_until: None,
             parents: Vec::new(),
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
@@ -230,6 +238,7 @@ impl Session {
     fn gather(&mut self) -> Facts {
         let mut all = Facts::default();
         let mut asked = BTreeSet::new();
+        let mut far_ends = self.far_ends();
         for round in 0..ROUNDS {
             let wants = self.judge.host.wants(&self.judge.scope, &asked);
             if wants.is_empty() && round > 0 {
@@ -250,6 +259,12 @@ impl Session {
             let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
             self.add_kernel_stacks(&stacks, &mut facts);
             self.add_file_locks(&wants, &mut facts);
+            if let Some(far_ends) = &mut far_ends {
+                far_ends.add(&wants, &mut facts.threads);
+                for (reason, count) in far_ends.take_lost() {
+                    *facts.lost.entry(reason).or_default() += count;
+                }
+            }
             if round > 0 {
                 // Sockets were asked for in the first round only.
                 facts.connecting.clone_from(&all.connecting);
@@ -258,7 +273,30 @@ impl Session {
             self.judge.learn(facts.clone());
             merge(&mut all, facts);
         }
+        if let Some(took) = far_ends.map(|far_ends| far_ends.took()).filter(|took| !took.is_zero()) {
+            self.no_far_ends_until = Some(Instant::now() + took * self.of_look(FAR_ENDS_EVERY));
+        }
         all
+    }
+
+    /// Of two settings, that for processes that were asked for, or that for the whole host.
+    fn of_look<T>(&self, (attached, host): (T, T)) -> T {
+        if self.judge.scope.processes.is_some() { attached } else { host }
+    }
+
+    /// A search for the other ends of what suspects wait at, among all processes: those looked at first. `None` while it
+    /// is too early for another.
+    fn far_ends(&self) -> Option<FarEnds> {
+        if self.no_far_ends_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let (host, scope) = (&self.judge.host, &self.judge.scope);
+        let living = host.rows().iter().filter(|row| !row.is_kernel_thread() && !row.is_exiting());
+        let among: BTreeSet<ProcessId> = living.map(|row| row.process).collect();
+        let asked_for = |id: &ProcessId| scope.processes.as_ref().is_some_and(|pids| pids.contains(&id.pid));
+        let (first, rest): (Vec<ProcessId>, Vec<ProcessId>) = among.into_iter().partition(asked_for);
+        let among = first.into_iter().chain(rest).collect();
+        Some(FarEnds::new(among, host.now_ns(), host::clock::monotonic_ns, self.of_look(FOR_FAR_ENDS)))
     }
 
     fn whole_processes(&self) -> WholeProcesses {

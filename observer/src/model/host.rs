@@ -1,6 +1,7 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
-use super::decode::{self, Known, Memory};
+use super::decode::{self, Call, Known, Memory};
+use super::ends::{self, Activity};
 use super::file_lock::{self, FileLock};
 use super::holding::{Named, Queue};
 use super::probes::ProbeHistory;
@@ -10,7 +11,7 @@ use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
-    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant,
+    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant, Way,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -69,6 +70,8 @@ pub struct Host {
     processes: BTreeMap<ProcessId, ProcessFacts>,
     /// Holders outside the scope whose own wait is part of a chain.
     chased: BTreeSet<Pid>,
+    /// Threads outside of it that have the other end of what a suspect waits at.
+    behind: BTreeSet<Pid>,
     /// Epoll instances and the sockets they watch, for a wait that has just begun again.
     epolls: BTreeMap<(ProcessId, i32), FdFact>,
     connecting: Vec<ConnectingSocket>,
@@ -134,17 +137,20 @@ impl Host {
         self.unread = facts.unread;
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
-        for facts in facts.threads {
+        for mut facts in facts.threads {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
             };
             let readings = 1 + self.suspects.get(&facts.tid).map_or(0, |suspect| suspect.readings);
+            if let Some(before) = self.suspects.get(&facts.tid) {
+                ends::keep(&mut facts, &before.facts);
+            }
             let wait = self.decode(row, Some((&facts, readings)));
             let wait = wait.map(|wait| {
                 let memory = Memory(&facts.memory);
                 let lock = file_lock::awaited(&wait, row, facts.fd.as_ref(), memory, &file_locks, &self.rows);
-                let far_end = facts.far_end.clone();
-                sharpened(Wait { file_lock: lock, far_end, ..wait }, self.stacks.reading(facts.tid))
+                let wait = decode::with_ends(Wait { file_lock: lock, ..wait }, &facts);
+                sharpened(wait, self.stacks.reading(facts.tid))
             });
             let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
@@ -211,13 +217,44 @@ impl Host {
         self.chased.extend(holders);
         let rows = &self.rows;
         self.chased.retain(|tid| find(rows, *tid).is_some());
+        self.behind = ends::followed(self.suspects.values().map(|suspect| &suspect.facts), rows);
+        let activity = Activity::of(rows, |row| self.since(row).ns);
         self.rows
             .iter()
             .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
-            .filter(|row| !self.suspects.get(&row.tid).is_some_and(Suspect::is_settled))
-            .filter(|row| self.chased.contains(&row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
-            .map(|row| self.want(row))
+            .filter_map(|row| {
+                let way = self.far_end_wanted(row, scope);
+                let suspect = self.suspects.get(&row.tid);
+                let age = |suspect: &Suspect| self.now_ns().saturating_sub(suspect.learnt_ns);
+                let is_done = suspect.is_some_and(|suspect| {
+                    let again = || activity.asks_again(&suspect.facts, age(suspect), self.blocked_ns(row));
+                    suspect.is_settled() && !(way.is_some() && again())
+                });
+                (!is_done).then_some((row, way))
+            })
+            .filter(|(row, _)| self.is_chased(row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
+            .map(|(row, way)| self.want(row, way, scope))
             .collect()
+    }
+
+    fn is_chased(&self, tid: Pid) -> bool {
+        self.chased.contains(&tid) || self.behind.contains(&tid)
+    }
+
+    /// Whether it is to be found out who has the other end of what a thread waits at. When the whole host is watched only of
+    /// those in a chain, and of those that wait long to write: to wait for something to read is mostly rest.
+    fn far_end_wanted(&self, row: &ThreadRow, scope: &Scope) -> Option<Way> {
+        let in_progress = row.syscall.filter(|_| row.state_letter() == 'S')?;
+        let call = Call::lookup(in_progress.number, row.compat);
+        let way = ends::way(&call).or_else(|| decode::needs(row).set.map(|_| Way::default()))?;
+        let wanted = if scope.processes.is_some() {
+            self.is_chased(row.tid) || scope.contains(row, self)
+        } else {
+            let blocked = self.blocked_ns(row);
+            self.is_chased(row.tid) && blocked >= scope.threshold_ns / 2
+                || call.class == Class::Write && blocked >= scope.threshold_ns && scope.contains(row, self)
+        };
+        wanted.then_some(way)
     }
 
     /// The threads that suspects wait for, as their locks say.
@@ -229,7 +266,7 @@ impl Host {
         })
     }
 
-    fn want(&self, row: &ThreadRow) -> ThreadWant {
+    fn want(&self, row: &ThreadRow, far_end: Option<Way>, scope: &Scope) -> ThreadWant {
         let mut needs = decode::needs(row);
         needs.memory.retain(|range| range.addr != 0 && range.len > 0);
         let letter = row.state_letter();
@@ -241,13 +278,15 @@ impl Host {
             fd: needs.fd,
             kernel_stack: letter == 'D',
             file_lock: self.decode(row, None).is_some_and(|wait| file_lock::kind(&wait).is_some()),
+            set: needs.set.filter(|_| scope.processes.is_some() || far_end.is_some()),
+            far_end,
         }
     }
 
     /// The rows a recording needs: the processes looked at, holders they wait for, and their ancestors.
     pub fn relevant(&self, scope: &Scope) -> BTreeSet<Pid> {
         let Some(pids) = &scope.processes else { return self.rows.iter().map(|row| row.process.pid).collect() };
-        let chased = self.chased.iter().filter_map(|tid| self.row(*tid)).map(|row| row.process.pid);
+        let chased = self.chased.iter().chain(&self.behind).filter_map(|tid| self.row(*tid)).map(|row| row.process.pid);
         let mut relevant: BTreeSet<Pid> = pids.iter().copied().chain(chased).collect();
         let mut todo: Vec<Pid> = relevant.iter().copied().collect();
         while let Some(pid) = todo.pop() {

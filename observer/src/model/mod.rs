@@ -1,6 +1,7 @@
 //! Waits, locks and owners of one host; pure: no I/O, no clock. Time comes with each census.
 
 pub mod decode;
+mod ends;
 pub mod file_lock;
 pub mod frames;
 pub mod graph;
