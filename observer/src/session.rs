@@ -225,7 +225,9 @@ impl Session {
                 break;
             }
             asked.extend(wants.iter().map(|want| want.tid));
-            let mut processes: BTreeSet<ProcessId> = wants.iter().map(|want| want.process).collect();
+            // Who a process is matters once one of its words is odd.
+            let whole = wants.iter().filter(|want| !self.judge.host.is_glance(want.tid));
+            let mut processes: BTreeSet<ProcessId> = whole.map(|want| want.process).collect();
             let mut sockets_of = Vec::new();
             let mut unread_of = Vec::new();
             if round == 0 {

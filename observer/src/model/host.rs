@@ -8,6 +8,7 @@ use super::probes::ProbeHistory;
 use super::scope::Scope;
 use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
+use super::word::{self, Changed, Plain, Sleepers};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
     BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant,
@@ -29,6 +30,8 @@ struct Suspect {
     named: Option<Named>,
     /// How often it was read during this one sleep.
     readings: u32,
+    /// Its futex word, if that is not what it awaits.
+    changed: Option<Changed>,
 }
 
 impl Suspect {
@@ -40,7 +43,10 @@ impl Suspect {
             .as_ref()
             .is_none_or(|wait| matches!(wait.class, Class::Lock | Class::FileLock) || wait.owner.is_some());
         let is_read = self.facts.memory.iter().all(|piece| piece.error.is_none());
-        !is_lock && is_read && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
+        self.changed.is_none()
+            && !is_lock
+            && is_read
+            && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
     }
 }
 
@@ -75,6 +81,10 @@ pub struct Host {
     unread: Vec<(ProcessId, SocketFact)>,
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
+    /// Threads that were asked about for the sake of their futex word alone, after the last census.
+    glances: BTreeSet<Pid>,
+    /// The last of them: the next ones follow.
+    glanced: Pid,
     pub(super) stacks: Stacks,
     pub(super) monitors: Monitors,
 }
@@ -92,6 +102,7 @@ impl Host {
         self.clocks = Some(census.clocks);
         self.censuses += 1;
         self.rows = census.rows;
+        self.glances.clear();
         let rows = &self.rows;
         self.suspects.retain(|tid, suspect| {
             let still = find(rows, *tid).is_some_and(|row| {
@@ -134,6 +145,9 @@ impl Host {
         self.unread = facts.unread;
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
+        let differs =
+            |facts: &ThreadFacts| self.row(facts.tid).is_some_and(|row| word::differs(row, Memory(&facts.memory)));
+        let sleepers = facts.threads.iter().any(differs).then(|| Sleepers::of(self));
         for facts in facts.threads {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
@@ -151,11 +165,18 @@ impl Host {
             let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
             let named = owner.map(|(word, owner)| Named::again(before, word, owner));
             let learnt_ns = self.now_ns();
+            let known = self.suspects.get(&facts.tid).and_then(|suspect| suspect.changed.as_ref());
+            let changed =
+                sleepers.as_ref().and_then(|all| word::again(known, row, Memory(&facts.memory), all, learnt_ns));
+            // A word as it should be is all that was asked for.
+            if changed.is_none() && self.glances.contains(&facts.tid) && !self.suspects.contains_key(&facts.tid) {
+                continue;
+            }
             if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
                 self.epolls.insert((facts.process, fd.fd), fd.clone());
             }
-            self.suspects
-                .insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings });
+            let suspect = Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings, changed };
+            self.suspects.insert(suspect.facts.tid, suspect);
         }
         self.note_heads();
     }
@@ -208,13 +229,49 @@ impl Host {
         self.chased.extend(holders);
         let rows = &self.rows;
         self.chased.retain(|tid| find(rows, *tid).is_some());
-        self.rows
+        let changed = self.suspects.iter().filter(|(_, suspect)| suspect.changed.is_some()).map(|(tid, _)| *tid);
+        let changed: BTreeSet<Pid> = changed.take(word::MOST_CHANGED).collect();
+        let is_sought = |tid: Pid| self.chased.contains(&tid) || changed.contains(&tid);
+        let mut wants: Vec<ThreadWant> = self
+            .rows
             .iter()
             .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
             .filter(|row| !self.suspects.get(&row.tid).is_some_and(Suspect::is_settled))
-            .filter(|row| self.chased.contains(&row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
+            .filter(|row| is_sought(row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
             .map(|row| self.want(row))
-            .collect()
+            .collect();
+        if asked.is_empty() {
+            wants.extend(self.glance(scope, &wants));
+        }
+        wants
+    }
+
+    /// Futex words that nothing else asks about: they may have changed without a wake-up.
+    fn glance(&mut self, scope: &Scope, others: &[ThreadWant]) -> Vec<ThreadWant> {
+        let attached = scope.processes.is_some();
+        let long = if attached { 0 } else { scope.threshold_ns };
+        let candidates = self.rows.iter().filter(|row| {
+            Plain::of(row).is_some()
+                && self.blocked_ns(row) >= long
+                && others.binary_search_by_key(&row.tid, |want| want.tid).is_err()
+                && scope.contains(row, self)
+        });
+        let mut glanced = self.glanced;
+        let wants: Vec<ThreadWant> =
+            word::next_words(candidates, &mut glanced, attached).into_iter().map(|row| self.want(row)).collect();
+        self.glanced = glanced;
+        self.glances = wants.iter().map(|want| want.tid).collect();
+        wants
+    }
+
+    /// Whether a thread was asked about for the sake of its futex word alone.
+    pub fn is_glance(&self, tid: Pid) -> bool {
+        self.glances.contains(&tid)
+    }
+
+    /// The futex word of a thread, if it has slept on although the word is not what it awaits.
+    pub fn changed_word(&self, tid: Pid) -> Option<&Changed> {
+        self.suspects.get(&tid).filter(|suspect| suspect.confirmed)?.changed.as_ref()
     }
 
     /// The threads that suspects wait for, as their locks say.

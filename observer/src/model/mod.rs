@@ -14,6 +14,7 @@ mod stacks;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod wait;
+pub mod word;
 
 pub use host::{Host, Since, switches};
 pub use observation::Observation;
