@@ -429,4 +429,5 @@ fn life_of_a_finding() {
 
 mod file_locks;
 mod frames;
+mod lost_wakeup;
 mod monitors;
