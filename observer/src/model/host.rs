@@ -11,7 +11,7 @@ use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
 use super::word::{self, Changed, Plain, Sleepers};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
-    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant,
+    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, StopFact, ThreadFacts, ThreadWant,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -79,6 +79,7 @@ pub struct Host {
     epolls: BTreeMap<(ProcessId, i32), FdFact>,
     connecting: Vec<ConnectingSocket>,
     unread: Vec<(ProcessId, SocketFact)>,
+    stops: Vec<StopFact>,
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
     /// Threads that were asked about for the sake of their futex word alone, after the last census.
@@ -143,6 +144,7 @@ impl Host {
         }
         self.connecting = facts.connecting;
         self.unread = facts.unread;
+        self.stops = facts.stops;
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
         let differs =
@@ -508,6 +510,16 @@ impl Host {
     /// Sockets of stopped processes that have bytes or connections waiting.
     pub fn unread(&self) -> &[(ProcessId, SocketFact)] {
         &self.unread
+    }
+
+    /// Why a process is stopped, as far as that is written down.
+    pub fn stop(&self, process: ProcessId) -> Option<&StopFact> {
+        self.stops.iter().find(|stop| stop.process == process)
+    }
+
+    /// Whether somebody waits for this thread, as a lock says.
+    pub fn is_chased(&self, tid: Pid) -> bool {
+        self.chased.contains(&tid)
     }
 
     /// Reads of targets that have not come back.

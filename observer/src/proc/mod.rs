@@ -26,6 +26,7 @@ mod runtime;
 mod sockets;
 pub mod stack;
 mod stat;
+mod stops;
 mod tree;
 mod work;
 
@@ -42,4 +43,5 @@ pub use monitors::{JavaMonitor, JavaMonitors};
 pub use sockets::Sockets;
 pub use stack::{FoundBy, Frame, Mention, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
+pub use stops::{StopFact, stop_fact};
 pub use tree::children_of;
