@@ -1,5 +1,6 @@
 //! Waits, locks and owners of one host; pure: no I/O, no clock. Time comes with each census.
 
+pub mod blocker;
 pub mod decode;
 pub mod file_lock;
 pub mod frames;
