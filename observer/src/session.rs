@@ -8,7 +8,7 @@ use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
 use crate::proc::{
     Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, RuntimeLocks, RuntimeWant, StackFact, StackWant, ThreadWant,
-    children_of, file_locks,
+    children_of, file_locks, stop_fact,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
@@ -25,6 +25,8 @@ const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
 const FOR_REPORT: Duration = Duration::from_secs(1);
 
+/// Stopped processes of which a turn reads who stopped them.
+const MOST_STOPPED: usize = 64;
 /// What it spends on finding who holds a file lock.
 const FOR_FILE_LOCKS: Duration = Duration::from_millis(50);
 /// What it spends on finding who has the other ends of pipes and sockets: for processes that were asked for, and in a
@@ -113,12 +115,16 @@ impl Session {
         self.account.censuses += 1;
         self.follow(&census);
         let kept = self.recorder.is_some().then(|| (census.clone(), reading.clone()));
+        let judging = Instant::now();
         let turn = self.judge.advance(census, reading);
+        self.account.judge_ns += nanoseconds(judging);
         let history = self.judge.host.probes();
         self.account.note_probes(history.account(), history.forgotten());
         let mut facts = self.gather();
         facts.stacks.append(&mut self.between);
+        let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
+        self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
         if let (Some(recorder), Some((mut census, probes))) = (&mut self.recorder, kept) {
             // A look at one process must not write down what else runs on the host.
@@ -166,12 +172,14 @@ impl Session {
     /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them
     /// slept through; the answer is how many were asked for.
     pub fn explain_all(&mut self, deadline: Duration) -> usize {
+        let explaining = Instant::now();
         let host = &self.judge.host;
         let pids = self.judge.scope.processes.iter().flatten();
         let threads: BTreeSet<Pid> = pids.flat_map(|pid| host.threads_of(*pid)).map(|row| row.tid).collect();
         let wants = host.report_wants(threads);
         let (stacks, _) = self.explain(&wants, &[], deadline);
         self.between.extend(stacks);
+        self.account.explain_ns += nanoseconds(explaining);
         wants.len()
     }
 
@@ -245,14 +253,18 @@ impl Session {
                 break;
             }
             asked.extend(wants.iter().map(|want| want.tid));
-            let mut processes: BTreeSet<ProcessId> = wants.iter().map(|want| want.process).collect();
+            // Who a process is matters once one of its words is odd.
+            let whole = wants.iter().filter(|want| !self.judge.host.is_glance(want.tid));
+            let mut processes: BTreeSet<ProcessId> = whole.map(|want| want.process).collect();
             let mut sockets_of = Vec::new();
             let mut unread_of = Vec::new();
+            let mut stopped = Vec::new();
             if round == 0 {
                 let extra = self.whole_processes();
                 processes.extend(extra.identify);
                 sockets_of = extra.sockets_of;
                 unread_of = extra.unread_of;
+                stopped = extra.stopped;
             }
             let processes: Vec<ProcessId> = processes.into_iter().collect();
             let mut facts = self.gatherer.gather(&wants, &processes, &sockets_of, &unread_of);
@@ -265,10 +277,13 @@ impl Session {
                     *facts.lost.entry(reason).or_default() += count;
                 }
             }
-            if round > 0 {
+            if round == 0 {
+                facts.stops = stopped.iter().filter_map(|process| stop_fact(*process)).collect();
+            } else {
                 // Sockets were asked for in the first round only.
                 facts.connecting.clone_from(&all.connecting);
                 facts.unread.clone_from(&all.unread);
+                facts.stops.clone_from(&all.stops);
             }
             self.judge.learn(facts.clone());
             merge(&mut all, facts);
@@ -308,6 +323,9 @@ impl Session {
             let in_scope = scope.contains(row, host);
             if by_filter || in_scope && scope.processes.is_some() {
                 whole.identify.push(row.process);
+            }
+            if row.is_stopped() && (in_scope || host.is_chased(row.tid)) && whole.stopped.len() < MOST_STOPPED {
+                whole.stopped.push(row.process);
             }
             if in_scope {
                 whole.sockets_of.push(row.process);
@@ -365,15 +383,22 @@ impl Session {
     }
 }
 
+/// Time since then.
+fn nanoseconds(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[derive(Default)]
 struct WholeProcesses {
     identify: Vec<ProcessId>,
     sockets_of: Vec<ProcessId>,
     unread_of: Vec<ProcessId>,
+    stopped: Vec<ProcessId>,
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, blocked_reads, file_locks, lost } = more;
+    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, stops, blocked_reads, file_locks, lost } =
+        more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
     all.runtime_locks.extend(runtime_locks);
@@ -381,6 +406,7 @@ fn merge(all: &mut Facts, more: Facts) {
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.connecting = connecting;
     all.unread = unread;
+    all.stops = stops;
     all.blocked_reads = blocked_reads;
     let known: BTreeSet<u64> = all.file_locks.iter().map(|lock| lock.inode).collect();
     all.file_locks.extend(file_locks.into_iter().filter(|lock| !known.contains(&lock.inode)));

@@ -420,4 +420,5 @@ fn life_of_a_finding() {
 mod far_ends;
 mod file_locks;
 mod frames;
+mod lost_wakeup;
 mod runtime_locks;

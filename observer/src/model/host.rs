@@ -1,47 +1,52 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
-use super::decode::{self, Call, Known, Memory};
-use super::ends::{self, Activity};
+use super::decode::{self, Known, Memory};
+use super::ends;
 use super::file_lock::{self, FileLock};
 use super::holding::{Named, Queue};
 use super::probes::ProbeHistory;
 use super::runtime_locks::AtLocks;
-use super::scope::Scope;
 use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
+use super::word::{self, Changed, Sleepers};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
-    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant, Way,
+    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, StopFact, ThreadFacts,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What is known of one suspect thread beyond its row.
 #[derive(Debug)]
-struct Suspect {
-    facts: ThreadFacts,
+pub(super) struct Suspect {
+    pub(super) facts: ThreadFacts,
     /// The call it was in when the question arose.
-    syscall: Option<SyscallInProgress>,
-    wait: Option<Wait>,
+    pub(super) syscall: Option<SyscallInProgress>,
+    pub(super) wait: Option<Wait>,
     /// The thread slept through from the census before these facts to the census after them.
-    confirmed: bool,
+    pub(super) confirmed: bool,
     /// `CLOCK_MONOTONIC` of the census before these facts, nanoseconds.
-    learnt_ns: u64,
+    pub(super) learnt_ns: u64,
     /// What the readings of this one sleep say of the lock's owner.
-    named: Option<Named>,
+    pub(super) named: Option<Named>,
     /// How often it was read during this one sleep.
-    readings: u32,
+    pub(super) readings: u32,
+    /// Its futex word, if that is not what it awaits.
+    pub(super) changed: Option<Changed>,
 }
 
 impl Suspect {
     /// Nothing about this wait changes while the thread sleeps: no need to ask again. The owner of a lock
     /// may change, and what could not be read may become readable.
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let is_lock = self
             .wait
             .as_ref()
             .is_none_or(|wait| matches!(wait.class, Class::Lock | Class::FileLock) || wait.owner.is_some());
         let is_read = self.facts.memory.iter().all(|piece| piece.error.is_none());
-        !is_lock && is_read && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
+        self.changed.is_none()
+            && !is_lock
+            && is_read
+            && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
     }
 }
 
@@ -63,21 +68,26 @@ pub struct Since {
 pub struct Host {
     clocks: Option<Clocks>,
     censuses: u64,
-    rows: Vec<ThreadRow>,
+    pub(super) rows: Vec<ThreadRow>,
     /// For sources without off-CPU times: (switches, first seen) per thread.
     first_seen: HashMap<Pid, (u64, u64)>,
-    suspects: BTreeMap<Pid, Suspect>,
+    pub(super) suspects: BTreeMap<Pid, Suspect>,
     processes: BTreeMap<ProcessId, ProcessFacts>,
     /// Holders outside the scope whose own wait is part of a chain.
-    chased: BTreeSet<Pid>,
+    pub(super) chased: BTreeSet<Pid>,
     /// Threads outside of it that have the other end of what a suspect waits at.
-    behind: BTreeSet<Pid>,
+    pub(super) behind: BTreeSet<Pid>,
     /// Epoll instances and the sockets they watch, for a wait that has just begun again.
     epolls: BTreeMap<(ProcessId, i32), FdFact>,
     connecting: Vec<ConnectingSocket>,
     unread: Vec<(ProcessId, SocketFact)>,
+    stops: Vec<StopFact>,
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
+    /// Threads that were asked about for the sake of their futex word alone, after the last census.
+    pub(super) glances: BTreeSet<Pid>,
+    /// The last of them: the next ones follow.
+    pub(super) glanced: Pid,
     pub(super) stacks: Stacks,
     pub(super) runtime_locks: AtLocks,
 }
@@ -95,6 +105,7 @@ impl Host {
         self.clocks = Some(census.clocks);
         self.censuses += 1;
         self.rows = census.rows;
+        self.glances.clear();
         let rows = &self.rows;
         self.suspects.retain(|tid, suspect| {
             let still = find(rows, *tid).is_some_and(|row| {
@@ -135,8 +146,12 @@ impl Host {
         }
         self.connecting = facts.connecting;
         self.unread = facts.unread;
+        self.stops = facts.stops;
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
+        let differs =
+            |facts: &ThreadFacts| self.row(facts.tid).is_some_and(|row| word::differs(row, Memory(&facts.memory)));
+        let sleepers = facts.threads.iter().any(differs).then(|| Sleepers::of(self));
         for mut facts in facts.threads {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
@@ -158,11 +173,18 @@ impl Host {
             let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
             let named = owner.map(|(word, owner)| Named::again(before, word, owner));
             let learnt_ns = self.now_ns();
+            let known = self.suspects.get(&facts.tid).and_then(|suspect| suspect.changed.as_ref());
+            let changed =
+                sleepers.as_ref().and_then(|all| word::again(known, row, Memory(&facts.memory), all, learnt_ns));
+            // A word as it should be is all that was asked for.
+            if changed.is_none() && self.glances.contains(&facts.tid) && !self.suspects.contains_key(&facts.tid) {
+                continue;
+            }
             if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
                 self.epolls.insert((facts.process, fd.fd), fd.clone());
             }
-            self.suspects
-                .insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings });
+            let suspect = Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings, changed };
+            self.suspects.insert(suspect.facts.tid, suspect);
         }
         // Behind the threads: a wait for one of these locks has what their memory tells.
         self.learn_runtime_locks(runtime_locks);
@@ -209,93 +231,9 @@ impl Host {
         fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row).fd?)))
     }
 
-    /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
-    /// understood. Asked again after each answer, since a holder found in one round may lie outside
-    /// the scope and is then a suspect of the next; `asked` holds what this census asked already.
-    pub fn wants(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
-        let holders: Vec<Pid> = self.holders().collect();
-        self.chased.extend(holders);
-        let rows = &self.rows;
-        self.chased.retain(|tid| find(rows, *tid).is_some());
-        self.behind = ends::followed(self.suspects.values().map(|suspect| &suspect.facts), rows);
-        let activity = Activity::of(rows, |row| self.since(row).ns);
-        self.rows
-            .iter()
-            .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
-            .filter_map(|row| {
-                let way = self.far_end_wanted(row, scope);
-                let suspect = self.suspects.get(&row.tid);
-                let age = |suspect: &Suspect| self.now_ns().saturating_sub(suspect.learnt_ns);
-                let is_done = suspect.is_some_and(|suspect| {
-                    let again = || activity.asks_again(&suspect.facts, age(suspect), self.blocked_ns(row));
-                    suspect.is_settled() && !(way.is_some() && again())
-                });
-                (!is_done).then_some((row, way))
-            })
-            .filter(|(row, _)| self.is_chased(row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
-            .map(|(row, way)| self.want(row, way, scope))
-            .collect()
-    }
-
-    fn is_chased(&self, tid: Pid) -> bool {
-        self.chased.contains(&tid) || self.behind.contains(&tid)
-    }
-
-    /// Whether it is to be found out who has the other end of what a thread waits at. When the whole host is watched only of
-    /// those in a chain, and of those that wait long to write: to wait for something to read is mostly rest.
-    fn far_end_wanted(&self, row: &ThreadRow, scope: &Scope) -> Option<Way> {
-        let in_progress = row.syscall.filter(|_| row.state_letter() == 'S')?;
-        let call = Call::lookup(in_progress.number, row.compat);
-        let way = ends::way(&call).or_else(|| decode::needs(row).set.map(|_| Way::default()))?;
-        let wanted = if scope.processes.is_some() {
-            self.is_chased(row.tid) || scope.contains(row, self)
-        } else {
-            let blocked = self.blocked_ns(row);
-            self.is_chased(row.tid) && blocked >= scope.threshold_ns / 2
-                || call.class == Class::Write && blocked >= scope.threshold_ns && scope.contains(row, self)
-        };
-        wanted.then_some(way)
-    }
-
-    /// The threads that suspects wait for, as their locks say.
-    pub(super) fn holders(&self) -> impl Iterator<Item = Pid> {
-        let owners = self.suspects.values().filter_map(|s| self.owner_of(s.wait.as_ref()?, self.row(s.facts.tid)?));
-        owners.filter_map(|owner| match owner {
-            Owner::Thread(tid) => Some(tid),
-            _ => None,
-        })
-    }
-
-    fn want(&self, row: &ThreadRow, far_end: Option<Way>, scope: &Scope) -> ThreadWant {
-        let mut needs = decode::needs(row);
-        needs.memory.retain(|range| range.addr != 0 && range.len > 0);
-        let letter = row.state_letter();
-        ThreadWant {
-            process: row.process,
-            tid: row.tid,
-            switches: switches(row),
-            memory: needs.memory,
-            fd: needs.fd,
-            kernel_stack: letter == 'D',
-            file_lock: self.decode(row, None).is_some_and(|wait| file_lock::kind(&wait).is_some()),
-            set: needs.set.filter(|_| scope.processes.is_some() || far_end.is_some()),
-            far_end,
-        }
-    }
-
-    /// The rows a recording needs: the processes looked at, holders they wait for, and their ancestors.
-    pub fn relevant(&self, scope: &Scope) -> BTreeSet<Pid> {
-        let Some(pids) = &scope.processes else { return self.rows.iter().map(|row| row.process.pid).collect() };
-        let chased = self.chased.iter().chain(&self.behind).filter_map(|tid| self.row(*tid)).map(|row| row.process.pid);
-        let mut relevant: BTreeSet<Pid> = pids.iter().copied().chain(chased).collect();
-        let mut todo: Vec<Pid> = relevant.iter().copied().collect();
-        while let Some(pid) = todo.pop() {
-            let parent = self.row(pid).map_or(0, |row| row.ppid);
-            if parent != 0 && relevant.insert(parent) {
-                todo.push(parent);
-            }
-        }
-        relevant
+    /// The futex word of a thread, if it has slept on although the word is not what it awaits.
+    pub fn changed_word(&self, tid: Pid) -> Option<&Changed> {
+        self.suspects.get(&tid).filter(|suspect| suspect.confirmed)?.changed.as_ref()
     }
 
     /// The clocks of the last census.
@@ -498,6 +436,11 @@ impl Host {
         &self.unread
     }
 
+    /// Why a process is stopped, as far as that is written down.
+    pub fn stop(&self, process: ProcessId) -> Option<&StopFact> {
+        self.stops.iter().find(|stop| stop.process == process)
+    }
+
     /// Reads of targets that have not come back.
     pub fn blocked_reads(&self) -> &[BlockedRead] {
         &self.blocked_reads
@@ -549,6 +492,6 @@ impl Host {
 }
 
 /// Rows are sorted by thread id.
-fn find(rows: &[ThreadRow], tid: Pid) -> Option<&ThreadRow> {
+pub(super) fn find(rows: &[ThreadRow], tid: Pid) -> Option<&ThreadRow> {
     rows.binary_search_by_key(&tid, |row| row.tid).ok().and_then(|at| rows.get(at))
 }

@@ -1,5 +1,6 @@
 //! Waits, locks and owners of one host; pure: no I/O, no clock. Time comes with each census.
 
+pub mod blocker;
 pub mod decode;
 mod ends;
 pub mod file_lock;
@@ -15,6 +16,8 @@ mod stacks;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod wait;
+mod wants;
+pub mod word;
 
 pub use host::{Host, Since, switches};
 pub use observation::Observation;

@@ -3,6 +3,7 @@
 use super::locks::FileLockFact;
 use super::runtime_locks::RuntimeLocks;
 use super::stack::StackFact;
+use super::stops::StopFact;
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -336,6 +337,9 @@ pub struct Facts {
     /// Sockets of stopped processes with bytes or connections waiting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<(ProcessId, SocketFact)>,
+    /// Why processes are stopped, where that is written down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stops: Vec<StopFact>,
     /// Reads that are still stuck now.
     pub blocked_reads: Vec<BlockedRead>,
     /// File locks that suspects wait for.

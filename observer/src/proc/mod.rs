@@ -28,6 +28,7 @@ pub mod runtime_locks;
 mod sockets;
 pub mod stack;
 mod stat;
+mod stops;
 mod tree;
 mod work;
 
@@ -45,4 +46,5 @@ pub use runtime_locks::{RuntimeLock, RuntimeLockKind, RuntimeLocks, RuntimeWant}
 pub use sockets::Sockets;
 pub use stack::{FoundBy, Frame, Mention, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
+pub use stops::{StopFact, stop_fact};
 pub use tree::children_of;
