@@ -8,7 +8,7 @@
 
 /// Version of these layouts; the kernel object and user space are built from the same sources, and
 /// the loader refuses another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Length of `task->comm` (`TASK_COMM_LEN` of the kernel).
 pub const COMM_LEN: usize = 16;
@@ -126,9 +126,24 @@ pub struct TaskRecord {
     pub cgroup_id: u64,
     /// `task->blocker` (kernel >= 6.16 layouts), raw; 0 where absent.
     pub blocker: u64,
+    /// Initial thread id that the lock behind `blocker` names as its owner; 0 if none, or not known.
+    pub blocker_tid: u32,
+    /// The low three bits of the lock's owner word: flags of the lock, see [`BLOCKER_MUTEX`] and the others.
+    pub blocker_flags: u32,
     /// Thread name, NUL-padded.
     pub comm: [u8; COMM_LEN],
 }
+
+/// The two low bits of `task->blocker` (`include/linux/hung_task.h`): a mutex.
+pub const BLOCKER_MUTEX: u64 = 0;
+/// A semaphore: it keeps its last holder only, which may have passed it on.
+pub const BLOCKER_SEMAPHORE: u64 = 1;
+/// A reader waits for an rwsem.
+pub const BLOCKER_RWSEM_READER: u64 = 2;
+/// A writer waits for an rwsem.
+pub const BLOCKER_RWSEM_WRITER: u64 = 3;
+/// In the flags of an rwsem's owner word: a reader was the last to take it, others may have it (`RWSEM_READER_OWNED`).
+pub const RWSEM_READER_OWNED: u32 = 1;
 
 /// The task runs 32-bit code in this system call (`TS_COMPAT`).
 pub const TASK_COMPAT: u32 = 1;
@@ -380,6 +395,9 @@ pub struct Offsets {
     pub task_thread_pid: u32,
     pub task_cgroups: u32,
     pub task_blocker: u32,
+    pub mutex_owner: u32,
+    pub semaphore_last_holder: u32,
+    pub rwsem_owner: u32,
     pub task_stack: u32,
     pub css_set_dfl_cgrp: u32,
     pub cgroup_kn: u32,
@@ -428,12 +446,12 @@ impl Offsets {
 const _: () = {
     assert!(size_of::<RecordPrefix>() == 8);
     assert!(size_of::<CensusHead>() == 40);
-    assert!(size_of::<TaskRecord>() == 248);
+    assert!(size_of::<TaskRecord>() == 256);
     assert!(size_of::<CensusTail>() == 32);
     assert!(size_of::<StackRecord>() == 24 + 8 * STACK_FRAMES);
     assert!(size_of::<ProcessKey>() == 8);
     assert!(size_of::<ProcessWaits>() == 8 * (TIMEOUT_KINDS + WAIT_BUCKETS + 3));
     assert!(size_of::<Event>() == 176);
     assert!(size_of::<Globals>() == 40);
-    assert!(size_of::<Offsets>() == 57 * 4);
+    assert!(size_of::<Offsets>() == 60 * 4);
 };

@@ -7,8 +7,8 @@ use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    Facts, GatherSettings, Gatherer, JavaMonitors, LockWaiter, StackFact, StackWant, ThreadWant, children_of,
-    file_locks,
+    Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, RuntimeLocks, RuntimeWant, StackFact, StackWant, ThreadWant,
+    children_of, file_locks, stop_fact,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
@@ -17,16 +17,23 @@ use std::time::{Duration, Instant};
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
-/// In a look at the whole host the monitors of JVMs are read at every so many censuses, and at each while a
+/// In a look at the whole host the locks of runtimes are read at every so many censuses, and at each while a
 /// thread is at one: what is known of it must not be older than the census.
-const MONITORS_EVERY: u64 = 5;
+const RUNTIME_LOCKS_EVERY: u64 = 5;
 /// What a turn spends on stacks that the judgement wants; the rest comes with a later turn.
 const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
 const FOR_REPORT: Duration = Duration::from_secs(1);
 
+/// Stopped processes of which a turn reads who stopped them.
+const MOST_STOPPED: usize = 64;
 /// What it spends on finding who holds a file lock.
 const FOR_FILE_LOCKS: Duration = Duration::from_millis(50);
+/// What it spends on finding who has the other ends of pipes and sockets: for processes that were asked for, and in a
+/// look at the whole host.
+const FOR_FAR_ENDS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(100));
+/// The next search waits for so many times what the last one took: a tenth of the time, or 2 %.
+const FAR_ENDS_EVERY: (u32, u32) = (10, 50);
 
 /// Why a look could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +58,8 @@ pub struct Session {
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
+    /// Before this no other ends are searched for.
+    no_far_ends_until: Option<Instant>,
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
     /// What the probes' filter holds, in ids of the initial PID namespace.
@@ -73,6 +82,7 @@ impl Session {
             between: Vec::new(),
             kallsyms: None,
             recorder: None,
+            no_far_ends_until: None,
             parents: Vec::new(),
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
@@ -105,12 +115,16 @@ impl Session {
         self.account.censuses += 1;
         self.follow(&census);
         let kept = self.recorder.is_some().then(|| (census.clone(), reading.clone()));
+        let judging = Instant::now();
         let turn = self.judge.advance(census, reading);
+        self.account.judge_ns += nanoseconds(judging);
         let history = self.judge.host.probes();
         self.account.note_probes(history.account(), history.forgotten());
         let mut facts = self.gather();
         facts.stacks.append(&mut self.between);
+        let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
+        self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
         if let (Some(recorder), Some((mut census, probes))) = (&mut self.recorder, kept) {
             // A look at one process must not write down what else runs on the host.
@@ -130,10 +144,13 @@ impl Session {
     /// The stacks that the next judgement wants, and those of the findings that are about to be printed.
     fn explain_suspects(&mut self, turn: &Turn, facts: &mut Facts) {
         let wants = self.judge.host.stack_wants(&self.judge.scope);
-        let jvms = self.jvms();
-        let (mut stacks, monitors) = self.explain(&wants, &jvms, FOR_JUDGEMENT);
-        self.judge.learn_monitors(monitors.clone());
-        facts.monitors = monitors;
+        let runtimes = self.runtimes();
+        let (mut stacks, locks) = self.explain(&wants, &runtimes, FOR_JUDGEMENT);
+        for why in locks.iter().filter_map(|locks| locks.missing.as_ref()) {
+            *facts.lost.entry(format!("runtime locks: {why}")).or_default() += 1;
+        }
+        self.judge.learn_runtime_locks(locks.clone());
+        facts.runtime_locks = locks;
         let reported = turn.changes.iter().filter(|(change, _)| *change != Change::Resolved);
         let threads: BTreeSet<Pid> = reported.flat_map(|(_, life)| life.finding.threads.iter().copied()).collect();
         let wants = self.judge.host.report_wants(threads);
@@ -144,43 +161,53 @@ impl Session {
 
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
-        self.unexplained > 0 || self.judge.host.has_fresh_stacks() || self.judge.host.has_fresh_monitors()
+        self.unexplained > 0 || self.judge.host.has_fresh_stacks()
+    }
+
+    /// Whether the next turn will know more of waits for locks of a runtime.
+    pub fn awaits_locks(&self) -> bool {
+        self.judge.host.has_fresh_runtime_locks()
     }
 
     /// Explains every blocked thread of the processes looked at whose stack is not known. The next turn shows which of them
     /// slept through; the answer is how many were asked for.
     pub fn explain_all(&mut self, deadline: Duration) -> usize {
+        let explaining = Instant::now();
         let host = &self.judge.host;
         let pids = self.judge.scope.processes.iter().flatten();
         let threads: BTreeSet<Pid> = pids.flat_map(|pid| host.threads_of(*pid)).map(|row| row.tid).collect();
         let wants = host.report_wants(threads);
         let (stacks, _) = self.explain(&wants, &[], deadline);
         self.between.extend(stacks);
+        self.account.explain_ns += nanoseconds(explaining);
         wants.len()
     }
 
-    /// JVMs whose monitors are read in this turn: those looked at always, others of the host now and then.
-    fn jvms(&self) -> Vec<ProcessId> {
+    /// Runtimes whose locks are read in this turn: those looked at always, others of the host now and then.
+    fn runtimes(&self) -> Vec<RuntimeWant> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
-        if scope.processes.is_none() && !self.account.censuses.is_multiple_of(MONITORS_EVERY) && !host.has_monitors() {
+        if scope.processes.is_none()
+            && !self.account.censuses.is_multiple_of(RUNTIME_LOCKS_EVERY)
+            && !host.has_runtime_locks()
+        {
             return Vec::new();
         }
         let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_exiting() && scope.contains(row, host);
-        host.jvms(host.rows().iter().filter(leads).map(|row| row.process))
+        host.runtime_wants(host.rows().iter().filter(leads).map(|row| row.process))
     }
 
     fn explain(
         &mut self,
         wants: &[StackWant],
-        jvms: &[ProcessId],
+        runtimes: &[RuntimeWant],
         deadline: Duration,
-    ) -> (Vec<StackFact>, Vec<JavaMonitors>) {
-        let deadline = if wants.is_empty() && jvms.is_empty() { Duration::ZERO } else { deadline };
-        let explained = self.explainer.answer(wants, jvms, deadline);
+    ) -> (Vec<StackFact>, Vec<RuntimeLocks>) {
+        let deadline = if wants.is_empty() && runtimes.is_empty() { Duration::ZERO } else { deadline };
+        let explained = self.explainer.answer(wants, runtimes, deadline);
         self.account.fail_unwinds(&explained.lost);
         self.unexplained = explained.pending;
         self.judge.learn_stacks(&explained.stacks);
-        (explained.stacks, explained.monitors)
+        (explained.stacks, explained.runtime_locks)
     }
 
     /// Lets new children into the scope, and tells the probes whom to listen to.
@@ -219,35 +246,72 @@ impl Session {
     fn gather(&mut self) -> Facts {
         let mut all = Facts::default();
         let mut asked = BTreeSet::new();
+        let mut far_ends = self.far_ends();
         for round in 0..ROUNDS {
             let wants = self.judge.host.wants(&self.judge.scope, &asked);
             if wants.is_empty() && round > 0 {
                 break;
             }
             asked.extend(wants.iter().map(|want| want.tid));
-            let mut processes: BTreeSet<ProcessId> = wants.iter().map(|want| want.process).collect();
+            // Who a process is matters once one of its words is odd.
+            let whole = wants.iter().filter(|want| !self.judge.host.is_glance(want.tid));
+            let mut processes: BTreeSet<ProcessId> = whole.map(|want| want.process).collect();
             let mut sockets_of = Vec::new();
             let mut unread_of = Vec::new();
+            let mut stopped = Vec::new();
             if round == 0 {
                 let extra = self.whole_processes();
                 processes.extend(extra.identify);
                 sockets_of = extra.sockets_of;
                 unread_of = extra.unread_of;
+                stopped = extra.stopped;
             }
             let processes: Vec<ProcessId> = processes.into_iter().collect();
             let mut facts = self.gatherer.gather(&wants, &processes, &sockets_of, &unread_of);
             let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
             self.add_kernel_stacks(&stacks, &mut facts);
             self.add_file_locks(&wants, &mut facts);
-            if round > 0 {
+            if let Some(far_ends) = &mut far_ends {
+                far_ends.add(&wants, &mut facts.threads);
+                for (reason, count) in far_ends.take_lost() {
+                    *facts.lost.entry(reason).or_default() += count;
+                }
+            }
+            if round == 0 {
+                facts.stops = stopped.iter().filter_map(|process| stop_fact(*process)).collect();
+            } else {
                 // Sockets were asked for in the first round only.
                 facts.connecting.clone_from(&all.connecting);
                 facts.unread.clone_from(&all.unread);
+                facts.stops.clone_from(&all.stops);
             }
             self.judge.learn(facts.clone());
             merge(&mut all, facts);
         }
+        if let Some(took) = far_ends.map(|far_ends| far_ends.took()).filter(|took| !took.is_zero()) {
+            self.no_far_ends_until = Some(Instant::now() + took * self.of_look(FAR_ENDS_EVERY));
+        }
         all
+    }
+
+    /// Of two settings, that for processes that were asked for, or that for the whole host.
+    fn of_look<T>(&self, (attached, host): (T, T)) -> T {
+        if self.judge.scope.processes.is_some() { attached } else { host }
+    }
+
+    /// A search for the other ends of what suspects wait at, among all processes: those looked at first. `None` while it
+    /// is too early for another.
+    fn far_ends(&self) -> Option<FarEnds> {
+        if self.no_far_ends_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let (host, scope) = (&self.judge.host, &self.judge.scope);
+        let living = host.rows().iter().filter(|row| !row.is_kernel_thread() && !row.is_exiting());
+        let among: BTreeSet<ProcessId> = living.map(|row| row.process).collect();
+        let asked_for = |id: &ProcessId| scope.processes.as_ref().is_some_and(|pids| pids.contains(&id.pid));
+        let (first, rest): (Vec<ProcessId>, Vec<ProcessId>) = among.into_iter().partition(asked_for);
+        let among = first.into_iter().chain(rest).collect();
+        Some(FarEnds::new(among, host.now_ns(), host::clock::monotonic_ns, self.of_look(FOR_FAR_ENDS)))
     }
 
     fn whole_processes(&self) -> WholeProcesses {
@@ -259,6 +323,9 @@ impl Session {
             let in_scope = scope.contains(row, host);
             if by_filter || in_scope && scope.processes.is_some() {
                 whole.identify.push(row.process);
+            }
+            if row.is_stopped() && (in_scope || host.is_chased(row.tid)) && whole.stopped.len() < MOST_STOPPED {
+                whole.stopped.push(row.process);
             }
             if in_scope {
                 whole.sockets_of.push(row.process);
@@ -316,22 +383,30 @@ impl Session {
     }
 }
 
+/// Time since then.
+fn nanoseconds(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[derive(Default)]
 struct WholeProcesses {
     identify: Vec<ProcessId>,
     sockets_of: Vec<ProcessId>,
     unread_of: Vec<ProcessId>,
+    stopped: Vec<ProcessId>,
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, monitors, processes, connecting, unread, blocked_reads, file_locks, lost } = more;
+    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, stops, blocked_reads, file_locks, lost } =
+        more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
-    all.monitors.extend(monitors);
+    all.runtime_locks.extend(runtime_locks);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.connecting = connecting;
     all.unread = unread;
+    all.stops = stops;
     all.blocked_reads = blocked_reads;
     let known: BTreeSet<u64> = all.file_locks.iter().map(|lock| lock.inode).collect();
     all.file_locks.extend(file_locks.into_iter().filter(|lock| !known.contains(&lock.inode)));

@@ -23,7 +23,10 @@ const PROCESS: &[&str] = &[
 const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "stack_end", "kernel_stack"];
 const FRAME: &[&str] = &["function", "file", "line", "module", "offset", "inlined", "address", "build_id", "found_by"];
 const FOUND_BY: &[&str] = &["registers", "unwinding", "frame_pointer", "scan"];
-const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder", "reading"];
+const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder", "reading", "far_end", "members"];
+const MEMBER: &[&str] = &["fd", "kind", "detail", "local", "remote", "events", "far_end"];
+const EVENTS: &[&str] =
+    &["in", "pri", "out", "err", "hup", "nval", "rdnorm", "rdband", "wrnorm", "wrband", "msg", "rdhup"];
 const RESTS: &[&str] = &["lock", "idle", "io", "child", "sleep", "gc", "join", "work", "condition"];
 const TIMEOUT: &[&str] = &["kind", "requested_ns", "remaining_ns", "raw"];
 const ACCOUNT: &[&str] =
@@ -171,6 +174,25 @@ fn check_thread(thread: &Value) -> Result<()> {
     }
     if !wait["holder"].is_null() {
         keys("holder", &wait["holder"], &["pid", "tid", "confidence", "how"])?;
+    }
+    check_far_end(&wait["far_end"])?;
+    for member in list("members", &wait["members"])? {
+        keys("member", member, MEMBER)?;
+        check_far_end(&member["far_end"])?;
+        for event in list("events", &member["events"])? {
+            one_of("event", event, EVENTS)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_far_end(end: &Value) -> Result<()> {
+    if end.is_null() {
+        return Ok(());
+    }
+    keys("far_end", end, &["object", "holders", "unsearched"])?;
+    for holder in list("holders", &end["holders"])? {
+        keys("holder of the other end", holder, &["pid", "fd"])?;
     }
     Ok(())
 }

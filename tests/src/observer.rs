@@ -2,6 +2,7 @@
 
 use crate::compile::target_dir;
 use crate::guard::Guard;
+use crate::procfs;
 use crate::report::Report;
 use crate::victim::Victim;
 use anyhow::{Context, Result, bail, ensure};
@@ -93,6 +94,18 @@ impl Observer {
     pub fn new(args: &[&str]) -> Result<Self> {
         let mut command = Command::new(binary()?);
         command.args(args).env_remove("NO_COLOR").env_remove("RUST_LOG");
+        Ok(Self { command })
+    }
+
+    /// `observer attach PIDS… --threshold 1s EXTRA…` in the PID namespace of a victim of
+    /// [`Unready::start_inside`](crate::victim::Unready::start_inside), where it sees nothing but that victim and itself.
+    pub fn attach_inside(victim: &mut Victim, pids: &[i32], extra: &[&str]) -> Result<Self> {
+        let unshare = victim.guard().pid();
+        let (first, _) = *procfs::descendants(unshare).first().context("nothing runs in the namespace")?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &first.to_string(), "--pid", "--mount", "--"]).arg(binary()?).arg("attach");
+        command.args(pids.iter().map(i32::to_string)).args(["--threshold", "1s"]).args(extra);
+        command.env_remove("NO_COLOR").env_remove("RUST_LOG");
         Ok(Self { command })
     }
 

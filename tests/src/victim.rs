@@ -228,6 +228,15 @@ impl Unready {
         Self::start_command(command, format!("{name} {}", args.join(" ")))
     }
 
+    /// Starts `victims/<name>.c` as the first process of a PID namespace with a `/proc` of its own. All that runs in
+    /// there ends with it.
+    pub fn start_inside(name: &str, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
+        command.arg(compile::victim(name, Abi::Native)?).args(args);
+        Self::start_command(command, format!("unshare … {name} {}", args.join(" ")))
+    }
+
     /// Starts any command that tells truth the way victims do.
     pub fn start_command(command: Command, what: String) -> Result<Self> {
         Ok(Self { guard: Guard::start(command, Stdio::inherit())?, what })

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use observer_tests::compile::Abi;
 use observer_tests::observer::{OLD_ENOUGH, Observer, look_at};
+use observer_tests::skip;
 use observer_tests::victim::Victim;
 use std::time::Duration;
 
@@ -63,6 +64,36 @@ fn a_vfork_parent_is_uninterruptible() -> Result<()> {
     ensure!(thread["state"] == "D" && thread["wait"]["syscall"] == "vfork", "{thread:#}");
     let text = format!("{}{}", finding.0, thread["kernel_stack"]);
     ensure!(text.contains("wait_for_vfork_done") || text.contains("kernel_clone"), "shows the kernel stack: {text}");
+    Ok(())
+}
+
+/// Whether the running kernel keeps what a thread in D state is blocked on.
+fn keeps_blockers() -> Result<bool> {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
+    Ok(["\0blocker\0", "\0last_holder\0"].iter().all(|name| types.windows(name.len()).any(|at| at == name.as_bytes())))
+}
+
+#[test]
+fn who_has_the_lock_that_a_thread_in_d_state_waits_for() -> Result<()> {
+    if !std::path::Path::new("/dev/fuse").exists() {
+        skip!("no /dev/fuse");
+    }
+    let victim = Victim::start("dstate", &["fuse"])?;
+    let report = look_at(&[&victim])?;
+    let (holder, waiter) = (victim.truth.thread("holder")?, victim.truth.thread("waiter")?);
+    let finding =
+        report.only("uninterruptible", &victim.truth)?.expect("confidence", "certain")?.expect_threads([waiter.tid])?;
+    let thread = report.thread(waiter.pid, waiter.tid)?;
+    ensure!(thread["state"] == "D" && thread["wait"]["syscall"] == "mkdir", "{thread:#}");
+    if !keeps_blockers()? {
+        skip!("this kernel does not keep blockers (6.16, CONFIG_DETECT_HUNG_TASK_BLOCKER)");
+    }
+    ensure!(finding.0["evidence"]["blocker_kind"] == "rwsem", "{:#}", finding.0);
+    let link = &finding.0["chain"][0];
+    ensure!(link["from"]["tid"] == waiter.tid && link["held_by"]["tid"] == holder.tid, "{link:#}");
+    ensure!(link["confidence"] == "certain", "{link:#}");
+    let text = finding.0["explanation"].as_str().context("explanation")?;
+    ensure!(text.contains("holder") && text.contains("mkdir()"), "says who, and what it does: {text}");
     Ok(())
 }
 

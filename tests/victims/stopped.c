@@ -2,6 +2,7 @@
  *
  *   stopped wait4        a child is stopped; thread "parent" waits for it in wait4(): stopped
  *   stopped lock         a child holds a process-shared mutex and is stopped, another child waits for it: stopped
+ *   stopped held         as lock, but nobody is stopped yet: the test does that
  *   stopped alone        healthy: a child is stopped, nobody waits for it
  *   stopped continued    healthy: a child in poll() was stopped and continued (its system call is restart_syscall),
  *                        another in a timed nanosleep likewise
@@ -64,11 +65,13 @@ int main(int argc, char **argv) {
         parent_seat->owner = child_seat;
         start_thread(parent, &child);
         print_truth(getpid(), mode, ",\"pids\":[%d,%d],\"stopped\":%d", getpid(), child, child);
-    } else if (is_mode(mode, "lock")) {
+    } else if (is_mode(mode, "lock") || is_mode(mode, "held")) {
         child = sleeping_child("lock");
         while (!shared->held) breathe();
-        stop(child, child_seat);
-        child_seat->state = "T";
+        if (is_mode(mode, "lock")) {
+            stop(child, child_seat);
+            child_seat->state = "T";
+        }
         struct seat *waiter = new_seat("waiter", "futex", SYS_futex);
         waiter->resource = "mutex";
         waiter->waits_for = &shared->lock;
@@ -101,7 +104,7 @@ int main(int argc, char **argv) {
         child_seat->state = "S";
         print_truth(first, mode, ",\"pids\":[%d,%d,%d]", getpid(), first, child);
     } else {
-        die("usage: stopped wait4|lock|alone|continued");
+        die("usage: stopped wait4|lock|held|alone|continued");
     }
     stay();
 }

@@ -31,6 +31,7 @@ cargo xtask corpus locks [--seed N] [--count N]
                                        random lock programs that log their own truth: how often inferred holders are right
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
+cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
@@ -60,7 +61,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["ebpf"] => ebpf::run(false).map(|()| ExitCode::SUCCESS),
         ["ebpf", "--check"] => ebpf::run(true).map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
-        ["bench", what @ ("census" | "stacks" | "tax"), flags @ ..] => {
+        ["bench", what @ ("census" | "stacks" | "convoy" | "tax"), flags @ ..] => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

@@ -7,8 +7,8 @@ use crate::kernel::{Btf, Raw, Upid, Word, off};
 use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs};
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_TAIL, RECORD_TASK, RecordPrefix, TASK_COMPAT, TASK_REGS, TASK_STINT,
-    TaskRecord,
+    BLOCKER_MUTEX, BLOCKER_SEMAPHORE, CensusHead, CensusTail, RECORD_HEAD, RECORD_TAIL, RECORD_TASK, RecordPrefix,
+    TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
@@ -193,6 +193,26 @@ fn cgroup_id(task: Btf) -> u64 {
     node.u64(off!(kernfs_node_id))
 }
 
+/// What a lock's owner word holds beside the address of a task, which is aligned to more than that.
+const OWNER_FLAGS: u64 = 7;
+
+/// Who has the lock that a sleeper is blocked on, as the lock says, and the flags of that word. The task may be gone:
+/// every read is a guarded copy.
+#[inline(always)]
+fn holder(blocker: u64) -> (u32, u32) {
+    let lock = Raw::new((blocker & !3) as *const u8);
+    let word: u64 = match blocker & 3 {
+        BLOCKER_MUTEX => lock.get(off!(mutex_owner)),
+        BLOCKER_SEMAPHORE => lock.get(off!(semaphore_last_holder)),
+        _ => lock.get(off!(rwsem_owner)),
+    };
+    if word & !OWNER_FLAGS == 0 {
+        return (0, 0);
+    }
+    let owner = Raw::new((word & !OWNER_FLAGS) as *const u8);
+    (owner.get(off!(task_pid)), (word & OWNER_FLAGS) as u32)
+}
+
 /// `SCHED_NORMAL`, `SCHED_BATCH`, `SCHED_IDLE`: the fair class, which keeps `prev_sum_exec_runtime`.
 #[inline(always)]
 fn is_fair(policy: u32) -> bool {
@@ -248,6 +268,10 @@ fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
         }
     }
 
+    // A cache line of its own, and only an uninterruptible sleeper has one.
+    let blocker = if state & UNINTERRUPTIBLE != 0 { task.u64(off!(task_blocker)) } else { 0 };
+    let (blocker_tid, blocker_flags) = if blocker != 0 { holder(blocker) } else { (0, 0) };
+
     let comm = off!(task_comm);
     let comm = [task.u64(comm), task.u64(comm.wrapping_add(8))];
     let mut record = TaskRecord {
@@ -285,8 +309,9 @@ fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
         sp: 0,
         bp: 0,
         cgroup_id: cgroup_id(task),
-        // A cache line of its own, and only an uninterruptible sleeper has one.
-        blocker: if state & UNINTERRUPTIBLE != 0 { task.u64(off!(task_blocker)) } else { 0 },
+        blocker,
+        blocker_tid,
+        blocker_flags,
         // SAFETY: sixteen bytes either way.
         comm: unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(comm) },
     };

@@ -137,6 +137,8 @@ fn row(head: &CensusHead, task: &TaskRecord) -> Option<ThreadRow> {
         registers: has_registers.then_some(Registers { ip: task.ip, sp: task.sp, bp: Some(task.bp) }),
         cgroup_id: task.cgroup_id,
         blocker: task.blocker,
+        blocker_tid: task.blocker_tid,
+        blocker_flags: task.blocker_flags,
     })
 }
 
@@ -158,7 +160,7 @@ mod tests {
         let mut bytes = vec![0; size_of::<TaskRecord>()];
         let put = |bytes: &mut Vec<u8>, at: usize, word: &[u8]| bytes[at..at + word.len()].copy_from_slice(word);
         put(&mut bytes, 0, &RECORD_TASK.to_ne_bytes());
-        put(&mut bytes, 4, &248u32.to_ne_bytes());
+        put(&mut bytes, 4, &256u32.to_ne_bytes());
         put(&mut bytes, std::mem::offset_of!(TaskRecord, view_tid), &12u32.to_ne_bytes());
         put(&mut bytes, std::mem::offset_of!(TaskRecord, view_tgid), &11u32.to_ne_bytes());
         put(&mut bytes, std::mem::offset_of!(TaskRecord, last_arrival), &4_000u64.to_ne_bytes());

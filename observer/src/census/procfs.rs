@@ -79,6 +79,8 @@ impl ProcSource {
             },
             cgroup_id: 0,
             blocker: 0,
+            blocker_tid: 0,
+            blocker_flags: 0,
         })
     }
 }

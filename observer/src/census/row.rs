@@ -126,6 +126,16 @@ pub struct ThreadRow {
     pub cgroup_id: u64,
     /// `task->blocker`, raw: what a D state task is blocked on; 0 if nothing or unknown.
     pub blocker: u64,
+    /// Initial thread id that the lock behind `blocker` names as its owner; 0 if none or unknown.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocker_tid: Pid,
+    /// Flags of that word of the lock.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocker_flags: u32,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl ThreadRow {

@@ -22,6 +22,8 @@ const SOONEST: Duration = Duration::from_millis(100);
 const FOR_STACKS: Duration = Duration::from_secs(5);
 /// So many turns of one look may be for the sake of stacks that have just come.
 const FRESH_TURNS: u64 = 4;
+/// And so many for locks of a runtime, that are read several times: a reading may come late, behind stacks.
+const LOCK_TURNS: u64 = 10;
 /// How often the stack of a thread is tried that runs in between.
 const TRIES: usize = 3;
 /// `--once` waits at most so much longer than the threshold.
@@ -291,7 +293,8 @@ fn go_round(
         next = next.max(Instant::now());
         if end == End::Once && number >= 2 {
             // A process that never rests has new stacks at every turn: that ends the look, too.
-            let fresh = number <= FRESH_TURNS && session.awaits_stacks();
+            let fresh =
+                number <= FRESH_TURNS && session.awaits_stacks() || number <= LOCK_TURNS && session.awaits_locks();
             let now = session.judge.host.now_ns();
             let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.

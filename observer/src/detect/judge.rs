@@ -3,7 +3,7 @@
 use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
 use crate::census::{Census, ProbeReading};
 use crate::model::{Host, Scope};
-use crate::proc::{Facts, JavaMonitors, StackFact};
+use crate::proc::{Facts, RuntimeLocks, StackFact};
 
 /// What one census brought.
 #[derive(Debug, Default)]
@@ -45,9 +45,9 @@ impl Judge {
         self.host.learn_stacks(stacks);
     }
 
-    /// Takes what was read of Java monitors after that census.
-    pub fn learn_monitors(&mut self, monitors: Vec<JavaMonitors>) {
-        self.host.learn_monitors(monitors);
+    /// Takes what was read of the locks of runtimes after that census.
+    pub fn learn_runtime_locks(&mut self, locks: Vec<RuntimeLocks>) {
+        self.host.learn_runtime_locks(locks);
     }
 
     /// Takes what was gathered after that census.

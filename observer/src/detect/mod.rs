@@ -10,6 +10,7 @@ pub mod finding;
 pub mod judge;
 pub mod ledger;
 pub mod lock_wait;
+pub mod lost_wakeup;
 pub mod stopped;
 pub mod stuck_connect;
 pub mod uninterruptible;
@@ -92,6 +93,7 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
         Box::new(deadlock::Deadlock),
         Box::new(abandoned_lock::AbandonedLock),
         Box::new(lock_wait::LockWait),
+        Box::new(lost_wakeup::LostWakeup),
         Box::new(stuck_connect::StuckConnect),
         Box::new(uninterruptible::Uninterruptible),
         Box::new(stopped::Stopped),

@@ -109,14 +109,75 @@ fn finding(host: &Host, stopped: &ThreadRow, waiters: &[Waiter], since: u64) -> 
     let words: Vec<&str> = waiters.iter().take(3).map(|w| w.words.as_str()).collect();
     let more =
         if waiters.len() > words.len() { format!(", and {} more", waiters.len() - words.len()) } else { String::new() };
+    let by = stopper(host, stopped);
     let tracer = if stopped.tracer == 0 { String::new() } else { format!(", {},", host.name(stopped.tracer)) };
     finding.title = format!("{name} has been {how}{tracer} for {long} while others wait for it");
-    finding.explanation = format!("{name} is {how}{tracer} and does not run, and {}{more}.", words.join("; "));
+    finding.explanation =
+        format!("{name} is {how}{tracer} and does not run, and {}{more}. {}", words.join("; "), by.words);
+    if let Some(cgroup) = &by.cgroup {
+        finding = finding.fact("frozen_cgroup", cgroup.as_str());
+        finding.title = format!("{name} has been frozen by cgroup {cgroup} for {long} while others wait for it");
+    }
+    if let Some(shell) = by.shell {
+        finding = finding.fact("shell", shell);
+    }
     finding.remedy = match stopped.state_letter() {
         't' => format!("Let the tracer (pid {}) continue or detach.", stopped.tracer),
         'T' => format!("Find out who sent SIGSTOP or SIGTSTP; kill -CONT {} lets it go on.", stopped.process.pid),
-        _ => "Thaw its cgroup (cgroup.freeze, freezer.state), or find who paused the container.".to_owned(),
+        _ => match by.cgroup {
+            Some(cgroup) => {
+                format!("Thaw cgroup {cgroup} (cgroup.freeze, freezer.state), or find who paused the container.")
+            }
+            None => "Thaw its cgroup (cgroup.freeze, freezer.state), or find who paused the container.".to_owned(),
+        },
     };
-    finding.chain = waiters.iter().filter_map(|w| w.link.clone()).collect();
+    finding.chain = waiters.iter().filter_map(|w| w.link.clone()).chain(by.link).collect();
     finding
+}
+
+/// Who, or what, stopped a process.
+#[derive(Default)]
+struct Stopper {
+    words: String,
+    link: Option<Link>,
+    cgroup: Option<String>,
+    shell: Option<Pid>,
+}
+
+/// A tracer and a frozen cgroup are known; the kernel does not keep who sent a signal.
+fn stopper(host: &Host, stopped: &ThreadRow) -> Stopper {
+    let fact = host.stop(stopped.process);
+    if stopped.is_frozen() {
+        let cgroup = fact.and_then(|fact| fact.frozen.clone());
+        let words = match &cgroup {
+            Some(cgroup) => format!("Cgroup {cgroup} is frozen, with everything in it."),
+            None => "Which cgroup is frozen could not be read.".to_owned(),
+        };
+        return Stopper { words, cgroup, ..Stopper::default() };
+    }
+    if stopped.tracer != 0 && stopped.state_letter() == 't' {
+        let tracer = host.row(stopped.tracer).map(|row| row.tid);
+        let words = match tracer {
+            Some(tracer) => format!("Its tracer {} {}.", host.name(tracer), host.doing(tracer)),
+            None => format!("Its tracer (pid {}) is not to be seen from here.", stopped.tracer),
+        };
+        let link = tracer.map(|tracer| Link {
+            from: thread_ref(stopped.tid, host),
+            waits_for: Resource::of(ResourceKind::Other).detailed("to be continued by its tracer"),
+            held_by: Some(thread_ref(tracer, host)),
+            nature: Nature::Tracer,
+            confidence: Confidence::Certain,
+            how: "the kernel keeps who traces a thread".to_owned(),
+        });
+        return Stopper { words, link, ..Stopper::default() };
+    }
+    let shell = fact.and_then(|fact| fact.shell).filter(|shell| host.row(*shell).is_some());
+    let words = match shell {
+        Some(shell) => format!(
+            "It is a job of {} that is not in the foreground of its terminal; who sent the signal is not kept.",
+            host.name(shell)
+        ),
+        None => "Who sent the signal is not kept by the kernel.".to_owned(),
+    };
+    Stopper { words, shell, ..Stopper::default() }
 }

@@ -209,17 +209,14 @@ fn a_leader_in_accept_is_rest() {
         inode: 7,
         protocol: "tcp".to_owned(),
         state: state.to_owned(),
-        local: None,
-        remote: None,
-        unread: 0,
-        unsent: 0,
+        ..SocketFact::default()
     };
     rows[0] = with_syscall(row(10, 10), 232, [3, 0, 1, u64::MAX, 0, 0]);
     let with = |states: &[&str]| {
         let watched = states.iter().map(|state| socket(state)).collect();
         let mut facts = facts.clone();
         let target = "anon_inode:[eventpoll]".to_owned();
-        facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, inode: None, socket: None, watched });
+        facts.threads[0].fd = Some(FdFact { fd: 3, target, watched, ..FdFact::default() });
         look(rows.clone(), facts, 200).len()
     };
     assert_eq!((with(&["LISTEN", "LISTEN"]), with(&["LISTEN", "ESTAB"]), with(&[])), (0, 1, 1));
@@ -232,17 +229,10 @@ fn a_leader_in_accept_is_rest() {
 fn a_socket_that_stays_unknown_keeps_no_hang_back() {
     let (mut rows, mut facts) = mutexes(&[10, 10]);
     rows[0] = with_syscall(row(10, 10), 232, [3, 0, 1, u64::MAX, 0, 0]);
-    let unknown = SocketFact {
-        inode: 7,
-        protocol: "unknown".to_owned(),
-        state: "UNKNOWN".to_owned(),
-        local: None,
-        remote: None,
-        unread: 0,
-        unsent: 0,
-    };
+    let unknown =
+        SocketFact { inode: 7, protocol: "unknown".to_owned(), state: "UNKNOWN".to_owned(), ..SocketFact::default() };
     let target = "anon_inode:[eventpoll]".to_owned();
-    facts.threads[0].fd = Some(FdFact { fd: 3, target, flags: 0, inode: None, socket: None, watched: vec![unknown] });
+    facts.threads[0].fd = Some(FdFact { fd: 3, target, watched: vec![unknown], ..FdFact::default() });
     let mut judge = judge();
     let found: Vec<usize> = (200..206)
         .map(|at| {
@@ -430,4 +420,5 @@ fn life_of_a_finding() {
 mod far_ends;
 mod file_locks;
 mod frames;
-mod monitors;
+mod lost_wakeup;
+mod runtime_locks;

@@ -3,6 +3,7 @@
 use super::finding::thread_ref;
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::ThreadRow;
+use crate::model::blocker::blocker;
 use crate::model::{Confidence, Host, Resource, ResourceKind, Wait, duration, graph};
 
 /// Beyond this, the kernel's own hung-task watchdog would speak too.
@@ -38,8 +39,9 @@ fn finding(host: &Host, row: &ThreadRow, wait: &Wait, since: u64) -> Finding {
         .fact("syscall", wait.syscall)
         .fact("kernel_stack", stack.to_vec())
         .fact("blocked_ns", age);
-    if row.blocker != 0 {
-        finding = finding.fact("blocker", format!("{:#x}", row.blocker));
+    let blocker = blocker(host, row);
+    if let Some(blocker) = &blocker {
+        finding = finding.fact("blocker", format!("{:#x}", blocker.address)).fact("blocker_kind", blocker.kind);
     }
     finding.severity = if age >= CRITICAL_NS { Severity::Critical } else { Severity::Warning };
     finding.confidence = Confidence::Certain;
@@ -73,6 +75,35 @@ fn finding(host: &Host, row: &ThreadRow, wait: &Wait, since: u64) -> Finding {
         "{name} is in uninterruptible sleep in {}(){on}{at}: the kernel waits for a device, a file system or a kernel lock, and signals cannot end it.",
         wait.syscall
     );
+    if let Some(blocker) = blocker
+        && let Some((holder, confidence, how)) = blocker.holder
+    {
+        let (kind, holder_name, doing) = (blocker.kind, host.name(holder), host.doing(holder));
+        let a = if kind == "rwsem" { "an" } else { "a" };
+        let has = if confidence == Confidence::Certain { "has" } else { "may have" };
+        finding = finding.fact("holder_tid", holder);
+        finding.title = format!(
+            "{name} is in D state in {}() for {long}: {holder_name} {has} the {kind} of the kernel it waits for",
+            wait.syscall
+        );
+        finding.explanation = format!(
+            "{name} is in uninterruptible sleep in {}(){on}{at}: it waits for {a} {kind} of the kernel, and signals cannot end that. {holder_name} {has} it ({how}) and {doing}.",
+            wait.syscall
+        );
+        finding.remedy = format!(
+            "Look at {holder_name}: the wait ends when it lets go. Its kernel stack names the subsystem that holds it up."
+        );
+        finding.chain = vec![Link {
+            from: thread_ref(row.tid, host),
+            waits_for: Resource::of(ResourceKind::Other)
+                .detailed(format!("{kind} of the kernel at {:#x}", blocker.address)),
+            held_by: Some(thread_ref(holder, host)),
+            nature: graph::Nature::Lock,
+            confidence,
+            how: how.to_owned(),
+        }];
+        return finding;
+    }
     finding.remedy = "Look at the storage or the network file system behind it (dmesg, mount, iostat); the kernel stack names the subsystem.".to_owned();
     finding
 }

@@ -4,7 +4,7 @@ use super::job::{Outcome, Question, explain};
 use super::library::Library;
 use crate::census::ProcessId;
 use crate::proc::pool::{PoolSettings, ReaderPool};
-use crate::proc::{BlockedRead, JavaMonitors, StackFact, StackWant};
+use crate::proc::{BlockedRead, RuntimeLocks, RuntimeWant, StackFact, StackWant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -29,8 +29,8 @@ impl Default for ExplainSettings {
 pub struct Explained {
     /// One per thread asked for, now or earlier, that is finished by now.
     pub stacks: Vec<StackFact>,
-    /// Threads at Java monitors, of the JVMs asked for.
-    pub monitors: Vec<JavaMonitors>,
+    /// Threads at locks of their runtime, of the processes asked for.
+    pub runtime_locks: Vec<RuntimeLocks>,
     /// Stacks without their root, unusable files, refusals: by reason.
     pub lost: BTreeMap<String, u64>,
     /// Threads that were asked for and are not finished.
@@ -71,16 +71,16 @@ impl Explainer {
         self.answer(wants, &[], deadline)
     }
 
-    /// The same, and the threads at monitors of these JVMs.
-    pub fn answer(&mut self, wants: &[StackWant], jvms: &[ProcessId], deadline: Duration) -> Explained {
+    /// The same, and the threads at locks of these runtimes.
+    pub fn answer(&mut self, wants: &[StackWant], runtimes: &[RuntimeWant], deadline: Duration) -> Explained {
         let until = Instant::now() + deadline;
         let mut explained = Explained::default();
         let mut by_process: BTreeMap<ProcessId, Question> = BTreeMap::new();
         for want in wants {
             by_process.entry(want.process).or_default().stacks.push(want.clone());
         }
-        for jvm in jvms {
-            by_process.entry(*jvm).or_default().monitors = true;
+        for want in runtimes {
+            by_process.entry(want.process).or_default().runtime = Some(want.clone());
         }
         let asked: BTreeSet<ProcessId> = by_process.keys().copied().collect();
         loop {
@@ -124,7 +124,7 @@ impl Explainer {
     }
 
     fn submit(&mut self, process: ProcessId, question: Question, explained: &mut Explained) {
-        if question.stacks.is_empty() && !question.monitors {
+        if question.stacks.is_empty() && question.runtime.is_none() {
             return;
         }
         let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), question.stacks.len());
@@ -146,8 +146,8 @@ impl Explainer {
 
     fn take(&mut self, process: ProcessId, outcome: Outcome, explained: &mut Explained) {
         self.pending.remove(&process);
-        let Outcome { stacks, monitors, lost, walk_ns } = outcome;
-        explained.monitors.extend(monitors);
+        let Outcome { stacks, runtime_locks, lost, walk_ns } = outcome;
+        explained.runtime_locks.extend(runtime_locks);
         explained.walk_ns += walk_ns;
         explained.stacks.extend(stacks);
         for (reason, count) in lost {

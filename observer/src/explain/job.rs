@@ -1,6 +1,7 @@
 //! On a reader: the stacks of one process.
 
 use super::address_space::{AddressSpace, Place};
+use super::cpython;
 use super::jvm;
 use super::library::Library;
 use super::names::{Named, PerfMap};
@@ -10,7 +11,7 @@ use crate::census::{Pid, ProcessId};
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
 use crate::proc::{
-    Frame, JavaMonitors, MemoryFact, MemoryRange, Mention, Stack, StackEnd, StackFact, StackWant, memory,
+    Frame, MemoryFact, MemoryRange, Mention, RuntimeLocks, RuntimeWant, Stack, StackEnd, StackFact, StackWant, memory,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -28,15 +29,15 @@ const LONGEST: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Question {
     pub(super) stacks: Vec<StackWant>,
-    /// Whether it is a JVM whose threads at monitors are wanted.
-    pub(super) monitors: bool,
+    /// Whether the locks of its runtime are wanted.
+    pub(super) runtime: Option<RuntimeWant>,
 }
 
 /// What came out of one process.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) stacks: Vec<StackFact>,
-    pub(super) monitors: Option<JavaMonitors>,
+    pub(super) runtime_locks: Option<RuntimeLocks>,
     /// Stacks that did not reach their root, and files that could not be used, by reason.
     pub(super) lost: BTreeMap<String, u64>,
     /// Time spent on reading and walking the stacks, nanoseconds.
@@ -52,9 +53,13 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
         Ok(found) => found,
         Err(error) => return outcome.none(wants, &error),
     };
-    if question.monitors {
-        steps.begin("Java monitors");
-        outcome.monitors = Some(jvm::read(process, via, &mappings, library));
+    if let Some(want) = &question.runtime {
+        steps.begin("locks of its runtime");
+        let is_jvm = mappings.iter().any(|mapping| mapping.path().ends_with("/libjvm.so"));
+        outcome.runtime_locks = Some(match is_jvm {
+            true => jvm::read(process, via, &mappings, library),
+            false => cpython::read(want, via, &mappings, library),
+        });
     }
     if wants.is_empty() {
         return outcome;

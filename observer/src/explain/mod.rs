@@ -9,6 +9,7 @@
 
 mod address_space;
 mod bus_errors;
+mod cpython;
 mod explainer;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -18,6 +19,7 @@ mod job;
 mod jvm;
 mod library;
 pub mod names;
+mod pieces;
 mod unwind;
 
 pub use explainer::{ExplainSettings, Explained, Explainer};

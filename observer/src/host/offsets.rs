@@ -48,6 +48,11 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         task_cgroups: optional(task("cgroups", 8)),
         // CONFIG_DETECT_HUNG_TASK_BLOCKER, 6.16; `blocker_mutex` of 6.15 has no type bits.
         task_blocker: optional(task("blocker", 8)),
+        // Atomic words (`atomic_long_t`), or the fields of a structure that PREEMPT_RT has in their place.
+        mutex_owner: optional(btf.offset("mutex", "owner", 8)),
+        // CONFIG_DETECT_HUNG_TASK_BLOCKER, 6.16.
+        semaphore_last_holder: optional(btf.offset("semaphore", "last_holder", 8)),
+        rwsem_owner: optional(btf.offset("rw_semaphore", "owner", 8)),
         task_stack: optional(task("stack", 8)),
         css_set_dfl_cgrp: optional(btf.offset("css_set", "dfl_cgrp", 8)),
         cgroup_kn: optional(btf.offset("cgroup", "kn", 8)),

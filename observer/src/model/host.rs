@@ -1,46 +1,52 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
 use super::decode::{self, Known, Memory};
+use super::ends;
 use super::file_lock::{self, FileLock};
 use super::holding::{Named, Queue};
-use super::monitors::Monitors;
 use super::probes::ProbeHistory;
-use super::scope::Scope;
+use super::runtime_locks::AtLocks;
 use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
+use super::word::{self, Changed, Sleepers};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
-    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, ThreadFacts, ThreadWant,
+    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, StopFact, ThreadFacts,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What is known of one suspect thread beyond its row.
 #[derive(Debug)]
-struct Suspect {
-    facts: ThreadFacts,
+pub(super) struct Suspect {
+    pub(super) facts: ThreadFacts,
     /// The call it was in when the question arose.
-    syscall: Option<SyscallInProgress>,
-    wait: Option<Wait>,
+    pub(super) syscall: Option<SyscallInProgress>,
+    pub(super) wait: Option<Wait>,
     /// The thread slept through from the census before these facts to the census after them.
-    confirmed: bool,
+    pub(super) confirmed: bool,
     /// `CLOCK_MONOTONIC` of the census before these facts, nanoseconds.
-    learnt_ns: u64,
+    pub(super) learnt_ns: u64,
     /// What the readings of this one sleep say of the lock's owner.
-    named: Option<Named>,
+    pub(super) named: Option<Named>,
     /// How often it was read during this one sleep.
-    readings: u32,
+    pub(super) readings: u32,
+    /// Its futex word, if that is not what it awaits.
+    pub(super) changed: Option<Changed>,
 }
 
 impl Suspect {
     /// Nothing about this wait changes while the thread sleeps: no need to ask again. The owner of a lock
     /// may change, and what could not be read may become readable.
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let is_lock = self
             .wait
             .as_ref()
             .is_none_or(|wait| matches!(wait.class, Class::Lock | Class::FileLock) || wait.owner.is_some());
         let is_read = self.facts.memory.iter().all(|piece| piece.error.is_none());
-        !is_lock && is_read && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
+        self.changed.is_none()
+            && !is_lock
+            && is_read
+            && self.facts.fd.as_ref().is_none_or(|fd| fd.is_settled() || self.readings >= READINGS)
     }
 }
 
@@ -62,21 +68,28 @@ pub struct Since {
 pub struct Host {
     clocks: Option<Clocks>,
     censuses: u64,
-    rows: Vec<ThreadRow>,
+    pub(super) rows: Vec<ThreadRow>,
     /// For sources without off-CPU times: (switches, first seen) per thread.
     first_seen: HashMap<Pid, (u64, u64)>,
-    suspects: BTreeMap<Pid, Suspect>,
+    pub(super) suspects: BTreeMap<Pid, Suspect>,
     processes: BTreeMap<ProcessId, ProcessFacts>,
     /// Holders outside the scope whose own wait is part of a chain.
-    chased: BTreeSet<Pid>,
+    pub(super) chased: BTreeSet<Pid>,
+    /// Threads outside of it that have the other end of what a suspect waits at.
+    pub(super) behind: BTreeSet<Pid>,
     /// Epoll instances and the sockets they watch, for a wait that has just begun again.
     epolls: BTreeMap<(ProcessId, i32), FdFact>,
     connecting: Vec<ConnectingSocket>,
     unread: Vec<(ProcessId, SocketFact)>,
+    stops: Vec<StopFact>,
     blocked_reads: Vec<BlockedRead>,
     probes: ProbeHistory,
+    /// Threads that were asked about for the sake of their futex word alone, after the last census.
+    pub(super) glances: BTreeSet<Pid>,
+    /// The last of them: the next ones follow.
+    pub(super) glanced: Pid,
     pub(super) stacks: Stacks,
-    pub(super) monitors: Monitors,
+    pub(super) runtime_locks: AtLocks,
 }
 
 /// How often a row's thread was switched out: the same number twice means it slept in between.
@@ -92,6 +105,7 @@ impl Host {
         self.clocks = Some(census.clocks);
         self.censuses += 1;
         self.rows = census.rows;
+        self.glances.clear();
         let rows = &self.rows;
         self.suspects.retain(|tid, suspect| {
             let still = find(rows, *tid).is_some_and(|row| {
@@ -102,7 +116,7 @@ impl Host {
             still
         });
         self.stacks.advance(|tid| find(rows, tid));
-        self.monitors.advance(|tid| find(rows, tid).map(|row| row.process));
+        self.runtime_locks.advance(|tid| find(rows, tid));
         self.note_first_sight(now);
         let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
         self.processes.retain(|id, _| processes.contains(id));
@@ -126,25 +140,32 @@ impl Host {
     /// Facts gathered after the last census.
     pub fn learn(&mut self, facts: Facts) {
         self.learn_stacks(&facts.stacks);
-        self.learn_monitors(facts.monitors);
+        let runtime_locks = facts.runtime_locks;
         for process in facts.processes {
             self.processes.insert(process.process, process);
         }
         self.connecting = facts.connecting;
         self.unread = facts.unread;
+        self.stops = facts.stops;
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
-        for facts in facts.threads {
+        let differs =
+            |facts: &ThreadFacts| self.row(facts.tid).is_some_and(|row| word::differs(row, Memory(&facts.memory)));
+        let sleepers = facts.threads.iter().any(differs).then(|| Sleepers::of(self));
+        for mut facts in facts.threads {
             let Some(row) = self.row(facts.tid).filter(|row| row.process == facts.process) else {
                 continue;
             };
             let readings = 1 + self.suspects.get(&facts.tid).map_or(0, |suspect| suspect.readings);
+            if let Some(before) = self.suspects.get(&facts.tid) {
+                ends::keep(&mut facts, &before.facts);
+            }
             let wait = self.decode(row, Some((&facts, readings)));
             let wait = wait.map(|wait| {
                 let memory = Memory(&facts.memory);
                 let lock = file_lock::awaited(&wait, row, facts.fd.as_ref(), memory, &file_locks, &self.rows);
-                let far_end = facts.far_end.clone();
-                sharpened(Wait { file_lock: lock, far_end, ..wait }, self.stacks.reading(facts.tid))
+                let wait = decode::with_ends(Wait { file_lock: lock, ..wait }, &facts);
+                sharpened(wait, self.stacks.reading(facts.tid))
             });
             let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
@@ -152,12 +173,21 @@ impl Host {
             let before = self.suspects.get(&facts.tid).and_then(|suspect| suspect.named.as_ref());
             let named = owner.map(|(word, owner)| Named::again(before, word, owner));
             let learnt_ns = self.now_ns();
+            let known = self.suspects.get(&facts.tid).and_then(|suspect| suspect.changed.as_ref());
+            let changed =
+                sleepers.as_ref().and_then(|all| word::again(known, row, Memory(&facts.memory), all, learnt_ns));
+            // A word as it should be is all that was asked for.
+            if changed.is_none() && self.glances.contains(&facts.tid) && !self.suspects.contains_key(&facts.tid) {
+                continue;
+            }
             if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
                 self.epolls.insert((facts.process, fd.fd), fd.clone());
             }
-            self.suspects
-                .insert(facts.tid, Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings });
+            let suspect = Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings, changed };
+            self.suspects.insert(suspect.facts.tid, suspect);
         }
+        // Behind the threads: a wait for one of these locks has what their memory tells.
+        self.learn_runtime_locks(runtime_locks);
         self.note_heads();
     }
 
@@ -201,60 +231,9 @@ impl Host {
         fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row).fd?)))
     }
 
-    /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
-    /// understood. Asked again after each answer, since a holder found in one round may lie outside
-    /// the scope and is then a suspect of the next; `asked` holds what this census asked already.
-    pub fn wants(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
-        let holders: Vec<Pid> = self.holders().collect();
-        self.chased.extend(holders);
-        let rows = &self.rows;
-        self.chased.retain(|tid| find(rows, *tid).is_some());
-        self.rows
-            .iter()
-            .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
-            .filter(|row| !self.suspects.get(&row.tid).is_some_and(Suspect::is_settled))
-            .filter(|row| self.chased.contains(&row.tid) || scope.wants_facts(row, self.blocked_ns(row), self))
-            .map(|row| self.want(row))
-            .collect()
-    }
-
-    /// The threads that suspects wait for, as their locks say.
-    pub(super) fn holders(&self) -> impl Iterator<Item = Pid> {
-        let owners = self.suspects.values().filter_map(|s| self.owner_of(s.wait.as_ref()?, self.row(s.facts.tid)?));
-        owners.filter_map(|owner| match owner {
-            Owner::Thread(tid) => Some(tid),
-            _ => None,
-        })
-    }
-
-    fn want(&self, row: &ThreadRow) -> ThreadWant {
-        let mut needs = decode::needs(row);
-        needs.memory.retain(|range| range.addr != 0 && range.len > 0);
-        let letter = row.state_letter();
-        ThreadWant {
-            process: row.process,
-            tid: row.tid,
-            switches: switches(row),
-            memory: needs.memory,
-            fd: needs.fd,
-            kernel_stack: letter == 'D',
-            file_lock: self.decode(row, None).is_some_and(|wait| file_lock::kind(&wait).is_some()),
-        }
-    }
-
-    /// The rows a recording needs: the processes looked at, holders they wait for, and their ancestors.
-    pub fn relevant(&self, scope: &Scope) -> BTreeSet<Pid> {
-        let Some(pids) = &scope.processes else { return self.rows.iter().map(|row| row.process.pid).collect() };
-        let chased = self.chased.iter().filter_map(|tid| self.row(*tid)).map(|row| row.process.pid);
-        let mut relevant: BTreeSet<Pid> = pids.iter().copied().chain(chased).collect();
-        let mut todo: Vec<Pid> = relevant.iter().copied().collect();
-        while let Some(pid) = todo.pop() {
-            let parent = self.row(pid).map_or(0, |row| row.ppid);
-            if parent != 0 && relevant.insert(parent) {
-                todo.push(parent);
-            }
-        }
-        relevant
+    /// The futex word of a thread, if it has slept on although the word is not what it awaits.
+    pub fn changed_word(&self, tid: Pid) -> Option<&Changed> {
+        self.suspects.get(&tid).filter(|suspect| suspect.confirmed)?.changed.as_ref()
     }
 
     /// The clocks of the last census.
@@ -295,7 +274,7 @@ impl Host {
     /// Since when a blocked thread is off the CPU.
     pub fn since(&self, row: &ThreadRow) -> Since {
         // A wait that sleeps in short turns is one wait.
-        if let Some(at) = self.monitors.get(row.tid).filter(|at| at.is_confirmed()) {
+        if let Some(at) = self.runtime_locks.get(row.tid).filter(|at| at.is_confirmed() && at.sleeps_in_turns()) {
             return Since { ns: at.since_ns, exact: false };
         }
         match row.off_cpu_since_ns {
@@ -319,7 +298,7 @@ impl Host {
 
     /// The wait of a thread, with facts where they are known, else from its row alone.
     pub fn wait(&self, tid: Pid) -> Option<Wait> {
-        if let Some(at) = self.monitors.get(tid) {
+        if let Some(at) = self.runtime_locks.get(tid).filter(|at| at.is_plausible()) {
             let reading = self.stacks.reading(tid).cloned();
             return Some(Wait { reading, ..at.wait.clone() });
         }
@@ -332,18 +311,18 @@ impl Host {
 
     /// Waits proven to have lasted from one census to the next: their memory or their stack was read in between.
     pub fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &Wait)> {
-        let at_monitors = self.monitors.confirmed().filter_map(|(tid, at)| Some((self.row(tid)?, &at.wait)));
-        let is_other = |tid: Pid| self.monitors.get(tid).is_none();
+        let at_locks = self.runtime_locks.confirmed().filter_map(|(tid, at)| Some((self.row(tid)?, &at.wait)));
+        let is_other = |tid: Pid| self.runtime_locks.get(tid).is_none();
         let suspects = self.suspects.iter().filter(move |(tid, s)| s.confirmed && is_other(**tid));
         let by_memory = suspects.filter_map(|(tid, s)| Some((self.row(*tid)?, s.wait.as_ref()?)));
         let others = self.stacks.confirmed().filter(move |(tid, _)| !self.suspects.contains_key(tid) && is_other(*tid));
         let by_stack = others.filter_map(|(tid, known)| Some((self.row(tid)?, known.wait.as_ref()?)));
-        at_monitors.chain(by_memory).chain(by_stack)
+        at_locks.chain(by_memory).chain(by_stack)
     }
 
     /// The confirmed wait of one thread.
     pub fn confirmed_wait(&self, tid: Pid) -> Option<(&ThreadRow, &Wait)> {
-        if let Some(at) = self.monitors.get(tid) {
+        if let Some(at) = self.runtime_locks.get(tid) {
             return Some((self.row(tid)?, &at.wait)).filter(|_| at.is_confirmed());
         }
         let wait = match self.suspects.get(&tid) {
@@ -401,8 +380,11 @@ impl Host {
     /// nanoseconds): since its owner sleeps, or since this thread is the first in the queue, which the next
     /// release would wake. `None` if that cannot be said of this thread.
     pub fn held_since(&self, waiter: Pid) -> Option<u64> {
-        if let Some(at) = self.monitors.get(waiter) {
-            return Some(at.since_ns).filter(|_| at.is_confirmed() && at.wait.owner.is_some());
+        if let Some(at) = self.runtime_locks.get(waiter) {
+            let owner = self.holder_of(&at.wait, self.row(waiter)?).filter(|_| at.is_confirmed())?.0;
+            let asleep = self.row(owner).filter(|row| at.is_kept_asleep() && row.is_blocked());
+            let asleep = asleep.map(|row| self.since(row).ns);
+            return Some(asleep.map_or(at.since_ns, |since| since.min(at.since_ns)));
         }
         let suspect = self.suspects.get(&waiter).filter(|s| s.confirmed)?;
         let (wait, row) = (suspect.wait.as_ref()?, self.row(waiter)?);
@@ -452,6 +434,11 @@ impl Host {
     /// Sockets of stopped processes that have bytes or connections waiting.
     pub fn unread(&self) -> &[(ProcessId, SocketFact)] {
         &self.unread
+    }
+
+    /// Why a process is stopped, as far as that is written down.
+    pub fn stop(&self, process: ProcessId) -> Option<&StopFact> {
+        self.stops.iter().find(|stop| stop.process == process)
     }
 
     /// Reads of targets that have not come back.
@@ -505,6 +492,6 @@ impl Host {
 }
 
 /// Rows are sorted by thread id.
-fn find(rows: &[ThreadRow], tid: Pid) -> Option<&ThreadRow> {
+pub(super) fn find(rows: &[ThreadRow], tid: Pid) -> Option<&ThreadRow> {
     rows.binary_search_by_key(&tid, |row| row.tid).ok().and_then(|at| rows.get(at))
 }

@@ -1,19 +1,23 @@
 //! Waits, locks and owners of one host; pure: no I/O, no clock. Time comes with each census.
 
+pub mod blocker;
 pub mod decode;
+mod ends;
 pub mod file_lock;
 pub mod frames;
 pub mod graph;
 mod holding;
 pub mod host;
-mod monitors;
 pub mod observation;
 pub mod probes;
+mod runtime_locks;
 pub mod scope;
 mod stacks;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod wait;
+mod wants;
+pub mod word;
 
 pub use host::{Host, Since, switches};
 pub use observation::Observation;

@@ -124,6 +124,7 @@ impl Scope {
             Class::Connect | Class::Io | Class::Child => true,
             Class::FileLock => attached || blocked_ns >= SUSPECT_AFTER_NS,
             _ if attached => true,
+            Class::Write => super::ends::way(&call).is_some() && blocked_ns >= self.threshold_ns,
             Class::Event if call.is_poll() => {
                 let has_needs = !decode::needs(row).memory.is_empty();
                 decode::has_suspicious_millis(&call, args) || has_needs && blocked_ns >= self.threshold_ns

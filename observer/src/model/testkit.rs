@@ -38,6 +38,8 @@ pub(crate) fn row(pid: Pid, tid: Pid) -> ThreadRow {
         registers: None,
         cgroup_id: 0,
         blocker: 0,
+        blocker_tid: 0,
+        blocker_flags: 0,
     }
 }
 

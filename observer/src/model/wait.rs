@@ -113,6 +113,7 @@ pub enum ResourceKind {
     Memory,
     Time,
     Signal,
+    Descriptors,
     Other,
 }
 
@@ -137,6 +138,7 @@ impl ResourceKind {
             Self::Memory => "memory",
             Self::Time => "time",
             Self::Signal => "signal",
+            Self::Descriptors => "descriptors",
             Self::Other => "other",
         }
     }
@@ -182,6 +184,8 @@ impl Resource {
         let named = self.detail.as_deref().filter(|detail| detail.starts_with(&format!("{}:", self.kind.name())));
         let mut text = match (self.kind, named) {
             (ResourceKind::Thread, _) => "exit of thread".to_owned(),
+            // A set says itself what it is.
+            (ResourceKind::Descriptors, None) if self.detail.is_some() => String::new(),
             (_, Some(link)) => link.to_owned(),
             (kind, None) => kind.name().to_owned(),
         };
@@ -195,6 +199,7 @@ impl Resource {
         } else if let Some(detail) = self.detail.as_ref().filter(|_| named.is_none()) {
             text.push_str(&format!(" {detail}"));
         }
+        let mut text = text.trim_start().to_owned();
         if let Some(fd) = self.fd {
             text.push_str(&format!(" (fd {fd})"));
         }
@@ -258,6 +263,36 @@ pub struct Member {
     pub far_end: Option<FarEnd>,
 }
 
+impl Member {
+    /// What is waited for, by the names of poll(2): `in`, `out`, `hup`, …
+    pub fn events(&self) -> Vec<&'static str> {
+        const NAMES: [(u32, &str); 12] = [
+            (0x1, "in"),
+            (0x2, "pri"),
+            (0x4, "out"),
+            (0x8, "err"),
+            (0x10, "hup"),
+            (0x20, "nval"),
+            (0x40, "rdnorm"),
+            (0x80, "rdband"),
+            (0x100, "wrnorm"),
+            (0x200, "wrband"),
+            (0x400, "msg"),
+            (0x2000, "rdhup"),
+        ];
+        NAMES.iter().filter(|(bit, _)| self.events & bit != 0).map(|(_, name)| *name).collect()
+    }
+
+    /// `pipe:[12] (fd 3, in)`.
+    pub fn describe(&self) -> String {
+        let fd = self.resource.fd.map(|fd| format!("fd {fd}"));
+        let events = Some(self.events().join("|")).filter(|events| !events.is_empty());
+        let place: Vec<String> = fd.into_iter().chain(events).collect();
+        let thing = Resource { fd: None, ..self.resource.clone() }.describe();
+        if place.is_empty() { thing } else { format!("{thing} ({})", place.join(", ")) }
+    }
+}
+
 /// A decoded wait.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wait {
@@ -275,6 +310,8 @@ pub struct Wait {
     pub owner: Option<OwnerWord>,
     /// The file lock it waits for, as the kernel lists it.
     pub file_lock: Option<FileLock>,
+    /// The one process whose end it waits for by a pidfd, in observer's PID namespace.
+    pub process: Option<Pid>,
     /// Who can end it from the other end of the pipe or socket.
     pub far_end: Option<FarEnd>,
     /// The set of descriptors it polls.
@@ -300,6 +337,7 @@ impl Wait {
             resource: None,
             owner: None,
             file_lock: None,
+            process: None,
             far_end: None,
             members: Vec::new(),
             members_cut: 0,

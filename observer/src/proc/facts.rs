@@ -1,8 +1,9 @@
 //! Facts about suspects: plain data, gathered by this room, judged by `model`.
 
 use super::locks::FileLockFact;
-use super::monitors::JavaMonitors;
+use super::runtime_locks::RuntimeLocks;
 use super::stack::StackFact;
+use super::stops::StopFact;
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +26,43 @@ pub struct ThreadWant {
     pub kernel_stack: bool,
     /// Whether it waits for a lock on the file behind that descriptor.
     pub file_lock: bool,
+    /// The set of descriptors it polls.
+    pub set: Option<PolledSet>,
+    /// Whether it is to be found out who has the other end of that descriptor, and of those of the set.
+    pub far_end: Option<Way>,
+}
+
+/// Where a set of polled descriptors is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolledSet {
+    /// An array of `struct pollfd`.
+    Poll {
+        /// Address of the first.
+        addr: u64,
+        /// How many.
+        count: u64,
+    },
+    /// Three `fd_set`, to read, to write, exceptions.
+    Select {
+        /// Highest descriptor plus one.
+        count: u64,
+        /// Their addresses; 0 for none.
+        sets: [u64; 3],
+    },
+    /// The `tfd:` lines in `fdinfo` of an epoll instance.
+    Epoll {
+        /// Its descriptor.
+        fd: i32,
+    },
+}
+
+/// What a thread waits for at its end: decides which descriptors of the other end can end that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Way {
+    /// Something to read: whoever can write ends it.
+    pub reads: bool,
+    /// Room to write: whoever can read ends it.
+    pub writes: bool,
 }
 
 /// A piece of the target's memory.
@@ -52,7 +90,7 @@ impl SocketFact {
     /// A socket of which nothing is known but its inode.
     pub(super) fn unknown(inode: u64) -> Self {
         let (protocol, state) = ("unknown".to_owned(), UNKNOWN.to_owned());
-        Self { inode, protocol, state, local: None, remote: None, unread: 0, unsent: 0 }
+        Self { inode, protocol, state, ..Self::default() }
     }
 }
 
@@ -75,7 +113,7 @@ pub struct MemoryFact {
 }
 
 /// What a file descriptor refers to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FdFact {
     /// The descriptor.
     pub fd: i32,
@@ -93,10 +131,19 @@ pub struct FdFact {
     /// or too many to list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watched: Vec<SocketFact>,
+    /// Of a FIFO that has a name: device and inode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fifo: Option<(u64, u64)>,
+    /// Of an eventfd: its id (kernel 5.2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eventfd: Option<u64>,
+    /// Of a pidfd: the process, in observer's PID namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Pid>,
 }
 
 /// A socket, from socket diagnostics or `/proc/PID/net`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SocketFact {
     /// Inode number of the socket.
     pub inode: u64,
@@ -112,6 +159,9 @@ pub struct SocketFact {
     pub unread: u64,
     /// Bytes not yet acknowledged; for a listener, the backlog limit.
     pub unsent: u64,
+    /// Inode number of a unix socket's peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<u64>,
 }
 
 /// Who has the other end of a pipe or a socket open, or who else has an eventfd: whoever can end a wait on this end.
@@ -277,9 +327,9 @@ pub struct Facts {
     /// User stacks, of suspects and of what is reported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stacks: Vec<StackFact>,
-    /// Threads at Java monitors.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub monitors: Vec<JavaMonitors>,
+    /// Threads at locks of their runtimes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", alias = "monitors")]
+    pub runtime_locks: Vec<RuntimeLocks>,
     /// Per process, when first needed or changed.
     pub processes: Vec<ProcessFacts>,
     /// Sockets in SYN-SENT.
@@ -287,6 +337,9 @@ pub struct Facts {
     /// Sockets of stopped processes with bytes or connections waiting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<(ProcessId, SocketFact)>,
+    /// Why processes are stopped, where that is written down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stops: Vec<StopFact>,
     /// Reads that are still stuck now.
     pub blocked_reads: Vec<BlockedRead>,
     /// File locks that suspects wait for.

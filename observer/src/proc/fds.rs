@@ -4,6 +4,9 @@ use super::stat::{errno_name, read_bounded};
 use super::{FdFact, SocketFact};
 use crate::census::Pid;
 use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,12 +29,64 @@ pub fn fd_fact(pid: Pid, tid: Pid, fd: i32) -> Result<FdFact, String> {
     let info = read_bounded(Path::new(&format!("{base}/fdinfo/{fd}")), MAX_INFO).map_err(|e| errno_name(&e))?;
     let whole = (info.len() as u64) < MAX_INFO;
     let info = String::from_utf8_lossy(&info);
-    let flags =
-        info.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok()).unwrap_or(0);
-    let inode = info.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse().ok());
+    let flags = field(&info, "flags:").and_then(|text| u32::from_str_radix(text, 8).ok()).unwrap_or(0);
+    let inode = field(&info, "ino:").and_then(|text| text.parse().ok());
     let watched =
         if whole { watched(&info, |fd| std::fs::read_link(format!("{base}/fd/{fd}")).ok()) } else { Vec::new() };
-    Ok(FdFact { fd, target: target.to_string_lossy().into_owned(), flags, inode, socket: None, watched })
+    let mut fact =
+        FdFact { fd, target: target.to_string_lossy().into_owned(), flags, inode, watched, ..FdFact::default() };
+    match fact.target.as_str() {
+        EVENTFD => fact.eventfd = field(&info, "eventfd-id:").and_then(|text| text.parse().ok()),
+        // A process that has ended, or is in another namespace, reads -1 or 0.
+        text if text == "anon_inode:[pidfd]" || text.starts_with("pidfd:") => {
+            fact.process = field(&info, "Pid:").and_then(|text| text.parse().ok()).filter(|pid| *pid != 0);
+        }
+        _ if file_name(target.as_os_str().as_bytes()).is_some() => {
+            fact.fifo = fifo(&format!("{base}/fd/{fd}"));
+        }
+        _ => {}
+    }
+    Ok(fact)
+}
+
+/// Link of an eventfd.
+pub(super) const EVENTFD: &str = "anon_inode:[eventfd]";
+
+/// What follows a name in `fdinfo`.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+/// The id of an eventfd.
+///
+/// May block where the descriptor is something else by now: not to be called by whoever must not be held up.
+pub(super) fn eventfd_id(pid: Pid, fd: i32) -> Option<u64> {
+    let info = read_bounded(Path::new(&format!("/proc/{pid}/fdinfo/{fd}")), MAX_INFO).ok()?;
+    field(&String::from_utf8_lossy(&info), "eventfd-id:")?.parse().ok()
+}
+
+/// The last part of the link of a named file; what is mounted where may differ between processes. Devices are none.
+pub(super) fn file_name(link: &[u8]) -> Option<&[u8]> {
+    let path = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    let is_device = path.starts_with(b"/dev/") && !path.starts_with(b"/dev/shm/");
+    (path.starts_with(b"/") && !is_device).then(|| path.rsplit(|b| *b == b'/').next()).flatten()
+}
+
+/// Device and inode of what a link of `/proc/PID/fd` leads to, if that is a FIFO. Whoever serves the file system is not
+/// asked, so this does not wait for it.
+pub(super) fn fifo(link: &str) -> Option<(u64, u64)> {
+    let path = CString::new(link).ok()?;
+    let mut found = MaybeUninit::<libc::statx>::uninit();
+    let (flags, mask) = (libc::AT_STATX_DONT_SYNC, libc::STATX_TYPE | libc::STATX_INO);
+    // SAFETY: the path ends with NUL, and the buffer is as large as the kernel's structure; both outlive the call.
+    let answer = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, found.as_mut_ptr()) };
+    if answer != 0 {
+        return None;
+    }
+    // SAFETY: on success the kernel has filled the whole structure, which holds integers only.
+    let found = unsafe { found.assume_init() };
+    let is_fifo = u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFIFO;
+    is_fifo.then(|| (libc::makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
 }
 
 /// The sockets in the `tfd:` lines that `fdinfo` has for an epoll instance (`ep_show_fdinfo`, `fs/eventpoll.c`).

@@ -116,6 +116,7 @@ impl Gatherer {
                 Part::Process { program, facts, complete } => self.keep(program, *facts, complete),
                 Part::Memory { .. } => count(lost, "memory", "late"),
                 Part::Fd { .. } => count(lost, "fd", "late"),
+                Part::Set { .. } => count(lost, "set", "late"),
                 Part::Done { .. } => {}
             }
         }
@@ -200,6 +201,7 @@ impl Gatherer {
                 task.threads.push(want.tid);
             }
             task.fds.extend(want.fd.map(|fd| (index, want.tid, fd)));
+            task.sets.extend(want.set.map(|set| (index, want.tid, set)));
         }
         // A few threads are enough to find one that is alive.
         task.threads.truncate(4);
@@ -213,7 +215,7 @@ impl Gatherer {
                 _ => task.identity = Some((program.clone(), outline(process, &stat, &program))),
             }
         }
-        let idle = task.memory.is_empty() && task.fds.is_empty() && task.identity.is_none();
+        let idle = task.memory.is_empty() && task.fds.is_empty() && task.sets.is_empty() && task.identity.is_none();
         Ok((!idle).then_some(task))
     }
 
@@ -238,14 +240,21 @@ impl Gatherer {
                         threads[index].taken_ns = taken_ns;
                     }
                 }
-                Ok(Part::Fd { call, want, fd }) if call == self.call => match fd {
+                Ok(Part::Fd { call, want, fd }) if call == self.call => match *fd {
                     Ok(fd) => threads[want].fd = Some(fd),
                     Err(reason) => count(lost, "fd", &reason),
+                },
+                Ok(Part::Set { call, want, set }) if call == self.call => match set {
+                    Some(set) => {
+                        threads[want].members = set.listed;
+                        threads[want].members_cut = set.cut;
+                    }
+                    None => count(lost, "set", "not readable"),
                 },
                 Ok(Part::Done { call, process }) if call == self.call => {
                     pending.remove(&process);
                 }
-                Ok(Part::Memory { .. } | Part::Fd { .. } | Part::Done { .. }) => {}
+                Ok(Part::Memory { .. } | Part::Fd { .. } | Part::Set { .. } | Part::Done { .. }) => {}
                 Err(_) => self.pool.tend(),
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! [`Gatherer::gather`] is called once per census with what the model asks for. Invariants:
 //! - It returns within its deadline, whatever a target does: everything that can block (memory, command line, maps,
-//!   program file, `fdinfo`) runs on readers that may be lost ([`pool`]). Not so [`file_locks`], a call of its own that
-//!   reads `fdinfo` of plain files only, which does not wait for anybody.
+//!   program file, `fdinfo`) runs on readers that may be lost ([`pool`]). Not so [`file_locks`] and [`FarEnds`], calls of
+//!   their own that read links, and `fdinfo` of plain files only, which does not wait for anybody.
 //! - Nothing is reported of a process whose PID belongs to another one by now.
 //! - Nothing is sent to a target, stopped in it or left open in it; network namespaces are not kept alive.
 
@@ -11,6 +11,7 @@ pub mod cgroup;
 mod elf;
 mod error;
 pub mod facts;
+mod far_ends;
 mod fds;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -20,12 +21,14 @@ mod in_root;
 mod locks;
 pub mod maps;
 pub mod memory;
-pub mod monitors;
+mod polled;
 pub mod pool;
 mod runtime;
+pub mod runtime_locks;
 mod sockets;
 pub mod stack;
 mod stat;
+mod stops;
 mod tree;
 mod work;
 
@@ -34,12 +37,14 @@ mod tests;
 
 pub use error::ProcError;
 pub use facts::*;
+pub use far_ends::FarEnds;
 pub use fds::fd_fact;
 pub use gather::{GatherSettings, Gatherer};
 pub(crate) use in_root::open_in_root;
 pub use locks::{BlockedLock, FileLockFact, FileLockKind, LockRange, LockWaiter, file_locks};
-pub use monitors::{JavaMonitor, JavaMonitors};
+pub use runtime_locks::{RuntimeLock, RuntimeLockKind, RuntimeLocks, RuntimeWant};
 pub use sockets::Sockets;
 pub use stack::{FoundBy, Frame, Mention, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
+pub use stops::{StopFact, stop_fact};
 pub use tree::children_of;

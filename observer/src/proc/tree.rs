@@ -51,6 +51,8 @@ mod tests {
             registers: None,
             cgroup_id: 0,
             blocker: 0,
+            blocker_tid: 0,
+            blocker_flags: 0,
         }
     }
 

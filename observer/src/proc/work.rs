@@ -2,10 +2,11 @@
 
 use super::identity::{Program, complete};
 use super::memory::{self, unread};
+use super::polled::{self, Members};
 use super::pool::{Clock, Steps};
 use super::sockets::Sockets;
 use super::stat::{Identity, identity};
-use super::{FdFact, MemoryFact, MemoryRange, ProcessFacts, ThreadFacts, ThreadWant, fds};
+use super::{FdFact, MemoryFact, MemoryRange, PolledSet, ProcessFacts, ThreadFacts, ThreadWant, fds};
 use crate::census::{Pid, ProcessId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
@@ -14,7 +15,8 @@ use std::sync::mpsc::Sender;
 pub(super) enum Part {
     Process { program: Program, facts: Box<ProcessFacts>, complete: bool },
     Memory { call: u64, wants: Vec<(usize, Vec<MemoryFact>)>, taken_ns: u64 },
-    Fd { call: u64, want: usize, fd: Result<FdFact, String> },
+    Fd { call: u64, want: usize, fd: Box<Result<FdFact, String>> },
+    Set { call: u64, want: usize, set: Option<Members> },
     Done { call: u64, process: ProcessId },
 }
 
@@ -24,6 +26,7 @@ pub(super) struct Task {
     pub(super) call: u64,
     pub(super) memory: Vec<(usize, Vec<MemoryRange>)>,
     pub(super) fds: Vec<(usize, Pid, i32)>,
+    pub(super) sets: Vec<(usize, Pid, PolledSet)>,
     pub(super) threads: Vec<Pid>,
     pub(super) identity: Option<(Program, ProcessFacts)>,
 }
@@ -59,7 +62,21 @@ pub(super) fn work(process: ProcessId, task: Task, steps: &Steps, sender: Sender
         let ours = identity(process) == Identity::Same;
         for (want, fd) in read {
             let fd = if ours { fd } else { Err("ESRCH".into()) };
-            send(Part::Fd { call: task.call, want, fd });
+            send(Part::Fd { call: task.call, want, fd: Box::new(fd) });
+        }
+    }
+    if !task.sets.is_empty() {
+        steps.begin("polled set");
+        // Many threads wait at the same epoll instance.
+        let mut read: Vec<(usize, PolledSet, Option<Members>)> = Vec::new();
+        for &(want, tid, set) in &task.sets {
+            let known = read.iter().find(|(_, other, found)| *other == set && found.is_some());
+            let found = known.map_or_else(|| polled::read(process, tid, set), |(.., found)| found.clone());
+            read.push((want, set, found));
+        }
+        let ours = identity(process) == Identity::Same;
+        for (want, _, set) in read {
+            send(Part::Set { call: task.call, want, set: set.filter(|_| ours) });
         }
     }
     if let Some((program, facts)) = task.identity
@@ -97,18 +114,19 @@ pub(super) fn fail(threads: &mut [ThreadFacts], indices: &[usize], reason: &str)
 /// The sockets behind the descriptors.
 pub(super) fn add_sockets(wants: &[ThreadWant], threads: &mut [ThreadFacts], sockets: &mut Sockets) {
     let mut inodes: BTreeMap<Pid, BTreeSet<u64>> = BTreeMap::new();
-    let inode = |thread: &ThreadFacts| thread.fd.as_ref().and_then(|fd| fds::socket_inode(&fd.target));
+    let inode = |fd: &FdFact| fds::socket_inode(&fd.target);
     for (want, thread) in wants.iter().zip(threads.iter()) {
         let watched = thread.fd.iter().flat_map(|fd| &fd.watched).map(|socket| socket.inode);
-        for inode in inode(thread).into_iter().chain(watched) {
+        let members = thread.members.iter().map(|member| &member.fd);
+        for inode in thread.fd.iter().chain(members).filter_map(inode).chain(watched) {
             inodes.entry(want.process.pid).or_default().insert(inode);
         }
     }
     for (pid, inodes) in inodes {
         let found = sockets.by_inode(pid, &inodes);
         for thread in threads.iter_mut().filter(|t| t.process.pid == pid) {
-            let wanted = inode(thread);
-            if let Some(fd) = thread.fd.as_mut() {
+            for fd in thread.fd.iter_mut().chain(thread.members.iter_mut().map(|member| &mut member.fd)) {
+                let wanted = inode(fd);
                 fd.socket = found.iter().find(|s| Some(s.inode) == wanted).cloned();
                 for socket in &mut fd.watched {
                     if let Some(known) = found.iter().find(|s| s.inode == socket.inode) {

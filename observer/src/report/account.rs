@@ -26,6 +26,10 @@ pub struct Account {
     pub census_ns: u64,
     /// Censuses taken.
     pub censuses: u64,
+    /// Time spent on working out who waits for whom and whether that is a finding, nanoseconds, since the start.
+    pub judge_ns: u64,
+    /// Time spent on stacks, their names, and what they say, nanoseconds, since the start.
+    pub explain_ns: u64,
 }
 
 impl Account {
@@ -79,6 +83,8 @@ impl Account {
             "self_rss_bytes": self.self_rss_bytes,
             "census_ns": self.census_ns,
             "censuses": self.censuses,
+            "judge_ns": self.judge_ns,
+            "explain_ns": self.explain_ns,
         })
     }
 }

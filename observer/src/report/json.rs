@@ -5,7 +5,9 @@ use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{Life, Link, Moment};
 use crate::model::frames::Reading;
 use crate::model::graph::{Graph, Hop};
+use crate::model::wait::Member;
 use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
+use crate::proc::FarEnd;
 use serde_json::{Value, json};
 
 /// RFC 3339 with milliseconds, UTC.
@@ -79,6 +81,29 @@ fn wait(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Value {
         "resource": wait.resource.as_ref().map(resource),
         "holder": holder(host, graph, row, wait),
         "reading": wait.reading.as_ref().map(reading),
+        "far_end": wait.far_end.as_ref().map(far_end),
+        "members": wait.members.iter().map(member).collect::<Vec<_>>(),
+        "members_cut": wait.members_cut,
+    })
+}
+
+/// Who has the other end.
+fn far_end(end: &FarEnd) -> Value {
+    let holders = end.holders.iter().map(|holder| json!({ "pid": holder.process.pid, "fd": holder.fd }));
+    json!({ "object": end.object, "holders": holders.collect::<Vec<_>>(), "unsearched": end.unsearched })
+}
+
+/// One descriptor of a polled set.
+fn member(member: &Member) -> Value {
+    let resource = &member.resource;
+    json!({
+        "fd": resource.fd,
+        "kind": resource.kind.name(),
+        "detail": resource.detail,
+        "local": resource.local,
+        "remote": resource.remote,
+        "events": member.events(),
+        "far_end": member.far_end.as_ref().map(far_end),
     })
 }
 

@@ -3,9 +3,11 @@
 use super::{Account, ProcessView, Setting, chains, json, lately, stacks};
 use crate::census::{Pid, ThreadRow, TimeoutKind};
 use crate::detect::{Change, Life, Link, Severity};
+use crate::model::decode::in_words;
 use crate::model::frames::{Reading, Rest};
 use crate::model::graph::{Graph, Hop, Nature};
-use crate::model::{Class, Host, Owner, Wait, duration};
+use crate::model::{Class, Host, Owner, ResourceKind, Wait, duration};
+use crate::proc::{EndHolder, FarEnd};
 use anstyle::{AnsiColor, Style};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -219,7 +221,7 @@ fn thread_line(host: &Host, graph: &Graph, row: &ThreadRow, wait: Option<&Wait>)
     let thing = wait.and_then(|w| w.resource.as_ref()).map_or_else(|| "-".to_owned(), |r| clean(&r.describe()));
     let held = match wait.and_then(|wait| host.owner_of(wait, row)) {
         None => match graph.edge(row.tid) {
-            Some(Hop { owner: Some(Owner::Thread(tid)), nature, .. }) => {
+            Some(Hop { owner: Some(Owner::Thread(tid)), nature, .. }) if *nature != Nature::FarEnd => {
                 format!("{} {}", nature.verb(), clean(&host.name(*tid)))
             }
             _ => String::new(),
@@ -232,7 +234,32 @@ fn thread_line(host: &Host, graph: &Graph, row: &ThreadRow, wait: Option<&Wait>)
     };
     let timeout = wait.map_or_else(|| "-".to_owned(), timeout_words);
     let comm = if row.compat { format!("{} [32-bit]", row.comm) } else { row.comm.clone() };
-    [row.tid.to_string(), clean(&comm), row.state_letter().to_string(), time, call, timeout, format!("{thing} {held}")]
+    let far = wait.and_then(|wait| wait.far_end.as_ref()).map(|end| far_end(host, end)).unwrap_or_default();
+    let watched = wait.filter(|wait| wait.resource.as_ref().is_some_and(|r| r.kind == ResourceKind::Epoll));
+    let watched = watched.filter(|wait| !wait.members.is_empty()).map(|wait| in_words(&wait.members, wait.members_cut));
+    let watched = watched.map(|words| format!(", watching {}", clean(&words))).unwrap_or_default();
+    let place = format!("{thing}{watched}{far} {held}");
+    [row.tid.to_string(), clean(&comm), row.state_letter().to_string(), time, call, timeout, place]
+}
+
+/// Who has the other end: `, other end: writer (pid 77, fd 4)`.
+fn far_end(host: &Host, end: &FarEnd) -> String {
+    let name = |pid: u32| host.row(pid).map_or_else(|| "?".to_owned(), |row| clean(&row.comm));
+    let one = |holder: &EndHolder| {
+        let pid = holder.process.pid;
+        format!("{} (pid {pid}, fd {})", name(pid), holder.fd)
+    };
+    let mut who: Vec<String> = end.holders.iter().take(NAMED).map(one).collect();
+    if let Some(more @ 1..) = end.holders.len().checked_sub(NAMED) {
+        who.push(format!("{more} more"));
+    }
+    if end.holders.is_empty() {
+        who.push("nobody found".to_owned());
+    }
+    if end.unsearched > 0 {
+        who.push(format!("{} processes not searched", end.unsearched));
+    }
+    format!(", other end: {}", who.join(", "))
 }
 
 fn table(lines: &[[String; 7]]) -> String {

@@ -1,9 +1,10 @@
-//! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks` and `cargo xtask bench tax`.
+//! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks`, `cargo xtask bench convoy` and `cargo xtask bench tax`.
 //!
 //! They measure only processes they start themselves, and write a table into docs/overhead.md.
 
 mod census;
 mod companion;
+mod convoy;
 mod limits;
 mod namespace;
 mod stacks;
@@ -28,6 +29,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
     let table = match what {
         "census" => census::measure(&observer, quick)?,
         "stacks" => stacks::measure(&observer, quick)?,
+        "convoy" => convoy::measure(&observer, quick)?,
         _ => tax::measure(&observer, quick)?,
     };
     println!("\n{table}");

@@ -31,14 +31,7 @@ fn recording() -> String {
         let mut facts = thread_facts(row, [2_u16.to_ne_bytes().to_vec(), vec![0, 80, 127, 0, 0, 1]].concat());
         facts.memory[0].addr = 0x2000;
         facts.kernel_stack = vec!["folio_wait_bit_common+0x13d".to_owned()];
-        facts.fd = Some(FdFact {
-            fd: 4,
-            target: "/mnt/x".to_owned(),
-            flags: 0,
-            inode: None,
-            socket: None,
-            watched: Vec::new(),
-        });
+        facts.fd = Some(FdFact { fd: 4, target: "/mnt/x".to_owned(), ..FdFact::default() });
         threads.push(facts);
     }
     let mut learnt = facts(threads);

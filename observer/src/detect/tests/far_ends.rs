@@ -14,7 +14,7 @@ fn on_pipe(pid: Pid, tid: Pid, call: u32) -> ThreadRow {
 
 /// What is read of it: its descriptor is this, and these processes have the other end. Looked up at second 91.
 fn end_of(row: &ThreadRow, target: &str, holders: &[Pid]) -> ThreadFacts {
-    let fd = FdFact { fd: 3, target: target.to_owned(), flags: 0, inode: None, socket: None, watched: Vec::new() };
+    let fd = FdFact { fd: 3, target: target.to_owned(), ..FdFact::default() };
     let holders = holders.iter().map(|pid| EndHolder { process: process(*pid), fd: 4 }).collect();
     let far_end = FarEnd { object: target.to_owned(), holders, unsearched: 0, taken_ns: 91 * S };
     ThreadFacts { memory: Vec::new(), fd: Some(fd), far_end: Some(far_end), ..thread_facts(row, Vec::new()) }

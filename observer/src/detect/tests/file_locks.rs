@@ -13,7 +13,7 @@ fn in_flock(pid: u32) -> ThreadRow {
 /// What is read of a thread that waits for the file with this inode.
 fn on_file(row: &ThreadRow, inode: u64) -> crate::proc::ThreadFacts {
     let target = format!("/run/{inode}.lock");
-    let fd = FdFact { fd: 3, target, flags: 0, inode: Some(inode), socket: None, watched: Vec::new() };
+    let fd = FdFact { fd: 3, target, inode: Some(inode), ..FdFact::default() };
     crate::proc::ThreadFacts { memory: Vec::new(), fd: Some(fd), ..thread_facts(row, Vec::new()) }
 }
 

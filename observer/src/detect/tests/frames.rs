@@ -7,7 +7,7 @@ use crate::proc::{Frame, Mention, Stack, StackEnd, StackFact};
 use std::sync::Arc;
 
 /// The stack of a thread, innermost function first.
-fn stack(row: &ThreadRow, names: &[&str]) -> StackFact {
+pub(super) fn stack(row: &ThreadRow, names: &[&str]) -> StackFact {
     let frames = names.iter().map(|name| Frame { function: Some((*name).to_owned()), ..Frame::default() }).collect();
     let stack = Arc::new(Stack { frames, end: StackEnd::Root });
     StackFact { tid: row.tid, process: row.process, switches: switches(row), stack, sought: vec![], mentions: vec![] }

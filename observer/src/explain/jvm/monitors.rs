@@ -3,9 +3,9 @@
 //! The JVM runs on while it is read, so it is looked at twice, and what both looks show is believed.
 
 use super::vm_structs::VmStructs;
-use super::{Memory, TOGETHER, number, word};
 use crate::census::Pid;
-use crate::proc::JavaMonitor;
+use crate::explain::pieces::{Memory, TOGETHER, number, word};
+use crate::proc::{RuntimeLock, RuntimeLockKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// More threads than any JVM has.
@@ -20,15 +20,15 @@ const LOCK_STACK: u64 = 8;
 const ANONYMOUS: u64 = 1;
 
 /// Who waits for which monitor.
-pub(super) fn read(structs: &VmStructs, memory: &mut Memory<'_>) -> Result<Vec<JavaMonitor>, String> {
+pub(super) fn read(structs: &VmStructs, memory: &mut Memory<'_>) -> Result<Vec<RuntimeLock>, String> {
     let layout = Layout::new(structs)?;
     let first = layout.look(memory)?;
     let second = layout.look(memory)?;
-    let first: HashMap<u64, JavaMonitor> = first.into_iter().collect();
+    let first: HashMap<u64, RuntimeLock> = first.into_iter().collect();
     let both = second.into_iter().filter_map(|(thread, now)| {
         let before = first.get(&thread)?;
-        let same = JavaMonitor { owner: now.owner, ..*before } == now;
-        same.then(|| JavaMonitor { owner: now.owner.filter(|_| before.owner == now.owner), ..now })
+        let same = RuntimeLock { owner: now.owner, ..*before } == now;
+        same.then(|| RuntimeLock { owner: now.owner.filter(|_| before.owner == now.owner), ..now })
     });
     Ok(both.collect())
 }
@@ -178,7 +178,7 @@ impl Layout {
     }
 
     /// Who waits, by the address of its `JavaThread`, in the order of the list.
-    fn look(&self, memory: &mut Memory<'_>) -> Result<Vec<(u64, JavaMonitor)>, String> {
+    fn look(&self, memory: &mut Memory<'_>) -> Result<Vec<(u64, RuntimeLock)>, String> {
         let threads = self.threads(memory)?;
         let wanted: BTreeSet<u64> = threads.iter().flat_map(|thread| [thread.pending, thread.waiting]).collect();
         let wanted: Vec<u64> = wanted.into_iter().filter(|monitor| *monitor != 0).collect();
@@ -194,7 +194,8 @@ impl Layout {
             let monitor = monitors.get(&address)?;
             let object = objects.get(&monitor.object).copied().flatten();
             let owner = owners.of(monitor, self.owner_kind, object);
-            let row = JavaMonitor { waiter: thread.tid, monitor: address, owner, entering };
+            let (waiter, kind) = (thread.tid, RuntimeLockKind::Monitor);
+            let row = RuntimeLock { waiter, address, kind, owner, entering, turns: 0 };
             // Who owns it does not wait for it any more.
             (owner != Some(thread.tid)).then_some((thread.address, row))
         });

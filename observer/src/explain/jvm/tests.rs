@@ -4,6 +4,8 @@
 mod real;
 
 use super::*;
+use crate::explain::pieces::Memory;
+use crate::proc::RuntimeLockKind;
 use std::collections::BTreeMap;
 
 /// Where the symbols are; no bias.
@@ -113,7 +115,7 @@ impl Fake {
         self.put_word(monitor + 64, owner);
     }
 
-    fn read(&self) -> Result<Vec<JavaMonitor>, String> {
+    fn read(&self) -> Result<Vec<RuntimeLock>, String> {
         read_with(|range| self.bytes(range))
     }
 }
@@ -123,7 +125,7 @@ fn thread(number: u64) -> u64 {
 }
 
 /// Through the words that the symbols stand for.
-fn read_with(mut piece: impl FnMut(&MemoryRange) -> Vec<u8>) -> Result<Vec<JavaMonitor>, String> {
+fn read_with(mut piece: impl FnMut(&MemoryRange) -> Vec<u8>) -> Result<Vec<RuntimeLock>, String> {
     let symbols = Symbols(std::array::from_fn(|place| SYMBOLS + 0x100 + 8 * place as u64));
     let mut read = |ranges: &[MemoryRange]| ranges.iter().map(&mut piece).collect();
     let mut memory = Memory { read: &mut read };
@@ -131,8 +133,8 @@ fn read_with(mut piece: impl FnMut(&MemoryRange) -> Vec<u8>) -> Result<Vec<JavaM
     monitors::read(&structs, &mut memory)
 }
 
-fn row(waiter: Pid, monitor: u64, owner: Option<Pid>, entering: bool) -> JavaMonitor {
-    JavaMonitor { waiter, monitor, owner, entering }
+fn row(waiter: Pid, monitor: u64, owner: Option<Pid>, entering: bool) -> RuntimeLock {
+    RuntimeLock { waiter, address: monitor, kind: RuntimeLockKind::Monitor, owner, entering, turns: 0 }
 }
 
 const PENDING: u64 = 120;

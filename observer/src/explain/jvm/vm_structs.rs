@@ -1,7 +1,7 @@
 //! `gHotSpotVMStructs`: HotSpot's own table of where its fields are (`src/hotspot/share/runtime/vmStructs.hpp`).
 
 use super::super::image::Image;
-use super::{Memory, number, word};
+use crate::explain::pieces::{Memory, number, word};
 use object::LittleEndian;
 use object::read::elf::Sym;
 use std::collections::{BTreeSet, HashMap};

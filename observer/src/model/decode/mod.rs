@@ -1,6 +1,7 @@
 //! From a row (and the memory it points to) to a [`Wait`]. Sans I/O: [`needs`] says which memory and
 //! which descriptor to fetch, [`decode`] works with what came back, however little.
 
+mod ends;
 mod futex;
 mod restart;
 mod syscalls;
@@ -9,9 +10,10 @@ mod timeout;
 use super::file_lock;
 use super::wait::{Class, Resource, ResourceKind, Timeout, Wait};
 use crate::census::{Clocks, SyscallInProgress, ThreadRow};
-use crate::proc::{FdFact, Libc, MemoryFact, MemoryRange};
+use crate::proc::{FdFact, Libc, MemoryFact, MemoryRange, PolledSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+pub use ends::{in_words, with_ends};
 pub use futex::may_be_lock;
 pub use syscalls::{Call, TimeoutAt};
 pub use timeout::{ABSURD_NS, has_suspicious_millis};
@@ -23,6 +25,8 @@ pub struct Needs {
     pub memory: Vec<MemoryRange>,
     /// A descriptor of the target.
     pub fd: Option<i32>,
+    /// The set of descriptors it polls.
+    pub set: Option<PolledSet>,
 }
 
 /// The memory that came back.
@@ -100,6 +104,7 @@ pub fn needs(row: &ThreadRow) -> Needs {
         needs.memory.push(MemoryRange { addr: in_progress.args[2], len: file_lock::REQUEST_LEN });
     }
     needs.fd = call.fd(&in_progress.args);
+    needs.set = ends::set(&call, &in_progress.args, row.compat);
     needs
 }
 
@@ -154,7 +159,7 @@ pub fn decode(row: &ThreadRow, known: &Known<'_>) -> Option<Wait> {
 fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource> {
     match call.class {
         Class::Sleep => return Some(Resource::of(ResourceKind::Time)),
-        Class::Child => return Some(child(call, args)),
+        Class::Child => return Some(child(call, args, known)),
         Class::Event if call.fd_arg.is_none() => return None,
         _ => {}
     }
@@ -163,13 +168,21 @@ fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource>
         let kind = if call.class == Class::FileLock { ResourceKind::File } else { ResourceKind::Other };
         return Some(Resource { fd: Some(fd), ..Resource::of(kind) });
     };
-    let mut resource = Resource { fd: Some(fd), ..Resource::of(kind_of(fact)) };
+    Some(described(fact))
+}
+
+/// What a descriptor refers to.
+fn described(fact: &FdFact) -> Resource {
+    let mut resource = Resource { fd: Some(fact.fd), ..Resource::of(kind_of(fact)) };
     if let Some(socket) = &fact.socket {
         resource.local.clone_from(&socket.local);
         resource.remote.clone_from(&socket.remote);
     }
-    resource.detail = Some(fact.target.clone());
-    Some(resource)
+    resource.detail = Some(match fact.process {
+        Some(pid) => format!("process {pid}"),
+        None => fact.target.clone(),
+    });
+    resource
 }
 
 /// An epoll instance whose sockets are all listening: the wait is for a connection, as in `accept`.
@@ -178,7 +191,12 @@ fn watches_only_listeners(call: &Call, args: &[u64; 6], known: &Known<'_>) -> bo
     !watched.is_empty() && watched.iter().all(|socket| socket.state == "LISTEN")
 }
 
-fn child(call: &Call, args: &[u64; 6]) -> Resource {
+fn child(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Resource {
+    // waitid(P_PIDFD)
+    if let Some(fd) = call.fd(args) {
+        let fact = known.fd.filter(|fact| fact.fd == fd && fact.process.is_some());
+        return fact.map_or_else(|| Resource { fd: Some(fd), ..Resource::of(ResourceKind::Child) }, described);
+    }
     let which = match call.name {
         "wait4" | "waitpid" => match args[0] as i32 {
             -1 => "any child".to_owned(),
@@ -205,13 +223,17 @@ fn kind_of(fact: &FdFact) -> ResourceKind {
             _ => ResourceKind::Socket,
         };
     }
-    if target.starts_with("pipe:") {
+    if target.starts_with("pidfd:") {
+        return ResourceKind::Child;
+    }
+    if target.starts_with("pipe:") || fact.fifo.is_some() {
         return ResourceKind::Pipe;
     }
     match target {
         "anon_inode:[eventfd]" => ResourceKind::Eventfd,
         "anon_inode:[eventpoll]" => ResourceKind::Epoll,
         "anon_inode:[signalfd]" => ResourceKind::Signal,
+        "anon_inode:[pidfd]" => ResourceKind::Child,
         "anon_inode:[timerfd]" => ResourceKind::Time,
         _ if target.starts_with("/dev/pts/") || target.starts_with("/dev/tty") => ResourceKind::Terminal,
         _ if target.starts_with('/') => ResourceKind::File,

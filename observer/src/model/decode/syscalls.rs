@@ -117,7 +117,10 @@ impl Call {
 
     /// The descriptor this call works on.
     pub fn fd(&self, args: &[u64; 6]) -> Option<i32> {
-        let fd = *args.get(self.fd_arg?)? as i32;
+        // P_PIDFD
+        let by_pidfd = self.name == "waitid" && args[0] as i32 == 3;
+        let at = if by_pidfd { 1 } else { self.fd_arg? };
+        let fd = *args.get(at)? as i32;
         (fd >= 0).then_some(fd)
     }
 }

@@ -36,6 +36,8 @@ pub enum Nature {
     Child,
     /// It has the other end of the pipe or socket.
     FarEnd,
+    /// It traces it.
+    Tracer,
 }
 
 impl Nature {
@@ -46,6 +48,7 @@ impl Nature {
             Self::Exit => "thread",
             Self::Child => "child",
             Self::FarEnd => "other_end",
+            Self::Tracer => "tracer",
         }
     }
 
@@ -56,6 +59,7 @@ impl Nature {
             Self::Exit => "of",
             Self::Child => "which is",
             Self::FarEnd => "whose other end has",
+            Self::Tracer => "which is",
         }
     }
 }

@@ -97,7 +97,11 @@ fn children(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Way> {
         nature: Nature::Child,
         // Another thread of the child may still end it.
         confidence: Confidence::Likely,
-        how: "parent waits for its child",
+        how: if wait.process.is_some() {
+            "waits on a descriptor of that process (pidfd)"
+        } else {
+            "parent waits for its child"
+        },
     };
     match awaited.as_slice() {
         [] => None,
@@ -117,6 +121,9 @@ pub fn awaited_child(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Pid> {
 
 /// The children any of which a thread waits for, by their main threads.
 fn awaited_children(host: &Host, row: &ThreadRow, wait: &Wait) -> Vec<Pid> {
+    if let Some(pid) = wait.process {
+        return host.row(pid).filter(|row| !row.is_exiting()).map(|row| row.tid).into_iter().collect();
+    }
     let is_wait = matches!(wait.syscall, "wait4" | "waitpid" | "waitid");
     let is_vfork = row.state_letter() == 'D' && matches!(wait.syscall, "vfork" | "clone" | "clone3");
     if !is_wait && !is_vfork {

@@ -111,6 +111,7 @@ impl Socket {
             remote,
             unread: self.unread,
             unsent: self.unsent,
+            peer: (self.peer != 0).then_some(self.peer),
         }
     }
 }
@@ -123,6 +124,8 @@ pub struct Sockets {
     /// By inode of the namespace, kind and states.
     listed: HashMap<(u64, Table, u32), Listing>,
     channels: HashMap<u64, Option<Rc<OwnedFd>>>,
+    /// A process of each network namespace.
+    representatives: Option<Vec<Pid>>,
     lost: BTreeMap<String, u64>,
 }
 
@@ -141,6 +144,7 @@ impl Sockets {
             own: namespace("self").ok(),
             listed: HashMap::new(),
             channels: HashMap::new(),
+            representatives: None,
             lost: BTreeMap::new(),
         }
     }
@@ -203,6 +207,53 @@ impl Sockets {
             }
         }
         found
+    }
+
+    /// Inode of the socket at the other end of a TCP connection of `pid`, if that is on this host: in the same network
+    /// namespace, or else in one of those of `among`, where addresses other than loopback may lead. `None` as well where two
+    /// namespaces have such a connection: the same private addresses may be in use twice.
+    pub(super) fn tcp_peer(
+        &mut self,
+        pid: Pid,
+        local: SocketAddr,
+        remote: SocketAddr,
+        among: &[ProcessId],
+    ) -> Option<u64> {
+        let find = |listing: Listing| reversed(&listing.sockets, local, remote);
+        if let Some(inode) = self.list(pid, Table::Tcp, state_bit::ALL).and_then(find) {
+            return Some(inode);
+        }
+        if remote.ip().is_loopback() {
+            return None;
+        }
+        let mut found = BTreeSet::new();
+        for other in self.one_of_each_namespace(among) {
+            found.extend(self.list(other, Table::Tcp, state_bit::ALL).and_then(find));
+        }
+        found.pop_first().filter(|_| found.is_empty())
+    }
+
+    /// A process of every network namespace among these.
+    fn one_of_each_namespace(&mut self, among: &[ProcessId]) -> Vec<Pid> {
+        if let Some(known) = &self.representatives {
+            return known.clone();
+        }
+        let mut seen = BTreeSet::new();
+        let mut one_of_each = Vec::new();
+        for process in among {
+            if Instant::now() > self.until {
+                self.lose("deadline");
+                break;
+            }
+            // One that is gone, or may not be looked at, has no namespace that could be listed.
+            if let Ok(inode) = namespace(&process.pid.to_string())
+                && seen.insert(inode)
+            {
+                one_of_each.push(process.pid);
+            }
+        }
+        self.representatives = Some(one_of_each.clone());
+        one_of_each
     }
 
     fn facts(
@@ -285,6 +336,13 @@ impl Sockets {
             }
         }
     }
+}
+
+/// The other end of the connection from `local` to `remote`. One without an inode belongs to no descriptor: it has not been
+/// accepted yet, or was closed.
+fn reversed(sockets: &[Socket], local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+    let is_peer = |s: &&Socket| s.local == Some(remote) && s.remote == Some(local) && s.inode != 0;
+    sockets.iter().find(is_peer).map(|s| s.inode)
 }
 
 /// A netlink socket in the network namespace of `pid`; `None` when that is refused (it takes `CAP_SYS_ADMIN`).

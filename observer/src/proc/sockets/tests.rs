@@ -1,11 +1,11 @@
 //! Sockets of this process and of one in a network namespace of its own.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use super::{Sockets, Table, procnet, state_bit};
+use super::{Socket, Sockets, Table, procnet, reversed, state_bit};
 use crate::census::ProcessId;
 use crate::host::clock::monotonic_ns;
 use crate::proc::tests::victim::{Victim, wait_for};
-use crate::proc::{ConnectingSocket, GatherSettings, Gatherer, ThreadWant, exists};
+use crate::proc::{ConnectingSocket, GatherSettings, Gatherer, ThreadWant, exists, fd_fact};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, listen, socket,
@@ -141,6 +141,8 @@ fn the_socket_behind_a_descriptor() {
             fd: Some(fd),
             kernel_stack: true,
             file_lock: false,
+            set: None,
+            far_end: None,
         })
         .collect();
     let settings = GatherSettings { deadline: LIMIT, ..GatherSettings::default() };
@@ -157,4 +159,46 @@ fn the_socket_behind_a_descriptor() {
     assert_eq!(facts.threads[3].fd.as_ref().unwrap().flags & 3, 0);
     assert_eq!(facts.threads[4].fd, None);
     assert_eq!(facts.lost.get("fd: ENOENT"), Some(&1));
+}
+
+#[test]
+fn the_other_end_of_a_connection() {
+    let socket = |inode, local: &str, remote: &str| Socket {
+        table: Table::Tcp,
+        inode,
+        state: 1,
+        local: local.parse().ok(),
+        remote: remote.parse().ok(),
+        unread: 0,
+        unsent: 0,
+        retransmits: 0,
+        connecting_for: None,
+        name: None,
+        peer: 0,
+    };
+    let all = [
+        socket(1, "10.0.0.1:5000", "10.0.0.2:80"),
+        socket(2, "10.0.0.2:80", "10.0.0.1:5001"),
+        socket(0, "10.0.0.2:80", "10.0.0.1:5002"),
+        socket(3, "10.0.0.2:80", "nobody"),
+        socket(4, "10.0.0.2:80", "10.0.0.1:5000"),
+    ];
+    let find = |local: &str, remote: &str| reversed(&all, local.parse().unwrap(), remote.parse().unwrap());
+    assert_eq!(find("10.0.0.1:5000", "10.0.0.2:80"), Some(4));
+    assert_eq!(find("10.0.0.1:5001", "10.0.0.2:80"), Some(2));
+    assert_eq!(find("10.0.0.1:5002", "10.0.0.2:80"), None, "not accepted yet");
+    assert_eq!(find("10.0.0.1:5003", "10.0.0.2:80"), None);
+}
+
+#[test]
+fn both_ends_of_a_mapped_address() {
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let inode = |fd| fd_fact(me().pid, me().pid, fd).ok().and_then(|f| crate::proc::fds::socket_inode(&f.target));
+    let mut sockets = Sockets::new(|| 0, Instant::now() + Duration::from_secs(5));
+    let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+    let found = sockets.tcp_peer(me().pid, local, remote, &[]);
+    assert_eq!(found, inode(server.as_raw_fd()));
+    assert_eq!(sockets.tcp_peer(me().pid, remote, local, &[]), inode(client.as_raw_fd()));
 }

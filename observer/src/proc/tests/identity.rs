@@ -142,6 +142,8 @@ fn cost() {
             fd: Some(0),
             kernel_stack: false,
             file_lock: false,
+            set: None,
+            far_end: None,
         })
         .collect();
     let mut gatherer = gatherer();

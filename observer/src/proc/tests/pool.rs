@@ -18,6 +18,8 @@ fn want(process: ProcessId, addr: u64) -> ThreadWant {
         fd: None,
         kernel_stack: false,
         file_lock: false,
+        set: None,
+        far_end: None,
     }
 }
 

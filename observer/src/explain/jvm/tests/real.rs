@@ -4,7 +4,7 @@ use super::super::read;
 use crate::census::{Pid, ProcessId};
 use crate::explain::library::Library;
 use crate::proc::maps;
-use crate::proc::{JavaMonitor, JavaMonitors, exists};
+use crate::proc::{RuntimeLock, RuntimeLocks, exists};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Jvm {
         jvm
     }
 
-    fn read(&self) -> JavaMonitors {
+    fn read(&self) -> RuntimeLocks {
         let pid = self.process.pid;
         read(self.process, pid, &maps::read(pid).unwrap(), &self.library)
     }
@@ -62,11 +62,11 @@ impl Jvm {
     }
 
     /// Until the last thread has got as far as to note down what it waits for.
-    fn read_until(&self, enough: impl Fn(&[JavaMonitor]) -> bool) -> JavaMonitors {
+    fn read_until(&self, enough: impl Fn(&[RuntimeLock]) -> bool) -> RuntimeLocks {
         let until = Instant::now() + DEADLINE;
         loop {
             let found = self.read();
-            if enough(&found.monitors) {
+            if enough(&found.waits) {
                 return found;
             }
             assert!(Instant::now() < until, "{found:?}");
@@ -111,7 +111,7 @@ fn expect_owners(jvm: &Jvm, hidden: bool) {
         entering == 3 && rows.iter().any(|row| row.waiter == jvm.tid("in-wait"))
     });
     assert_eq!(found.missing, None);
-    let rows: BTreeMap<Pid, JavaMonitor> = found.monitors.iter().map(|row| (row.waiter, *row)).collect();
+    let rows: BTreeMap<Pid, RuntimeLock> = found.waits.iter().map(|row| (row.waiter, *row)).collect();
     for (waiter, owner) in [("dead-left", "dead-right"), ("dead-right", "dead-left"), ("behind-0", "sleeper")] {
         let row = rows[&jvm.tid(waiter)];
         assert!(row.entering, "{waiter}: {found:?}");
@@ -156,13 +156,13 @@ fn owners_in_another_pid_namespace() {
 fn no_jvm_and_one_that_is_gone() {
     let own = exists(std::process::id()).unwrap().id;
     let found = read(own, own.pid, &maps::read(own.pid).unwrap(), &Library::default());
-    assert_eq!((found.monitors.len(), found.missing.as_deref()), (0, Some("no libjvm.so is mapped")));
+    assert_eq!((found.waits.len(), found.missing.as_deref()), (0, Some("no libjvm.so is mapped")));
     let Some((javas, classes)) = jdks() else { return };
     let jvm = Jvm::start(&javas[0], classes.path(), &[], 0);
     let maps = maps::read(jvm.process.pid).unwrap();
     let other = ProcessId { start_ns: 0, ..jvm.process };
     let found = read(other, other.pid, &maps, &jvm.library);
-    assert!(found.monitors.is_empty() && found.missing.is_some(), "{found:?}");
+    assert!(found.waits.is_empty() && found.missing.is_some(), "{found:?}");
 }
 
 /// Prints what a read costs: `cargo test -p observer --lib --release jvm -- --ignored --nocapture`.
@@ -179,7 +179,7 @@ fn cost() {
                 .map(|_| {
                     let began = Instant::now();
                     let found = read(jvm.process, jvm.process.pid, &maps, &jvm.library);
-                    assert!(found.monitors.len() >= threads);
+                    assert!(found.waits.len() >= threads);
                     began.elapsed()
                 })
                 .collect();

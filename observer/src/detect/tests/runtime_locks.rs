@@ -1,14 +1,14 @@
-//! Java monitors: read several times, since their waiters sleep in short turns.
+//! Locks of runtimes: read several times, since their waiters sleep in short turns, or their owners move.
 
 use super::*;
-use crate::proc::{JavaMonitor, JavaMonitors};
+use crate::proc::{RuntimeLock, RuntimeLockKind, RuntimeLocks};
 
-fn at(waiter: u32, monitor: u64, owner: Option<u32>) -> JavaMonitor {
-    JavaMonitor { waiter, monitor, owner, entering: true }
+fn at(waiter: u32, monitor: u64, owner: Option<u32>) -> RuntimeLock {
+    RuntimeLock { waiter, address: monitor, kind: RuntimeLockKind::Monitor, owner, entering: true, turns: 0 }
 }
 
 /// Turns a second apart, from second 100 on; every thread has slept anew before each.
-fn turns(tids: &[u32], readings: &[Vec<JavaMonitor>]) -> Judge {
+fn turns(tids: &[u32], readings: &[Vec<RuntimeLock>]) -> Judge {
     let mut judge = judge();
     for (turn, monitors) in (0_u64..).zip(readings) {
         let rows = tids.iter().map(|tid| {
@@ -19,10 +19,15 @@ fn turns(tids: &[u32], readings: &[Vec<JavaMonitor>]) -> Judge {
         });
         judge.advance(census(100 + turn, rows.collect()), ProbeReading::default());
         let process = process(10);
-        let monitors = vec![JavaMonitors { process, monitors: monitors.clone(), missing: None }];
-        judge.learn(Facts { monitors, ..Facts::default() });
+        let runtime_locks = vec![RuntimeLocks { process, waits: monitors.clone(), missing: None }];
+        judge.learn(Facts { runtime_locks, ..Facts::default() });
     }
     judge
+}
+
+/// Python's, with the number of switches.
+fn python(kind: RuntimeLockKind, waiter: u32, address: u64, owner: u32, turns: u64) -> RuntimeLock {
+    RuntimeLock { waiter, address, kind, owner: Some(owner), entering: true, turns }
 }
 
 fn found(judge: &Judge) -> Vec<Finding> {
@@ -73,9 +78,47 @@ fn what_could_not_be_read_changes_nothing() {
     let mut judge = turns(&[11, 12], &vec![vec![at(11, 0xa0, Some(12)), at(12, 0xb0, Some(11))]; 4]);
     let process = process(10);
     let missing = Some("no table".to_owned());
-    judge.learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing }], ..Facts::default() });
+    judge.learn(Facts { runtime_locks: vec![RuntimeLocks { process, waits: vec![], missing }], ..Facts::default() });
     assert_eq!(judge.host.confirmed_wait(11).unwrap().1.resource.as_ref().unwrap().address, Some(0xa0));
-    judge
-        .learn(Facts { monitors: vec![JavaMonitors { process, monitors: vec![], missing: None }], ..Facts::default() });
+    judge.learn(Facts {
+        runtime_locks: vec![RuntimeLocks { process, waits: vec![], missing: None }],
+        ..Facts::default()
+    });
     assert!(judge.host.confirmed_wait(11).is_none());
+}
+
+#[test]
+fn a_gil_that_is_switched_is_no_hang() {
+    let at_gil = |turns| vec![python(RuntimeLockKind::Gil, 11, 0xa0, 12, turns)];
+    let busy: Vec<_> = (0..60).map(at_gil).collect();
+    assert!(turns(&[11, 12], &busy).ledger.open().is_empty());
+    let kept: Vec<_> = (0..9).map(|_| at_gil(7)).collect();
+    let found = found(&turns(&[11, 12], &kept));
+    assert_eq!(
+        found.iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>(),
+        [(Kind::LockWait, Confidence::Likely)]
+    );
+    assert!(found[0].explanation.contains("Python GIL"), "{}", found[0].explanation);
+    assert_eq!(found[0].evidence["holder_tid"], 12);
+}
+
+#[test]
+fn waiters_for_a_lock_of_python_sleep_once() {
+    let circle = |kind| vec![python(kind, 11, 0xa0, 12, 1), python(kind, 12, 0xb0, 11, 2)];
+    for kind in [RuntimeLockKind::PyLock, RuntimeLockKind::PyRLock] {
+        // Each of these threads has slept anew before each census: whoever had the lock let it go.
+        assert!(turns(&[11, 12], &vec![circle(kind); 20]).ledger.open().is_empty());
+        let mut judge = judge();
+        for turn in 0..4 {
+            let row = |tid: u32| with_syscall(row(10, tid), 202, [0x7000 + u64::from(tid), 0x189, 0, 0, 0, 0]);
+            judge.advance(census(100 + turn, vec![row(11), row(12)]), ProbeReading::default());
+            let runtime_locks = vec![RuntimeLocks { process: process(10), waits: circle(kind), missing: None }];
+            judge.learn(Facts { runtime_locks, ..Facts::default() });
+        }
+        let found = found(&judge);
+        assert_eq!(
+            found.iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>(),
+            [(Kind::Deadlock, Confidence::Likely)]
+        );
+    }
 }

@@ -1,0 +1,145 @@
+//! What to find out next: whose memory, descriptors and other ends the judgement lacks.
+
+use super::decode::{self, Call};
+use super::ends::{self, Activity};
+use super::file_lock;
+use super::host::{Host, Suspect, find, switches};
+use super::scope::Scope;
+use super::wait::{Class, Owner};
+use super::word::{self, Plain};
+use crate::census::{Pid, ThreadRow};
+use crate::proc::{ThreadWant, Way};
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+
+impl Host {
+    /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
+    /// understood. Asked again after each answer, since a holder found in one round may lie outside
+    /// the scope and is then a suspect of the next; `asked` holds what this census asked already.
+    pub fn wants(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
+        let holders: Vec<Pid> = self.holders().collect();
+        self.chased.extend(holders);
+        let rows = &self.rows;
+        self.chased.retain(|tid| find(rows, *tid).is_some());
+        self.behind = ends::followed(self.suspects.values().map(|suspect| &suspect.facts), rows);
+        let changed = self.suspects.iter().filter(|(_, suspect)| suspect.changed.is_some()).map(|(tid, _)| *tid);
+        let changed: BTreeSet<Pid> = changed.take(word::MOST_CHANGED).collect();
+        // Made only if somebody waits for the other end of something.
+        let activity = OnceCell::new();
+        let activity = || activity.get_or_init(|| Activity::of(&self.rows, |row| self.since(row).ns));
+        let mut wants: Vec<ThreadWant> = self
+            .rows
+            .iter()
+            .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
+            .filter_map(|row| {
+                let way = self.far_end_wanted(row, scope);
+                let suspect = self.suspects.get(&row.tid);
+                let age = |suspect: &Suspect| self.now_ns().saturating_sub(suspect.learnt_ns);
+                let is_done = suspect.is_some_and(|suspect| {
+                    let again = || activity().asks_again(&suspect.facts, age(suspect), self.blocked_ns(row));
+                    suspect.is_settled() && !(way.is_some() && again())
+                });
+                (!is_done).then_some((row, way))
+            })
+            .filter(|(row, _)| {
+                let is_sought = self.is_chased(row.tid) || changed.contains(&row.tid);
+                is_sought || scope.wants_facts(row, self.blocked_ns(row), self)
+            })
+            .map(|(row, way)| self.want(row, way, scope))
+            .collect();
+        if asked.is_empty() {
+            wants.extend(self.glance(scope, &wants));
+        }
+        wants
+    }
+
+    /// Futex words that nothing else asks about: they may have changed without a wake-up.
+    fn glance(&mut self, scope: &Scope, others: &[ThreadWant]) -> Vec<ThreadWant> {
+        let attached = scope.processes.is_some();
+        let long = if attached { 0 } else { scope.threshold_ns };
+        let candidates = self.rows.iter().filter(|row| {
+            Plain::of(row).is_some()
+                && self.blocked_ns(row) >= long
+                && others.binary_search_by_key(&row.tid, |want| want.tid).is_err()
+                && scope.contains(row, self)
+        });
+        let mut glanced = self.glanced;
+        let wants: Vec<ThreadWant> = word::next_words(candidates, &mut glanced, attached)
+            .into_iter()
+            .map(|row| self.want(row, None, scope))
+            .collect();
+        self.glanced = glanced;
+        self.glances = wants.iter().map(|want| want.tid).collect();
+        wants
+    }
+
+    /// Whether a thread was asked about for the sake of its futex word alone.
+    pub fn is_glance(&self, tid: Pid) -> bool {
+        self.glances.contains(&tid)
+    }
+
+    /// Whether somebody waits for this thread, as a lock or the other end of a pipe says.
+    pub fn is_chased(&self, tid: Pid) -> bool {
+        self.chased.contains(&tid) || self.behind.contains(&tid)
+    }
+
+    /// Whether it is to be found out who has the other end of what a thread waits at. When the whole host is watched only of
+    /// those in a chain, and of those that wait long to write: to wait for something to read is mostly rest.
+    fn far_end_wanted(&self, row: &ThreadRow, scope: &Scope) -> Option<Way> {
+        let in_progress = row.syscall.filter(|_| row.state_letter() == 'S')?;
+        let call = Call::lookup(in_progress.number, row.compat);
+        // The cheap questions first: this is asked of every thread at every census.
+        let wanted = if scope.processes.is_some() {
+            self.is_chased(row.tid) || scope.contains(row, self)
+        } else {
+            let blocked = self.blocked_ns(row);
+            blocked >= scope.threshold_ns / 2 && self.is_chased(row.tid)
+                || call.class == Class::Write && blocked >= scope.threshold_ns && scope.contains(row, self)
+        };
+        if !wanted {
+            return None;
+        }
+        ends::way(&call).or_else(|| decode::needs(row).set.map(|_| Way::default()))
+    }
+
+    /// The threads that suspects wait for, as their locks say.
+    pub(super) fn holders(&self) -> impl Iterator<Item = Pid> {
+        let owners = self.suspects.values().filter_map(|s| self.owner_of(s.wait.as_ref()?, self.row(s.facts.tid)?));
+        owners.filter_map(|owner| match owner {
+            Owner::Thread(tid) => Some(tid),
+            _ => None,
+        })
+    }
+
+    fn want(&self, row: &ThreadRow, far_end: Option<Way>, scope: &Scope) -> ThreadWant {
+        let mut needs = decode::needs(row);
+        needs.memory.retain(|range| range.addr != 0 && range.len > 0);
+        let letter = row.state_letter();
+        ThreadWant {
+            process: row.process,
+            tid: row.tid,
+            switches: switches(row),
+            memory: needs.memory,
+            fd: needs.fd,
+            kernel_stack: letter == 'D',
+            file_lock: self.decode(row, None).is_some_and(|wait| file_lock::kind(&wait).is_some()),
+            set: needs.set.filter(|_| scope.processes.is_some() || far_end.is_some()),
+            far_end,
+        }
+    }
+
+    /// The rows a recording needs: the processes looked at, holders they wait for, and their ancestors.
+    pub fn relevant(&self, scope: &Scope) -> BTreeSet<Pid> {
+        let Some(pids) = &scope.processes else { return self.rows.iter().map(|row| row.process.pid).collect() };
+        let chased = self.chased.iter().chain(&self.behind).filter_map(|tid| self.row(*tid)).map(|row| row.process.pid);
+        let mut relevant: BTreeSet<Pid> = pids.iter().copied().chain(chased).collect();
+        let mut todo: Vec<Pid> = relevant.iter().copied().collect();
+        while let Some(pid) = todo.pop() {
+            let parent = self.row(pid).map_or(0, |row| row.ppid);
+            if parent != 0 && relevant.insert(parent) {
+                todo.push(parent);
+            }
+        }
+        relevant
+    }
+}
