@@ -2,6 +2,7 @@
 //! which descriptor to fetch, [`decode`] works with what came back, however little.
 
 mod futex;
+mod musl;
 mod restart;
 mod syscalls;
 mod timeout;
