@@ -161,6 +161,9 @@ pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
 /// How an edge was inferred from references.
 pub const BY_REFERENCE: &str = "sleeps with most references to the lock in its live frames";
 
+/// How an edge to the thread was inferred that does what others wait to have been done once.
+pub const BY_RUNNING: &str = "runs the initialiser: the frame that does so refers to it";
+
 /// Circles that close only by way of locks that name no owner: each of their waiters has a known owner, or the holder is
 /// inferred from references to the lock.
 pub fn circles_by_reference(host: &Host) -> Vec<Vec<Hop>> {
@@ -195,7 +198,8 @@ fn edge_by_reference(host: &Host, tid: Pid) -> Option<Hop> {
     }
     let found = host.holder_by_reference(tid)?;
     let confidence = if found.stands_out { Confidence::Likely } else { Confidence::Possible };
-    Some(Hop { owner: Some(Owner::Thread(found.holder)), confidence, how: BY_REFERENCE, ..hop })
+    let how = if found.runs { BY_RUNNING } else { BY_REFERENCE };
+    Some(Hop { owner: Some(Owner::Thread(found.holder)), confidence, how, ..hop })
 }
 
 /// Every chain of every confirmed waiter.

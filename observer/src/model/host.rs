@@ -143,7 +143,7 @@ impl Host {
             let wait = wait.map(|wait| {
                 let memory = Memory(&facts.memory);
                 let lock = file_lock::awaited(&wait, row, facts.fd.as_ref(), memory, &file_locks, &self.rows);
-                sharpened(Wait { file_lock: lock, ..wait }, self.stacks.reading(facts.tid))
+                sharpened(Wait { file_lock: lock, ..wait }, self.stacks.get(facts.tid))
             });
             let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
@@ -310,9 +310,9 @@ impl Host {
 
     /// Applies the stack of a suspect to what its memory told.
     pub(super) fn sharpen_suspect(&mut self, tid: Pid) {
-        let reading = self.stacks.reading(tid);
+        let known = self.stacks.get(tid);
         if let Some(suspect) = self.suspects.get_mut(&tid) {
-            suspect.wait = suspect.wait.take().map(|wait| sharpened(wait, reading));
+            suspect.wait = suspect.wait.take().map(|wait| sharpened(wait, known));
         }
     }
 
@@ -326,6 +326,14 @@ impl Host {
             Some(suspect) => suspect.wait.clone(),
             None if let Some(known) = self.stacks.get(tid) => known.wait.clone(),
             None => self.row(tid).filter(|row| row.is_blocked()).and_then(|row| self.decode(row, None)),
+        }
+    }
+
+    /// The wait of a thread whose memory or stack was read, confirmed or not.
+    pub(super) fn fresh_wait(&self, tid: Pid) -> Option<&Wait> {
+        match self.suspects.get(&tid) {
+            Some(suspect) => suspect.wait.as_ref(),
+            None => self.stacks.get(tid)?.wait.as_ref(),
         }
     }
 

@@ -76,11 +76,13 @@ pub(super) fn decode(wait: &mut Wait, call: &Call, known: &Known<'_>) {
         }
         _ => None,
     };
+    wait.parked = word.parked(wait.args[1]);
     let is_pi = matches!(wait.args[1] & CMD_MASK, FUTEX_LOCK_PI | FUTEX_LOCK_PI2);
     if let Some((class, resource, owner)) = found {
         wait.class = class;
         wait.resource = Some(resource);
         // A static binary may hide its library: then the layout is likely, not proven. The PI word is the kernel's own.
+        wait.by_frames = is_musl && owner.is_none() && !is_pi;
         wait.owner = owner.map(|o| OwnerWord { proven: o.proven && (is_pi || known.libc != Libc::Unknown), ..o });
     }
 }
@@ -107,6 +109,18 @@ impl Word<'_> {
 
     fn scope(&self, shared: bool) -> OwnerScope {
         if shared || !self.private { OwnerScope::Namespace } else { OwnerScope::Process }
+    }
+
+    /// Beside a word of the waiter's own: `ThreadData` of `parking_lot_core` 0.9 as rustc lays it out, `key` at -32,
+    /// `next_in_queue` at -24. Only its frames can tell that it is one.
+    fn parked(&self, op: u64) -> Option<u64> {
+        if op & CMD_MASK != FUTEX_WAIT || !self.private || self.value != 1 {
+            return None;
+        }
+        let is_place = |address: u64| (0x1000..1 << 47).contains(&address);
+        let next = self.u64_at(-24)?;
+        let key = self.u64_at(-32).filter(|key| is_place(*key))?;
+        (next == 0 || is_place(next) && next % 8 == 0).then_some(key)
     }
 
     /// `FUTEX_LOCK_PI`: the kernel keeps the owner's TID in the word.
