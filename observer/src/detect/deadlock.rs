@@ -153,7 +153,7 @@ fn inference(host: &Host, members: &[Pid], cycle: &[Hop]) -> String {
         .filter_map(|hop| host.holder_by_reference(hop.waiter))
         .collect();
     let runs = cycle.iter().any(|hop| hop.how == graph::BY_RUNNING);
-    let running = " What is initialised once is waited for until the thread is done that does it: its stack has the frame that runs the initialiser, with a reference to it.";
+    let running = " What is initialised once is waited for until the thread is done that does it: it stands in the function that runs the initialiser, with a reference to it in its live frames.";
     if inferred.is_empty() {
         return if runs { running.to_owned() } else { String::new() };
     }

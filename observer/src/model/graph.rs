@@ -162,7 +162,7 @@ pub fn chain(host: &Host, tid: Pid) -> Option<Chain> {
 pub const BY_REFERENCE: &str = "sleeps with most references to the lock in its live frames";
 
 /// How an edge to the thread was inferred that does what others wait to have been done once.
-pub const BY_RUNNING: &str = "runs the initialiser: the frame that does so refers to it";
+pub const BY_RUNNING: &str = "runs the initialiser, with a reference to it in live frames";
 
 /// Circles that close only by way of locks that name no owner: each of their waiters has a known owner, or the holder is
 /// inferred from references to the lock.

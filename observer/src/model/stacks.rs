@@ -173,22 +173,37 @@ impl Host {
         Some(ByReference { holder: first.2, stands_out, others, unsearched, runs: false })
     }
 
-    /// The thread that runs what others wait to have been done once: the frame that runs it refers to it, to mark it as done
-    /// in the end. The waiter may be that thread itself.
+    /// The thread that runs what others wait to have been done once, and keeps a reference to it, to mark it as done in the
+    /// end. That reference is in a register of the frame that runs it, which the function called from there saves, or in
+    /// the frames of its callers; one farther inside proves less. The waiter may be that thread itself.
     fn runner(&self, waiter: &ThreadRow, once: u64) -> Option<ByReference> {
-        let runs = |tid: Pid| {
-            let known = self.stacks.get(tid).filter(|known| known.confirmed)?;
-            let mut here = known.fact.mentions.iter().filter(|mention| mention.address == once).peekable();
-            here.peek()?;
+        let (mut near, mut inside, mut unsearched) = (Vec::new(), Vec::new(), 0);
+        for row in self.threads_of(waiter.process.pid).filter(|row| !row.is_exiting()) {
+            let searched = |known: &&Known| known.confirmed && known.fact.sought.contains(&once);
+            let Some(known) = self.stacks.get(row.tid).filter(searched) else {
+                unsearched += 1;
+                continue;
+            };
+            let mentions: Vec<u32> =
+                known.fact.mentions.iter().filter(|mention| mention.address == once).map(|m| m.frame).collect();
+            if mentions.is_empty() {
+                continue;
+            }
             let frames = runs_once(&known.fact.stack.frames, known.reading.as_ref());
-            here.any(|mention| frames.contains(&mention.frame)).then_some(tid)
-        };
-        let living = self.threads_of(waiter.process.pid).filter(|row| !row.is_exiting());
-        let found: Vec<Pid> = living.filter_map(|row| runs(row.tid)).collect();
-        let (holder, others) = found.split_first()?;
-        // Two threads cannot both run it: then a word is stale.
-        let (others, stands_out) = (others.to_vec(), others.is_empty());
-        Some(ByReference { holder: *holder, stands_out, others, unsearched: 0, runs: true })
+            let is_near =
+                |mention: &u32| frames.iter().any(|frame| (frame.saturating_sub(1)..=frame + 2).contains(mention));
+            if mentions.iter().any(is_near) {
+                near.push(row.tid);
+            } else if self.lock_by_frames(row.tid) != Some(once)
+                && mentions.iter().any(|mention| frames.iter().any(|frame| mention < frame))
+            {
+                inside.push(row.tid);
+            }
+        }
+        let stands_out = unsearched == 0 && near.len() == 1;
+        near.append(&mut inside);
+        let (holder, others) = near.split_first()?;
+        Some(ByReference { holder: *holder, stands_out, others: others.to_vec(), unsearched, runs: true })
     }
 
     fn is_once(&self, waiter: Pid) -> bool {
