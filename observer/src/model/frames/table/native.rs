@@ -74,7 +74,7 @@ pub(super) const GROUPS: &[Group] = &[
             ("__atomic_futex_unsigned_base::_M_futex_wait_until*", Wait),
             ("__detail::__platform_wait", Wait),
             ("std::__atomic_wait_address*", Wait),
-            ("__cxa_guard_acquire", elsewhere(Mutex, "guard of a static variable")),
+            ("__cxa_guard_acquire", awaits_once("guard of a static variable")),
         ],
     },
     Group {
