@@ -240,9 +240,10 @@ fn want(row: &ThreadRow) -> Option<StackWant> {
     Some(StackWant { process, tid, switches, registers, sought: Vec::new() })
 }
 
-/// Where the lock lies that a thread waits for, if only its frames say so.
+/// Where the lock lies that a thread waits for, if only its frames say so, and if references tell who has it.
 fn lock_without_owner(wait: &Wait) -> Option<u64> {
-    wait.resource.as_ref().filter(|_| wait.by_frames && wait.class == Class::Lock)?.address
+    let lock = wait.reading.as_ref()?.lock.filter(|lock| lock.guarded && wait.by_frames && wait.class == Class::Lock);
+    wait.resource.as_ref().filter(|_| lock.is_some())?.address
 }
 
 /// The lock to look for in live frames, also if it is not sure yet that this is the one waited for.

@@ -86,6 +86,8 @@ pub struct LockFrame {
     pub place: Place,
     /// It is no lock, but something that one thread does once and the others wait for.
     pub once: bool,
+    /// Who holds it keeps a reference to it in a live frame, as Rust's guards do. A lock of C is held without.
+    pub guarded: bool,
 }
 
 /// What kind of job a wait interrupts.

@@ -184,25 +184,31 @@ const JOB: Means = Means::Runs(JobKind::Pool);
 
 /// A lock whose futex word is `offset` bytes behind its beginning (before it, if negative).
 const fn at(kind: ResourceKind, named: &'static str, offset: i64) -> Means {
-    Means::Lock(LockFrame { kind, named, place: Place::Word(offset), once: false })
+    Means::Lock(LockFrame { kind, named, place: Place::Word(offset), once: false, guarded: false })
 }
 
-/// A lock whose waiters sleep on words of their own, its address beside them.
+/// The same, whose holders have a guard.
+const fn guarded(kind: ResourceKind, named: &'static str, offset: i64) -> Means {
+    Means::Lock(LockFrame { kind, named, place: Place::Word(offset), once: false, guarded: true })
+}
+
+/// A lock with guards whose waiters sleep on words of their own, its address beside them.
 const fn parked(kind: ResourceKind, named: &'static str) -> Means {
-    Means::Lock(LockFrame { kind, named, place: Place::Parked, once: false })
+    Means::Lock(LockFrame { kind, named, place: Place::Parked, once: false, guarded: true })
 }
 
 /// A lock whose waiters sleep on a word that is no part of it, or in a place of it that is not known.
 const fn elsewhere(kind: ResourceKind, named: &'static str) -> Means {
-    Means::Lock(LockFrame { kind, named, place: Place::Unknown, once: false })
+    Means::Lock(LockFrame { kind, named, place: Place::Unknown, once: false, guarded: false })
 }
 
 /// Waits for something that is done once by another thread.
 const fn awaits_once(named: &'static str) -> Means {
-    Means::Lock(LockFrame { kind: ResourceKind::Mutex, named, place: Place::Word(0), once: true })
+    let place = Place::Word(0);
+    Means::Lock(LockFrame { kind: ResourceKind::Mutex, named, place, once: true, guarded: true })
 }
 
-/// Something that is done once.
+/// Something that is done once: who does it marks it as done in the end, and keeps a reference until then.
 const fn once(named: &'static str, place: Place) -> Means {
-    Means::Once(LockFrame { kind: ResourceKind::Mutex, named, place, once: true })
+    Means::Once(LockFrame { kind: ResourceKind::Mutex, named, place, once: true, guarded: true })
 }

@@ -40,10 +40,10 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "rust",
         known: Known::Measured("Rust 1.95, legacy and v0 names"),
         rows: &[
-            ("mutex::futex::Mutex::lock_contended", at(Mutex, "std Mutex", 0)),
+            ("mutex::futex::Mutex::lock_contended", guarded(Mutex, "std Mutex", 0)),
             // The word that readers and writers wait for is the state; of writers only, the one behind it.
-            ("rwlock::futex::RwLock::read_contended", at(Rwlock, "std RwLock", 0)),
-            ("rwlock::futex::RwLock::write_contended", at(Rwlock, "std RwLock", -4)),
+            ("rwlock::futex::RwLock::read_contended", guarded(Rwlock, "std RwLock", 0)),
+            ("rwlock::futex::RwLock::write_contended", guarded(Rwlock, "std RwLock", -4)),
             ("once::futex::Once::call", once("std Once", Place::Word(0))),
             ("condvar::futex::Condvar::wait", Wait),
             ("condvar::futex::Condvar::wait_optional_timeout", Wait),
