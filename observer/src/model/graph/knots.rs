@@ -5,7 +5,7 @@
 //! deadlocks are its strongly connected parts that no way leads out of.
 
 use super::ways::{Way, sharpened_by_reference};
-use super::{Hop, Nature, far_end};
+use super::{BY_REFERENCE, BY_RUNNING, Hop, Nature, far_end};
 use crate::census::Pid;
 use crate::model::host::Host;
 use crate::model::wait::{Confidence, Owner};
@@ -32,7 +32,7 @@ impl Knot {
 
     /// Whether it rests on inferences: then it needs time on its side, too.
     pub fn is_inferred(&self) -> bool {
-        self.hops().any(|hop| hop.nature == Nature::FarEnd || hop.how == super::BY_REFERENCE)
+        self.hops().any(|hop| hop.nature == Nature::FarEnd || matches!(hop.how, BY_REFERENCE | BY_RUNNING))
     }
 }
 
