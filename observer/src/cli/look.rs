@@ -230,7 +230,7 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
         output.settle(&findings);
     }
     let pids = shown(judge, &findings);
-    output.report(&setting, &judge.host, &pids, &findings, &session.account)?;
+    output.report(&setting, judge, &pids, &findings, &session.account)?;
     // Last, with the report already out: the kernel waits for its readers before it lets a probe go, which on a
     // saturated machine takes seconds.
     drop(session);
@@ -264,7 +264,7 @@ fn go_round(
         output.changes(&session.judge.host, &turn.changes)?;
         let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
         if number == 2 {
-            output.overview(&session.judge.host, &targets)?;
+            output.overview(&session.judge, &targets)?;
         }
         if session.judge.scope.processes.is_some() && !any_alive(session, &targets) {
             for pid in &targets {

@@ -211,19 +211,18 @@ pub fn finding(host: &Host, life: &Life) -> Value {
 /// The whole report.
 pub fn report(
     setting: &Setting,
-    host: &Host,
+    (host, graph): (&Host, &Graph),
     views: &[ProcessView<'_>],
     findings: &[&Life],
     account: &Account,
 ) -> Value {
-    let graph = Graph::of(host);
     let taken = host.clocks().map(|clocks| timestamp(Moment(clocks.real_ns)));
     json!({
         "schema": "observer.report/v1",
         "taken_at": taken,
         "host": { "name": setting.host_name, "kernel": setting.kernel, "boot_id": setting.boot_id },
         "capability": { "census": setting.census, "probes": setting.probes },
-        "processes": views.iter().map(|view| process(host, &graph, view)).collect::<Vec<_>>(),
+        "processes": views.iter().map(|view| process(host, graph, view)).collect::<Vec<_>>(),
         "findings": findings.iter().map(|life| finding(host, life)).collect::<Vec<_>>(),
         "account": account.to_json(),
     })
