@@ -259,6 +259,7 @@ fn go_round(
         (End::Live, None) => None,
     };
     let mut next = start;
+    let mut fresh_turns = 0;
     for number in 1_u64.. {
         let turn = session.turn()?;
         output.changes(&session.judge.host, &turn.changes)?;
@@ -276,9 +277,12 @@ fn go_round(
         // A census that took longer than the interval must not be followed by a rush of others.
         next = next.max(Instant::now());
         if end == End::Once && number >= 2 {
-            // A process that never rests has new stacks at every turn: that ends the look, too.
-            let fresh =
-                number <= FRESH_TURNS && session.awaits_stacks() || number <= LOCK_TURNS && session.awaits_locks();
+            // A process that never rests has new stacks at every turn: that ends the look, too. But what is still being
+            // worked on is waited for: on a busy machine that takes long.
+            fresh_turns += u64::from(session.awaits_stacks() && !session.is_explaining());
+            let fresh = session.is_explaining()
+                || fresh_turns <= FRESH_TURNS && session.awaits_stacks()
+                || number <= LOCK_TURNS && session.awaits_locks();
             let now = session.judge.host.now_ns();
             let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.

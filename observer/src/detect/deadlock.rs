@@ -122,7 +122,11 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
             " Others could end some of these waits; they are part of it, too: {n} more thread(s) wait for these."
         ),
     };
-    let far = if knot.hops().any(|hop| hop.nature == Nature::FarEnd) { FAR_ENDS } else { "" };
+    let far = match knot.hops().filter(|hop| hop.nature == Nature::FarEnd).map(|hop| hop.confidence).min() {
+        None => "",
+        Some(Confidence::Possible) => AT_REST,
+        Some(_) => FAR_ENDS,
+    };
     finding.explanation =
         format!("{steps}. The circle has been closed for {age}. {ending}{beside}{others}{inferred}{far}");
     finding.remedy = if let Some(remedy) = over_pipes(host, knot) {
@@ -141,6 +145,9 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
 
 /// What circles over pipes and sockets rest on.
 const FAR_ENDS: &str = " No other process that observer can see has the other ends of these pipes and sockets open; a signal handler could still use them.";
+
+/// The same, where threads were left out of account.
+const AT_REST: &str = " No other process that observer can see has the other ends open; but there the processes have further threads at rest, any of which could still wake up and read.";
 
 /// What to look at first where pipes or sockets are part of it.
 fn over_pipes(host: &Host, knot: &Knot) -> Option<String> {

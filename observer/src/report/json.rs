@@ -63,7 +63,9 @@ fn resource(resource: &Resource) -> Value {
 
 fn holder(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Option<Value> {
     let by_graph = || match graph.edge(row.tid)? {
-        Hop { owner: Some(Owner::Thread(tid)), confidence, how, .. } => Some((*tid, *confidence, *how)),
+        hop @ Hop { owner: Some(Owner::Thread(tid)), confidence, how, .. } if hop.is_lock() => {
+            Some((*tid, *confidence, *how))
+        }
         _ => None,
     };
     let (tid, sure, how) = host.holder_of(wait, row).or_else(by_graph)?;

@@ -61,7 +61,7 @@ impl Nature {
             Self::Lock | Self::FileLock => "held by",
             Self::Exit => "of",
             Self::Child => "which is",
-            Self::FarEnd => "whose other end has",
+            Self::FarEnd => "whose other end is held by",
             Self::Tracer => "which is",
         }
     }
