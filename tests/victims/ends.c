@@ -37,15 +37,6 @@ static void await(int n) {
     while (__atomic_load_n(&shared->holding, __ATOMIC_SEQ_CST) < n) breathe();
 }
 
-static pid_t child(void (*body)(void)) {
-    pid_t pid = fork();
-    if (pid < 0) die("fork");
-    if (pid) return pid;
-    die_with_parent();
-    body();
-    _exit(0);
-}
-
 /* Closes every end but these. */
 static void keep(int x, int y, int z) {
     for (int i = 0; i < PAIRS * 2; i++) {

@@ -14,14 +14,6 @@ static int p[3][2];
 static struct seat *a, *b, *c;
 static volatile int *rounds;
 
-static pid_t child(void (*body)(void)) {
-    pid_t pid = fork();
-    if (pid < 0) die("fork");
-    if (pid) return pid;
-    die_with_parent();
-    body();
-    _exit(0);
-}
 static void keep(int x, int y) {
     for (int i = 0; i < 6; i++) {
         int fd = p[i / 2][i % 2];
