@@ -161,7 +161,12 @@ impl Session {
 
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
-        self.unexplained > 0 || self.judge.host.has_fresh_stacks()
+        self.judge.host.has_fresh_stacks()
+    }
+
+    /// Whether stacks that were asked for are still being worked on.
+    pub fn is_explaining(&self) -> bool {
+        self.unexplained > 0
     }
 
     /// Whether the next turn will know more of waits for locks of a runtime.

@@ -66,7 +66,32 @@ fn single_ends(mode: &str, kind: &str, object: &str) -> Result<()> {
             ensure!(wait["resource"]["kind"] == kind && wait["resource"]["fd"] == fd, "{mode}: {wait:#}");
             expect_end(&wait["far_end"], &holders, object).with_context(|| format!("{mode}: {name}"))?;
             ensure!(wait["members"] == json!([]), "{mode}: {wait:#}");
+            if report.findings().count() == 0 {
+                // Anybody may open a FIFO that somebody reads from.
+                ensure!(mode == "fifos", "{mode}: no finding: {:#}", report.json);
+                continue;
+            }
+            expect_deadlock(mode, report, &victim).context(mode.to_owned())?;
         }
+    }
+    Ok(())
+}
+
+/// One finding: the victim's threads wait for each other, each chain runs round.
+fn expect_deadlock(mode: &str, report: &Report, victim: &Victim) -> Result<()> {
+    let sure = if mode == "threads" { "possible" } else { "likely" };
+    let finding = report.only("deadlock", &victim.truth)?.expect("confidence", sure)?;
+    let tids: BTreeSet<i64> = victim.truth.threads.iter().map(|thread| thread.tid.into()).collect();
+    ensure!(finding.0["evidence"]["members"] == json!(tids), "{:#}", finding.0);
+    let edges = finding.0["chain"].as_array().context("chain")?;
+    let from: BTreeSet<i64> = edges.iter().filter_map(|edge| edge["from"]["tid"].as_i64()).collect();
+    let to: BTreeSet<i64> = edges.iter().filter_map(|edge| edge["held_by"]["tid"].as_i64()).collect();
+    ensure!(edges.len() == tids.len() && from == tids && to == tids, "{edges:#?}");
+    ensure!(report.code == Some(1), "a finding is exit code 1");
+    let asked =
+        report.json["processes"].as_array().into_iter().flatten().flat_map(|process| process["threads"].as_array());
+    for thread in asked.flatten().filter(|thread| tids.iter().any(|tid| thread["tid"] == *tid)) {
+        ensure!(thread["chain"]["end"]["kind"] == "cycle", "{thread:#}");
     }
     Ok(())
 }
@@ -92,6 +117,16 @@ fn a_pipe_between_parent_and_child() -> Result<()> {
 }
 
 #[test]
+fn a_child_whose_output_nobody_reads() -> Result<()> {
+    single_ends("unread", "pipe", "pipe:[")
+}
+
+#[test]
+fn a_worker_at_rest_might_read_it_yet() -> Result<()> {
+    single_ends("threads", "pipe", "pipe:[")
+}
+
+#[test]
 fn full_connections_over_loopback() -> Result<()> {
     single_ends("tcp", "tcp", "socket:[")
 }
@@ -113,7 +148,7 @@ fn a_chain_is_followed_through_an_end_out_of_scope() -> Result<()> {
     let recording = dir.path().join("recording.ndjson");
     let first = victim.truth.thread("first")?.pid;
     let more = ["--record", recording.to_str().context("a path")?];
-    Observer::attach_inside(&mut victim, &[first], &[ONCE, &more].concat())?.run()?.report()?;
+    let report = Observer::attach_inside(&mut victim, &[first], &[ONCE, &more].concat())?.run()?.report()?;
     // What was gathered of processes that were not asked for is in the recording only.
     let text = std::fs::read_to_string(&recording)?;
     let mut told: BTreeMap<i64, Value> = BTreeMap::new();
@@ -132,6 +167,26 @@ fn a_chain_is_followed_through_an_end_out_of_scope() -> Result<()> {
     let found = (holder["process"]["pid"].as_i64().context("pid")?, holder["fd"].as_i64().context("fd")?);
     ensure!(promised.get(&place) == Some(&BTreeSet::from([found])), "{end:#}: {promised:?}");
     ensure!(told.contains_key(&i64::from(third.tid)), "who has the other end was not looked at: {:?}", told.keys());
+    let tid = |name: &str| Ok::<i64, anyhow::Error>(victim.truth.thread(name)?.tid.into());
+    let steps = [("first", "second", "holder"), ("second", "third", "other_end"), ("third", "fourth", "child")];
+    let mut expected = Vec::new();
+    for (from, to, relation) in steps {
+        expected.push((tid(from)?, tid(to)?, relation));
+    }
+    let waiter = report.thread(first, first)?;
+    let finding = report.only("lock_wait", &victim.truth)?.expect("confidence", "certain")?;
+    for chain in [&finding.0["chain"], &waiter["chain"]["links"]] {
+        let step = |link: &'_ Value| {
+            let relation = steps.iter().map(|(.., relation)| *relation).find(|relation| link["relation"] == *relation);
+            Some((link["from"]["tid"].as_i64()?, link["held_by"]["tid"].as_i64()?, relation?))
+        };
+        let found: Vec<_> = chain.as_array().context("a chain")?.iter().filter_map(step).collect();
+        ensure!(found == expected, "{chain:#}");
+    }
+    let end = &waiter["chain"]["end"];
+    ensure!(end["kind"] == "root" && end["tid"] == tid("fourth")?, "{end:#}");
+    ensure!(end["doing"].as_str().is_some_and(|doing| doing.contains("nanosleep")), "{end:#}");
+    ensure!(finding.0["explanation"].as_str().is_some_and(|text| text.contains("nanosleep")), "{:#}", finding.0);
     Ok(())
 }
 

@@ -48,7 +48,7 @@ fn a_wakeup_that_got_lost() -> Result<()> {
             .only("lost_wakeup", &victim.truth)
             .context(mode)?
             .expect("confidence", confidence)?
-            .expect("severity", "warning")?
+            .expect("severity", if confidence == "possible" { "info" } else { "warning" })?
             .expect_threads([waiter.tid])?;
         let (_, _, args) = waiter.syscall.as_ref().context("its call")?;
         let evidence = &finding.0["evidence"];

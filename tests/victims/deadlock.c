@@ -15,6 +15,12 @@
  */
 #include "victim.h"
 
+#ifndef __GLIBC__ /* musl has no such call; --kind clock is for glibc */
+#define pthread_mutex_clocklock(lock, clock, until) pthread_mutex_timedlock(lock, until)
+#define PTHREAD_MUTEX_ADAPTIVE_NP PTHREAD_MUTEX_NORMAL
+#define PTHREAD_MUTEX_TIMED_NP PTHREAD_MUTEX_NORMAL
+#endif
+
 static pthread_mutex_t payments_lock, ledger_lock, billing_lock, audit_lock, stock_lock;
 static pthread_mutex_t *const locks[] = {&payments_lock, &ledger_lock, &billing_lock, &audit_lock, &stock_lock};
 static const char *const names[] = {"payments", "ledger", "billing", "audit", "stock"};

@@ -4,6 +4,8 @@
  *   ends socketpair DIR   likewise over one unix socketpair
  *   ends fifos DIR        each reads the FIFO that only the other can write
  *   ends child DIR        a parent waits for its child, which reads a pipe that only the parent can write
+ *   ends unread DIR       a parent waits for its child, which writes into a full pipe that only the parent can read
+ *   ends threads DIR      likewise, and the parent has a worker at rest
  *   ends tcp DIR          both write, all buffers full, over loopback
  *   ends veth DIR         likewise between two network namespaces (needs ip(8))
  *   ends chain DIR        flock held by one that reads from one that waits for a child that sleeps
@@ -33,15 +35,6 @@ static struct { volatile int holding, port; volatile pid_t pids[4]; volatile int
 static void arrive(void) { __atomic_add_fetch(&shared->holding, 1, __ATOMIC_SEQ_CST); }
 static void await(int n) {
     while (__atomic_load_n(&shared->holding, __ATOMIC_SEQ_CST) < n) breathe();
-}
-
-static pid_t child(void (*body)(void)) {
-    pid_t pid = fork();
-    if (pid < 0) die("fork");
-    if (pid) return pid;
-    die_with_parent();
-    body();
-    _exit(0);
 }
 
 /* Closes every end but these. */
@@ -101,6 +94,26 @@ static void fifo_b(void) {
     arrive();
     about_to_wait(b);
     read_for_ever(from);
+}
+
+static bool has_worker;
+static void *worker(void *none) {
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t work = PTHREAD_COND_INITIALIZER;
+    pthread_mutex_lock(&lock);
+    for (;;) pthread_cond_wait(&work, &lock);
+    return none;
+}
+static void writer_to_parent(void) { keep(p[0][1], -1, -1); take_seat(b); fill(b, p[0][1]); }
+static void parent_that_does_not_read(void) {
+    keep(p[0][0], p[0][1], -1);
+    pid_t pid = child(writer_to_parent);
+    close(p[0][1]);
+    take_seat(a);
+    pthread_t thread;
+    if (has_worker) CHECK(pthread_create(&thread, NULL, worker, NULL));
+    about_to_wait(a);
+    wait4(pid, NULL, 0, NULL);
 }
 
 static void reader_of_parent(void) {
@@ -317,6 +330,16 @@ int main(int argc, char **argv) {
         keep(-1, -1, -1);
         await_seat(b);
         end_of(b, p[0][0], false, a, p[0][1]);
+    } else if (is_mode(mode, "unread") || is_mode(mode, "threads")) {
+        has_worker = is_mode(mode, "threads");
+        make_pipes(1);
+        a = SEAT("parent", wait4);
+        b = SEAT("child", write);
+        child(parent_that_does_not_read);
+        keep(-1, -1, -1);
+        await_seat(a);
+        await_seat(b);
+        end_of(b, p[0][1], false, a, p[0][0]);
     } else if (is_mode(mode, "tcp") || is_mode(mode, "veth")) {
         in_namespaces = is_mode(mode, "veth");
         if (in_namespaces) server_address = "10.99.0.1";

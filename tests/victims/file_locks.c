@@ -35,15 +35,6 @@ static void await(int n) {
     while (__atomic_load_n(&shared->holding, __ATOMIC_SEQ_CST) < n) breathe();
 }
 
-static pid_t child(void (*body)(void)) {
-    pid_t pid = fork();
-    if (pid < 0) die("fork");
-    if (pid) return pid;
-    die_with_parent();
-    body();
-    _exit(0);
-}
-
 static void hold_flock(void) {
     take_seat(a);
     CHECK(flock(open_file(0), LOCK_EX));

@@ -3,7 +3,7 @@
  *   healthy_ends pipeline     a | b | c, all waiting for input that may come
  *   healthy_ends worker       a worker reads commands from its parent, which polls for answers and for its own input
  *   healthy_ends self-pipe    a thread reads a pipe that another thread of its process writes
- *   healthy_ends both-ends    parent and child both have both ends of a pipe; the child reads, the parent waits for it
+ *   healthy_ends both-ends    parent and child both have both ends of a pipe; the child reads, the parent waits for a signal
  *   healthy_ends ping-pong    two processes answer each other over pipes, without end
  *   healthy_ends socket-pong  likewise over a unix socketpair
  */
@@ -14,14 +14,6 @@ static int p[3][2];
 static struct seat *a, *b, *c;
 static volatile int *rounds;
 
-static pid_t child(void (*body)(void)) {
-    pid_t pid = fork();
-    if (pid < 0) die("fork");
-    if (pid) return pid;
-    die_with_parent();
-    body();
-    _exit(0);
-}
 static void keep(int x, int y) {
     for (int i = 0; i < 6; i++) {
         int fd = p[i / 2][i % 2];
@@ -67,7 +59,8 @@ static void with_self_pipe(void) {
 static void reads_both(void) { take_seat(b); read_for_ever(p[0][0]); }
 static void waits_both(void) {
     take_seat(a);
-    wait4(child(reads_both), NULL, 0, NULL);
+    child(reads_both);
+    for (;;) pause();
 }
 
 static void answer(int from, int to) {
@@ -118,7 +111,7 @@ int main(int argc, char **argv) {
         keep(-1, -1);
     } else if (is_mode(mode, "both-ends")) {
         make_pipes(1);
-        a = new_seat("parent", "wait4", SYS_wait4);
+        a = new_seat("parent", "pause", SYS_pause);
         b = new_seat("child", "read", SYS_read);
         child(waits_both);
         keep(-1, -1);

@@ -86,6 +86,16 @@ static inline void breathe(void) { (void)poll(NULL, 0, 1); }
 /* Dies with the thread that forked this process. */
 static inline void die_with_parent(void) { CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL)); }
 
+/* A child process that does this and ends, or dies with its parent. */
+static inline pid_t child(void (*body)(void)) {
+    pid_t pid = fork();
+    if (pid < 0) die("fork");
+    if (pid) return pid;
+    die_with_parent();
+    body();
+    _exit(0);
+}
+
 static inline void victim_init(void) {
     die_with_parent();
     seats = (struct seat *)mmap(NULL, sizeof(struct seat) * MAX_SEATS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -1,25 +1,30 @@
 //! A random lock program that logs its own truth, for `cargo xtask corpus locks`.
 //!
-//!   locks SEED mutex|rwlock
+//!   locks SEED mutex|rwlock|parking-mutex|parking-rwlock|once [healthy]
 //!
 //! Two to eight threads, two to six locks. Each thread takes two or three locks in an order of its own, again and again, by one of
 //! several shapes of code; some stop for good with all their locks in hand. After two seconds it prints, on one line of JSON, who
 //! holds what and who waits for what, of the threads that have not moved for half a second; then it stays until its input ends.
+//!
+//! `once`: cells that are initialised once and need each other, in place of locks; who initialises one holds it. `healthy`: all
+//! threads take their locks in one order and none stops; cells need only those behind them.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::Duration;
 
 const THREADS: usize = 8;
 const DEPTH: usize = 3;
+/// Cells that a thread can be initialising at the same time.
+const HELD: usize = 8;
 
 /// What a thread waits for, what it holds, and how often it has moved.
 struct Seat {
     tid: AtomicU64,
     waits: AtomicU64,
-    holds: [AtomicU64; DEPTH],
+    holds: [AtomicU64; HELD],
     moves: AtomicU64,
 }
 
@@ -27,7 +32,7 @@ static SEATS: [Seat; THREADS] = [const {
     Seat {
         tid: AtomicU64::new(0),
         waits: AtomicU64::new(0),
-        holds: [const { AtomicU64::new(0) }; DEPTH],
+        holds: [const { AtomicU64::new(0) }; HELD],
         moves: AtomicU64::new(0),
     }
 }; THREADS];
@@ -50,6 +55,22 @@ impl Lock for RwLock<u64> {
     #[inline(always)]
     fn take(&self) -> RwLockWriteGuard<'_, u64> {
         self.write().unwrap()
+    }
+}
+
+impl Lock for parking_lot::Mutex<u64> {
+    type Guard<'a> = parking_lot::MutexGuard<'a, u64>;
+    #[inline(always)]
+    fn take(&self) -> parking_lot::MutexGuard<'_, u64> {
+        self.lock()
+    }
+}
+
+impl Lock for parking_lot::RwLock<u64> {
+    type Guard<'a> = parking_lot::RwLockWriteGuard<'a, u64>;
+    #[inline(always)]
+    fn take(&self) -> parking_lot::RwLockWriteGuard<'_, u64> {
+        self.write()
     }
 }
 
@@ -129,17 +150,25 @@ fn collected<L: Lock>(seat: &Seat, locks: &[L], order: &[usize], micros: u64, fo
     black_box(wanted);
 }
 
-fn live<L: Lock>(mut random: Random, number: usize, locks: Arc<Vec<L>>) {
+fn seated(number: usize) -> &'static Seat {
     let seat = &SEATS[number];
     let link = std::fs::read_link("/proc/thread-self").unwrap();
     seat.tid.store(link.file_name().unwrap().to_str().unwrap().parse().unwrap(), SeqCst);
+    seat
+}
+
+fn live<L: Lock>(mut random: Random, number: usize, locks: Arc<Vec<L>>, healthy: bool) {
+    let seat = seated(number);
     let mut order: Vec<usize> = (0..locks.len()).collect();
     for at in (1..order.len()).rev() {
         order.swap(at, random.next(at as u64 + 1) as usize);
     }
     order.truncate((2 + random.next(2) as usize).min(locks.len()));
+    if healthy {
+        order.sort_unstable();
+    }
     let shape = random.next(3);
-    let mut rounds_left = if random.next(4) == 0 { 1 + random.next(50) } else { u64::MAX };
+    let mut rounds_left = if random.next(4) == 0 && !healthy { 1 + random.next(50) } else { u64::MAX };
     loop {
         rounds_left -= 1;
         let (micros, for_ever) = (100 + random.next(3000), rounds_left == 0);
@@ -152,21 +181,76 @@ fn live<L: Lock>(mut random: Random, number: usize, locks: Arc<Vec<L>>) {
     }
 }
 
-fn run<L: Lock>(mut random: Random) {
+/// A value made once, of others.
+struct Cell {
+    value: OnceLock<u64>,
+    needs: Vec<usize>,
+    /// How long its initialiser takes, milliseconds; 0 is for ever.
+    takes: u64,
+}
+
+#[inline(never)]
+fn value(seat: &Seat, cells: &[Cell], at: usize, depth: usize) -> u64 {
+    let cell = &cells[at];
+    seat.waits.store(address(&cell.value), SeqCst);
+    let made = *cell.value.get_or_init(|| {
+        seat.holds[depth].store(address(&cell.value), SeqCst);
+        seat.waits.store(0, SeqCst);
+        seat.moves.fetch_add(1, SeqCst);
+        thread::sleep(Duration::from_millis(if cell.takes == 0 { 3_600_000 } else { cell.takes }));
+        let made = cell.needs.iter().map(|next| value(seat, cells, *next, depth + 1)).sum::<u64>() + 1;
+        seat.holds[depth].store(0, SeqCst);
+        made
+    });
+    seat.waits.store(0, SeqCst);
+    made
+}
+
+fn run_cells(mut random: Random, healthy: bool) {
+    let threads = 2 + random.next(THREADS as u64 - 1) as usize;
+    let count = 2 + random.next(5) as usize;
+    let cells = (0..count).map(|at| {
+        let needs = (0..random.next(3)).map(|_| random.next(count as u64) as usize);
+        let needs = needs.filter(|next| !healthy || *next > at).collect();
+        let takes = if random.next(8) == 0 && !healthy { 0 } else { 20 + random.next(200) };
+        Cell { value: OnceLock::new(), needs, takes }
+    });
+    let cells: Arc<Vec<Cell>> = Arc::new(cells.collect());
+    for number in 0..threads {
+        let (first, cells) = (random.next(count as u64) as usize, Arc::clone(&cells));
+        thread::spawn(move || {
+            let made = value(seated(number), &cells, first, 0);
+            thread::sleep(Duration::from_secs(3600 + made));
+        });
+    }
+    report(threads);
+}
+
+fn run<L: Lock>(mut random: Random, healthy: bool) {
     let threads = 2 + random.next(THREADS as u64 - 1) as usize;
     let locks: Arc<Vec<L>> = Arc::new((0..2 + random.next(5)).map(|_| L::default()).collect());
     for number in 0..threads {
         let (random, locks) = (Random(random.next(u64::MAX - 1) + 1), Arc::clone(&locks));
-        thread::spawn(move || live(random, number, locks));
+        thread::spawn(move || live(random, number, locks, healthy));
     }
+    report(threads);
+}
+
+/// Says what is true when nothing has moved for half a second, and stays.
+fn report(threads: usize) {
     thread::sleep(Duration::from_millis(1500));
     let before: Vec<u64> = SEATS.iter().map(|seat| seat.moves.load(SeqCst)).collect();
     thread::sleep(Duration::from_millis(500));
     let mut seats = Vec::new();
     for (seat, moves) in SEATS.iter().zip(before).take(threads) {
         if seat.moves.load(SeqCst) == moves {
-            let holds: Vec<String> =
-                seat.holds.iter().map(|hold| hold.load(SeqCst)).filter(|hold| *hold != 0).map(|h| h.to_string()).collect();
+            let holds: Vec<String> = seat
+                .holds
+                .iter()
+                .map(|hold| hold.load(SeqCst))
+                .filter(|hold| *hold != 0)
+                .map(|h| h.to_string())
+                .collect();
             let (tid, waits) = (seat.tid.load(SeqCst), seat.waits.load(SeqCst));
             seats.push(format!("{{\"tid\":{tid},\"waits\":{waits},\"holds\":[{}]}}", holds.join(",")));
         }
@@ -179,13 +263,17 @@ fn run<L: Lock>(mut random: Random) {
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let seed: u64 = args[1].parse().unwrap();
+    let healthy = args.get(3).is_some_and(|word| word == "healthy");
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     for _ in 0..8 {
         random.next(2);
     }
     match args[2].as_str() {
-        "mutex" => run::<Mutex<u64>>(random),
-        "rwlock" => run::<RwLock<u64>>(random),
-        other => panic!("{other}: mutex or rwlock"),
+        "mutex" => run::<Mutex<u64>>(random, healthy),
+        "rwlock" => run::<RwLock<u64>>(random, healthy),
+        "parking-mutex" => run::<parking_lot::Mutex<u64>>(random, healthy),
+        "parking-rwlock" => run::<parking_lot::RwLock<u64>>(random, healthy),
+        "once" => run_cells(random, healthy),
+        other => panic!("{other}: no such lock"),
     }
 }

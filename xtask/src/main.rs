@@ -27,7 +27,7 @@ cargo xtask tidy                       the rules of this code base, and licences
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
 cargo xtask fuzz [TARGET…] [--runs N] [--seconds S]
                                        the parsers of what a target provides, fed by libFuzzer
-cargo xtask corpus locks [--seed N] [--count N]
+cargo xtask corpus locks [--seed N] [--count N] [--library NAME] [--healthy]
                                        random lock programs that log their own truth: how often inferred holders are right
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
@@ -69,11 +69,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
             };
             bench::run(what, quick).map(|()| ExitCode::SUCCESS)
         }
-        ["corpus", "locks"] => corpus::locks(1, 40).map(|()| ExitCode::SUCCESS),
-        ["corpus", "locks", "--seed", seed, "--count", count] => {
-            let number = |text: &str| text.parse::<u64>().map_err(|_| anyhow::anyhow!("{text} is no number"));
-            corpus::locks(number(seed)?, number(count)?).map(|()| ExitCode::SUCCESS)
-        }
+        ["corpus", "locks", flags @ ..] => corpus::locks(&corpus::Plan::parse(flags)?).map(passed),
         ["vm", flags @ ..] => vm::run(flags).map(passed),
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
         _ => bail!("no such command: {}; see `cargo xtask help`", arguments.join(" ")),

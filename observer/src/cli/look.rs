@@ -246,7 +246,7 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
         output.settle(&findings);
     }
     let pids = shown(judge, &findings);
-    output.report(&setting, &judge.host, &pids, &findings, &session.account)?;
+    output.report(&setting, judge, &pids, &findings, &session.account)?;
     // Last, with the report already out: the kernel waits for its readers before it lets a probe go, which on a
     // saturated machine takes seconds.
     drop(session);
@@ -275,12 +275,13 @@ fn go_round(
         (End::Live, None) => None,
     };
     let mut next = start;
+    let mut fresh_turns = 0;
     for number in 1_u64.. {
         let turn = session.turn()?;
         output.changes(&session.judge.host, &turn.changes)?;
         let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
         if number == 2 {
-            output.overview(&session.judge.host, &targets)?;
+            output.overview(&session.judge, &targets)?;
         }
         if session.judge.scope.processes.is_some() && !any_alive(session, &targets) {
             for pid in &targets {
@@ -292,9 +293,12 @@ fn go_round(
         // A census that took longer than the interval must not be followed by a rush of others.
         next = next.max(Instant::now());
         if end == End::Once && number >= 2 {
-            // A process that never rests has new stacks at every turn: that ends the look, too.
-            let fresh =
-                number <= FRESH_TURNS && session.awaits_stacks() || number <= LOCK_TURNS && session.awaits_locks();
+            // A process that never rests has new stacks at every turn: that ends the look, too. But what is still being
+            // worked on is waited for: on a busy machine that takes long.
+            fresh_turns += u64::from(session.awaits_stacks() && !session.is_explaining());
+            let fresh = session.is_explaining()
+                || fresh_turns <= FRESH_TURNS && session.awaits_stacks()
+                || number <= LOCK_TURNS && session.awaits_locks();
             let now = session.judge.host.now_ns();
             let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.

@@ -1,8 +1,7 @@
 //! Where results go and in which form.
 
-use crate::detect::{Change, Life, Severity};
+use crate::detect::{Change, Judge, Life, Severity};
 use crate::model::Host;
-use crate::model::graph::Graph;
 use crate::report::{Account, Setting, json, lately, processes, text};
 use clap::ValueEnum;
 use std::io::{IsTerminal, Write};
@@ -63,14 +62,15 @@ impl Output {
     }
 
     /// The processes as they are now, at the start of a live look.
-    pub(super) fn overview(&self, host: &Host, pids: &[u32]) -> anyhow::Result<()> {
+    pub(super) fn overview(&self, judge: &Judge, pids: &[u32]) -> anyhow::Result<()> {
         if self.format == Format::Text && self.live {
             let mut out = std::io::stdout().lock();
+            let (host, graph) = (&judge.host, &judge.graph);
             for view in processes(host, pids.iter().copied()) {
                 write!(
                     out,
                     "{}",
-                    text::process(host, &Graph::of(host), &view, &Default::default(), text::Stacks::None, self.paint)
+                    text::process(host, graph, &view, &Default::default(), text::Stacks::None, self.paint)
                 )?;
             }
             writeln!(out)?;
@@ -82,18 +82,22 @@ impl Output {
     pub(super) fn report(
         &self,
         setting: &Setting,
-        host: &Host,
+        judge: &Judge,
         pids: &[u32],
         findings: &[&Life],
         account: &Account,
     ) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
+        let host = &judge.host;
         let views = processes(host, pids.iter().copied());
         match self.format {
             Format::Ndjson => {}
             Format::Json => {
-                serde_json::to_writer_pretty(&mut out, &json::report(setting, host, &views, findings, account))
-                    .map_err(std::io::Error::from)?;
+                serde_json::to_writer_pretty(
+                    &mut out,
+                    &json::report(setting, (host, &judge.graph), &views, findings, account),
+                )
+                .map_err(std::io::Error::from)?;
                 writeln!(out)?;
             }
             Format::Text if self.live => {
@@ -102,9 +106,11 @@ impl Output {
                 }
                 write!(out, "{}", text::footer(setting, account))?;
             }
-            Format::Text => {
-                write!(out, "{}", text::report(setting, host, &views, findings, account, self.stacks, self.paint))?
-            }
+            Format::Text => write!(
+                out,
+                "{}",
+                text::report(setting, (host, &judge.graph), &views, findings, account, self.stacks, self.paint)
+            )?,
         }
         out.flush()?;
         Ok(())

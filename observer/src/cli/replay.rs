@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     };
     let findings = judge.ledger.open();
     let pids = super::look::shown(&judge, &findings);
-    output.report(&setting, &judge.host, &pids, &findings, &account)?;
+    output.report(&setting, &judge, &pids, &findings, &account)?;
     Ok(if output.found() { FOUND } else { NOTHING })
 }
 

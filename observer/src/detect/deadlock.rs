@@ -94,7 +94,9 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
         .fact("also_blocked", queued.iter().copied().collect::<Vec<_>>());
     finding.severity = if confidence == Confidence::Possible { Severity::Warning } else { Severity::Critical };
     finding.confidence = confidence;
+    let runs_itself = cycle.iter().all(|hop| hop.how == graph::BY_RUNNING);
     finding.title = match members.len() {
+        1 if runs_itself => format!("{} waits for something that it is initialising itself", host.name(members[0])),
         1 => format!("{} waits for a lock that it holds itself", host.name(members[0])),
         n if processes.len() > 1 => {
             format!("{n} threads of {} processes wait for each other in a circle", processes.len())
@@ -120,11 +122,17 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
             " Others could end some of these waits; they are part of it, too: {n} more thread(s) wait for these."
         ),
     };
-    let far = if knot.hops().any(|hop| hop.nature == Nature::FarEnd) { FAR_ENDS } else { "" };
+    let far = match knot.hops().filter(|hop| hop.nature == Nature::FarEnd).map(|hop| hop.confidence).min() {
+        None => "",
+        Some(Confidence::Possible) => AT_REST,
+        Some(_) => FAR_ENDS,
+    };
     finding.explanation =
         format!("{steps}. The circle has been closed for {age}. {ending}{beside}{others}{inferred}{far}");
     finding.remedy = if let Some(remedy) = over_pipes(host, knot) {
         remedy
+    } else if runs_itself {
+        "Find the initialiser that needs, by way of others, the value that it makes: pass that value in, or make it earlier. The process must be restarted.".to_owned()
     } else if members.len() == 1 {
         "Find the path on which this thread takes the same lock twice; use a recursive lock or split the function. The process must be restarted.".to_owned()
     } else {
@@ -137,6 +145,9 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
 
 /// What circles over pipes and sockets rest on.
 const FAR_ENDS: &str = " No other process that observer can see has the other ends of these pipes and sockets open; a signal handler could still use them.";
+
+/// The same, where threads were left out of account.
+const AT_REST: &str = " No other process that observer can see has the other ends open; but there the processes have further threads at rest, any of which could still wake up and read.";
 
 /// What to look at first where pipes or sockets are part of it.
 fn over_pipes(host: &Host, knot: &Knot) -> Option<String> {
@@ -157,13 +168,16 @@ fn inference(host: &Host, members: &[Pid], cycle: &[Hop]) -> String {
         .filter(|hop| hop.how == graph::BY_REFERENCE)
         .filter_map(|hop| host.holder_by_reference(hop.waiter))
         .collect();
+    let runs = cycle.iter().any(|hop| hop.how == graph::BY_RUNNING);
+    let running = " What is initialised once is waited for until the thread is done that does it: it stands in the function that runs the initialiser, with a reference to it in its live frames.";
     if inferred.is_empty() {
-        return String::new();
+        return if runs { running.to_owned() } else { String::new() };
     }
     let others: BTreeSet<Pid> =
         inferred.iter().flat_map(|found| &found.others).copied().filter(|tid| !members.contains(tid)).collect();
     let unsearched = inferred.iter().map(|found| found.unsearched).max().unwrap_or(0);
-    let mut text = " These locks do not record their holder: it is taken to be the thread that sleeps with most references to the lock in its live frames.".to_owned();
+    let mut text = if runs { running.to_owned() } else { String::new() };
+    text.push_str(" These locks do not record their holder: it is taken to be the thread that sleeps with most references to the lock in its live frames.");
     if !others.is_empty() {
         let names: Vec<String> = others.iter().take(3).map(|tid| host.name(*tid)).collect();
         let more = others.len().saturating_sub(names.len());

@@ -2,6 +2,7 @@
 
 use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
 use crate::census::{Census, ProbeReading};
+use crate::model::graph::Graph;
 use crate::model::{Host, Scope};
 use crate::proc::{Facts, RuntimeLocks, StackFact};
 
@@ -20,6 +21,8 @@ pub struct Judge {
     pub host: Host,
     /// What is looked at.
     pub scope: Scope,
+    /// Who waits for whom, as last judged.
+    pub graph: Graph,
     /// The findings so far.
     pub ledger: Ledger,
     rules: Vec<Box<dyn Rule + Send>>,
@@ -28,14 +31,15 @@ pub struct Judge {
 impl Judge {
     /// A judge who has seen nothing yet.
     pub fn new(scope: Scope) -> Self {
-        Self { host: Host::default(), scope, ledger: Ledger::default(), rules: rules() }
+        Self { host: Host::default(), scope, graph: Graph::default(), ledger: Ledger::default(), rules: rules() }
     }
 
     /// Takes a census and the probes' reading; facts learnt before are confirmed or dropped by it.
     pub fn advance(&mut self, census: Census, reading: ProbeReading) -> Turn {
         let now = Moment(census.clocks.real_ns);
         self.host.advance(census, reading);
-        let verdict = run(&self.rules, &self.host, &self.scope);
+        let (verdict, graph) = run(&self.rules, &self.host, &self.scope);
+        self.graph = graph;
         let findings: Vec<Finding> = verdict.findings;
         Turn { changes: self.ledger.update(findings, now), ripe_at_ns: verdict.ripe_at_ns }
     }

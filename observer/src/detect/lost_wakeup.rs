@@ -146,7 +146,8 @@ fn finding(host: &Host, row: &ThreadRow, wait: &Wait, word: &Changed, meaning: &
         .fact("sleepers", sleepers)
         .fact("changed_for_ns", host.now_ns().saturating_sub(since_ns))
         .fact("blocked_ns", host.blocked_ns(row));
-    finding.severity = Severity::Warning;
+    // A flag of the program's own may be an event count that has been used once: worth a line, not an alarm.
+    finding.severity = if meaning.confidence < Confidence::Likely { Severity::Info } else { Severity::Warning };
     finding.confidence = meaning.confidence;
     let name = host.name(row.tid);
     let age = duration(host.blocked_ns(row));

@@ -102,8 +102,8 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
     ]
 }
 
-/// Runs every rule.
-pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> Verdict {
+/// Runs every rule; answers with the graph they worked on, too.
+pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> (Verdict, Graph) {
     let graph = Graph::of(host);
     let context = Context { host, scope, chains: graph.chains(host), graph };
     let mut verdict = Verdict::default();
@@ -113,7 +113,7 @@ pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> Verdic
     for finding in &mut verdict.findings {
         finding.note_first_sight(host);
     }
-    verdict
+    (verdict, context.graph)
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ impl Host {
                 let memory = Memory(&facts.memory);
                 let lock = file_lock::awaited(&wait, row, facts.fd.as_ref(), memory, &file_locks, &self.rows);
                 let wait = decode::with_ends(Wait { file_lock: lock, ..wait }, &facts);
-                sharpened(wait, self.stacks.reading(facts.tid))
+                sharpened(wait, self.stacks.get(facts.tid))
             });
             let syscall = row.syscall;
             let owner = wait.as_ref().and_then(|wait| Some((wait.owner.as_ref()?, self.owner_of(wait, row)?)));
@@ -290,9 +290,9 @@ impl Host {
 
     /// Applies the stack of a suspect to what its memory told.
     pub(super) fn sharpen_suspect(&mut self, tid: Pid) {
-        let reading = self.stacks.reading(tid);
+        let known = self.stacks.get(tid);
         if let Some(suspect) = self.suspects.get_mut(&tid) {
-            suspect.wait = suspect.wait.take().map(|wait| sharpened(wait, reading));
+            suspect.wait = suspect.wait.take().map(|wait| sharpened(wait, known));
         }
     }
 
@@ -306,6 +306,14 @@ impl Host {
             Some(suspect) => suspect.wait.clone(),
             None if let Some(known) = self.stacks.get(tid) => known.wait.clone(),
             None => self.row(tid).filter(|row| row.is_blocked()).and_then(|row| self.decode(row, None)),
+        }
+    }
+
+    /// The wait of a thread whose memory or stack was read, confirmed or not.
+    pub(super) fn fresh_wait(&self, tid: Pid) -> Option<&Wait> {
+        match self.suspects.get(&tid) {
+            Some(suspect) => suspect.wait.as_ref(),
+            None => self.stacks.get(tid)?.wait.as_ref(),
         }
     }
 

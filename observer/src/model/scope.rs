@@ -101,12 +101,12 @@ impl Scope {
         let attached = self.processes.is_some();
         let suspicious = match row.state_letter() {
             'D' | 'T' | 't' => true,
-            _ => self.is_suspicious_call(row, blocked_ns, attached),
+            _ => self.is_suspicious_call(row, blocked_ns, attached, host),
         };
         suspicious && self.contains(row, host)
     }
 
-    fn is_suspicious_call(&self, row: &ThreadRow, blocked_ns: u64, attached: bool) -> bool {
+    fn is_suspicious_call(&self, row: &ThreadRow, blocked_ns: u64, attached: bool, host: &Host) -> bool {
         let Some(in_progress) = row.syscall else {
             return false;
         };
@@ -118,7 +118,8 @@ impl Scope {
         if call.is_futex() {
             let has_timeout = args[3] != 0;
             return decode::may_be_lock(args) && (attached || blocked_ns >= SUSPECT_AFTER_NS)
-                || has_timeout && attached;
+                || has_timeout && attached
+                || host.is_parked(row.tid);
         }
         match call.class {
             Class::Connect | Class::Io | Class::Child => true,

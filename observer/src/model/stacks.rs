@@ -1,7 +1,7 @@
 //! User stacks as far as they are known, and whose are wanted.
 
 use super::decode::Call;
-use super::frames::{self, Reading, sharpen};
+use super::frames::{self, Place, Reading, parked_at, runs_once, sharpen};
 use super::host::{Host, switches};
 use super::scope::Scope;
 use super::wait::{Class, Wait};
@@ -38,6 +38,8 @@ pub struct ByReference {
     pub others: Vec<Pid>,
     /// Threads that could not be searched: they run, or have no stack that can be walked.
     pub unsearched: usize,
+    /// It is no lock but something done once, and the thread is in the middle of that: the frame that does it refers to it.
+    pub runs: bool,
 }
 
 /// The stacks of threads that have not moved since.
@@ -88,8 +90,9 @@ impl Host {
             let Some(row) = self.row(fact.tid).filter(|row| is_of(fact, row)) else { continue };
             let read = || frames::classify(&fact.stack.frames);
             let reading = readings.entry(Arc::as_ptr(&fact.stack)).or_insert_with(read).clone();
-            let wait = self.decode(row, None).map(|wait| sharpened(wait, reading.as_ref()));
-            let known = Known { fact: fact.clone(), reading, wait, confirmed: false };
+            let wait = self.decode(row, None);
+            let mut known = Known { fact: fact.clone(), reading, wait: None, confirmed: false };
+            known.wait = wait.map(|wait| sharpened(wait, Some(&known)));
             self.stacks.0.insert(fact.tid, known);
             self.sharpen_suspect(fact.tid);
         }
@@ -132,12 +135,12 @@ impl Host {
     /// Locks that name no owner and have been waited for so long, by process: whoever mentions one may have it.
     fn sought(&self, scope: &Scope, long: u64) -> BTreeMap<Pid, Vec<u64>> {
         let mut sought: BTreeMap<Pid, BTreeSet<u64>> = BTreeMap::new();
-        for (tid, known) in &self.stacks.0 {
+        for tid in self.stacks.0.keys() {
             let Some(row) = self.row(*tid).filter(|row| self.blocked_ns(row) >= long && scope.contains(row, self))
             else {
                 continue;
             };
-            let lock = known.wait.as_ref().and_then(lock_without_owner);
+            let lock = self.fresh_wait(*tid).and_then(lock_sought);
             sought.entry(row.process.pid).or_default().extend(lock);
         }
         let few = |locks: BTreeSet<u64>| locks.into_iter().take(MOST_SOUGHT).collect::<Vec<u64>>();
@@ -148,6 +151,9 @@ impl Host {
     /// to it in live frames and do not wait for it themselves, the one with most of them (with as many, the nearest ones).
     pub fn holder_by_reference(&self, waiter: Pid) -> Option<ByReference> {
         let (row, lock) = self.row(waiter).zip(self.lock_by_frames(waiter))?;
+        if self.is_once(waiter) {
+            return self.runner(row, lock);
+        }
         let mut found: Vec<(Reverse<usize>, u32, Pid)> = Vec::new();
         let mut unsearched = 0;
         let others = self.threads_of(row.process.pid).filter(|other| other.tid != waiter && !other.is_exiting());
@@ -164,7 +170,50 @@ impl Host {
         let (first, others) = found.split_first()?;
         let stands_out = unsearched == 0 && others.first().is_none_or(|second| second.0 > first.0);
         let others = others.iter().map(|(.., tid)| *tid).collect();
-        Some(ByReference { holder: first.2, stands_out, others, unsearched })
+        Some(ByReference { holder: first.2, stands_out, others, unsearched, runs: false })
+    }
+
+    /// The thread that runs what others wait to have been done once, and keeps a reference to it, to mark it as done in the
+    /// end. That reference is in a register of the frame that runs it, which the function called from there saves, or in
+    /// the frames of its callers; one farther inside proves less. The waiter may be that thread itself.
+    fn runner(&self, waiter: &ThreadRow, once: u64) -> Option<ByReference> {
+        let (mut near, mut inside, mut unsearched) = (Vec::new(), Vec::new(), 0);
+        for row in self.threads_of(waiter.process.pid).filter(|row| !row.is_exiting()) {
+            let searched = |known: &&Known| known.confirmed && known.fact.sought.contains(&once);
+            let Some(known) = self.stacks.get(row.tid).filter(searched) else {
+                unsearched += 1;
+                continue;
+            };
+            let mentions: Vec<u32> =
+                known.fact.mentions.iter().filter(|mention| mention.address == once).map(|m| m.frame).collect();
+            if mentions.is_empty() {
+                continue;
+            }
+            let frames = runs_once(&known.fact.stack.frames, known.reading.as_ref());
+            let is_near =
+                |mention: &u32| frames.iter().any(|frame| (frame.saturating_sub(1)..=frame + 2).contains(mention));
+            if mentions.iter().any(is_near) {
+                near.push(row.tid);
+            } else if self.lock_by_frames(row.tid) != Some(once)
+                && mentions.iter().any(|mention| frames.iter().any(|frame| mention < frame))
+            {
+                inside.push(row.tid);
+            }
+        }
+        let stands_out = unsearched == 0 && near.len() == 1;
+        near.append(&mut inside);
+        let (holder, others) = near.split_first()?;
+        Some(ByReference { holder: *holder, stands_out, others: others.to_vec(), unsearched, runs: true })
+    }
+
+    fn is_once(&self, waiter: Pid) -> bool {
+        self.stacks.reading(waiter).and_then(|reading| reading.lock).is_some_and(|lock| lock.once)
+    }
+
+    /// Whether a thread sleeps on a word of its own, beside which its lock is written.
+    pub(super) fn is_parked(&self, tid: Pid) -> bool {
+        let lock = self.stacks.reading(tid).and_then(|reading| reading.lock);
+        lock.is_some_and(|lock| lock.place == Place::Parked)
     }
 
     /// The lock that only the frames of a thread say it waits for.
@@ -191,15 +240,21 @@ fn want(row: &ThreadRow) -> Option<StackWant> {
     Some(StackWant { process, tid, switches, registers, sought: Vec::new() })
 }
 
-/// Where the lock lies that a thread waits for, if only its frames say so.
+/// Where the lock lies that a thread waits for, if only its frames say so, and if references tell who has it.
 fn lock_without_owner(wait: &Wait) -> Option<u64> {
-    wait.resource.as_ref().filter(|_| wait.by_frames && wait.class == Class::Lock)?.address
+    let lock = wait.reading.as_ref()?.lock.filter(|lock| lock.guarded && wait.by_frames && wait.class == Class::Lock);
+    wait.resource.as_ref().filter(|_| lock.is_some())?.address
+}
+
+/// The lock to look for in live frames, also if it is not sure yet that this is the one waited for.
+fn lock_sought(wait: &Wait) -> Option<u64> {
+    lock_without_owner(wait).or_else(|| parked_at(wait, wait.reading.as_ref()?))
 }
 
 /// A wait as sharp as its stack allows.
-pub(super) fn sharpened(mut wait: Wait, reading: Option<&Reading>) -> Wait {
-    if let Some(reading) = reading {
-        sharpen(&mut wait, reading.clone());
+pub(super) fn sharpened(mut wait: Wait, known: Option<&Known>) -> Wait {
+    if let Some((known, reading)) = known.and_then(|known| Some((known, known.reading.clone()?))) {
+        sharpen(&mut wait, reading, &known.fact.mentions);
     }
     wait
 }

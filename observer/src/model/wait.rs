@@ -322,8 +322,11 @@ pub struct Wait {
     pub peer: Option<SocketAddr>,
     /// What the user stack says of it.
     pub reading: Option<Reading>,
-    /// Its class is what the frames say, not the system call and its memory.
+    /// It is for a lock that records no owner: so say the frames, not the system call and its memory; of musl's normal
+    /// mutex the memory does.
     pub by_frames: bool,
+    /// What a thread that sleeps on a word of its own keeps beside it: with `parking_lot`, the address of the lock.
+    pub parked: Option<u64>,
 }
 
 impl Wait {
@@ -344,6 +347,7 @@ impl Wait {
             peer: None,
             reading: None,
             by_frames: false,
+            parked: None,
         }
     }
 }

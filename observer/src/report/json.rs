@@ -63,7 +63,9 @@ fn resource(resource: &Resource) -> Value {
 
 fn holder(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Option<Value> {
     let by_graph = || match graph.edge(row.tid)? {
-        Hop { owner: Some(Owner::Thread(tid)), confidence, how, .. } => Some((*tid, *confidence, *how)),
+        hop @ Hop { owner: Some(Owner::Thread(tid)), confidence, how, .. } if hop.is_lock() => {
+            Some((*tid, *confidence, *how))
+        }
         _ => None,
     };
     let (tid, sure, how) = host.holder_of(wait, row).or_else(by_graph)?;
@@ -211,19 +213,18 @@ pub fn finding(host: &Host, life: &Life) -> Value {
 /// The whole report.
 pub fn report(
     setting: &Setting,
-    host: &Host,
+    (host, graph): (&Host, &Graph),
     views: &[ProcessView<'_>],
     findings: &[&Life],
     account: &Account,
 ) -> Value {
-    let graph = Graph::of(host);
     let taken = host.clocks().map(|clocks| timestamp(Moment(clocks.real_ns)));
     json!({
         "schema": "observer.report/v1",
         "taken_at": taken,
         "host": { "name": setting.host_name, "kernel": setting.kernel, "boot_id": setting.boot_id },
         "capability": { "census": setting.census, "probes": setting.probes },
-        "processes": views.iter().map(|view| process(host, &graph, view)).collect::<Vec<_>>(),
+        "processes": views.iter().map(|view| process(host, graph, view)).collect::<Vec<_>>(),
         "findings": findings.iter().map(|life| finding(host, life)).collect::<Vec<_>>(),
         "account": account.to_json(),
     })

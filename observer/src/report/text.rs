@@ -365,7 +365,7 @@ pub fn process(
 /// A whole report.
 pub fn report(
     setting: &Setting,
-    host: &Host,
+    (host, graph): (&Host, &Graph),
     views: &[ProcessView<'_>],
     findings: &[&Life],
     account: &Account,
@@ -373,7 +373,6 @@ pub fn report(
     paint: Paint,
 ) -> String {
     let mut out = String::new();
-    let graph = Graph::of(host);
     let involved: BTreeSet<u32> = findings.iter().flat_map(|life| life.finding.threads.iter().copied()).collect();
     for life in findings {
         out.push_str(&finding(host, life, paint));
@@ -388,7 +387,7 @@ pub fn report(
         let _ = writeln!(out, "{} nothing found in {what}\n", paint.bold("OK"));
     }
     for view in views {
-        out.push_str(&process(host, &graph, view, &involved, with_stacks, paint));
+        out.push_str(&process(host, graph, view, &involved, with_stacks, paint));
     }
     out.push_str(&paint.dim(&footer(setting, account)));
     out

@@ -92,14 +92,14 @@ fn replay(bytes: &[u8]) -> Vec<String> {
     let views = processes(&judge.host, pids.iter().copied());
     text::report(
         &setting,
-        &judge.host,
+        (&judge.host, &judge.graph),
         &views,
         &findings,
         &account,
         text::Stacks::Listed,
         text::Paint { colour: true },
     );
-    json::report(&setting, &judge.host, &views, &findings, &account);
+    json::report(&setting, (&judge.host, &judge.graph), &views, &findings, &account);
     findings.iter().map(|life| life.finding.kind.name().to_owned()).collect()
 }
 

@@ -61,6 +61,8 @@ fn threads_at_rest_do_not_read_a_full_pipe_but_may_speak_later() {
     let found = look(rows, learnt, 99);
     assert_eq!(found.len(), 1, "nobody has read for so long: {found:?}");
     assert_eq!(found[0].threads, [10, 20]);
+    assert_eq!((found[0].confidence, found[0].severity), (Confidence::Possible, Severity::Warning));
+    assert!(found[0].explanation.contains("at rest"), "{}", found[0].explanation);
     // Two processes that only listen: their idle threads may be woken to write.
     let (rows, learnt) = pair([READ, READ], vec![at_rest(10, 11)]);
     assert!(look(rows, learnt, 300).is_empty());

@@ -2,9 +2,9 @@
 //!
 //! The operation alone never decides: glibc's timed mutex lock and its condition variables share one.
 //! An owner counts only if the structure around the futex word fits that lock; everything else stays
-//! a condition with owner unknown.
+//! a condition with owner unknown. What musl makes of the same words is in [`musl`].
 
-use super::{Call, Known, Memory};
+use super::{Call, Known, Memory, musl};
 use crate::model::wait::{Class, OwnerScope, OwnerWord, Resource, ResourceKind, Wait};
 use crate::proc::{Libc, MemoryRange};
 
@@ -16,23 +16,28 @@ const FUTEX_LOCK_PI2: u64 = 13;
 const FUTEX_PRIVATE: u64 = 0x80;
 const CMD_MASK: u64 = 0x7f;
 
-const FUTEX_WAITERS: u32 = 0x8000_0000;
-const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
-const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
+pub(super) const FUTEX_WAITERS: u32 = 0x8000_0000;
+pub(super) const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
+pub(super) const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
 
 /// `PTHREAD_MUTEX_ROBUST_NORMAL_NP`, process-shared, and the two elision bits (glibc `nptl/pthreadP.h`).
 const KIND_ROBUST: u32 = 0x10;
 const KIND_SHARED: u32 = 0x80;
 const KIND_ELISION: u32 = 0x300;
 
-/// Bytes around a futex word that the known layouts need: before it and behind it. Two ranges, so that
-/// a word at the start of a mapping is still read.
-const BEFORE: u64 = 16;
+/// Bytes around a futex word that the known layouts need: behind it, before it, and farther before it (musl's
+/// threads, those of `parking_lot`). Ranges of their own, so that a word at the start of a mapping is still read.
 const BEHIND: u32 = 40;
+const BEFORE: u64 = 16;
+const FAR_BEFORE: u64 = 64;
 
 /// The memory around a futex word.
-pub(super) fn needs(uaddr: u64) -> [MemoryRange; 2] {
-    [MemoryRange { addr: uaddr, len: BEHIND }, MemoryRange { addr: uaddr.saturating_sub(BEFORE), len: BEFORE as u32 }]
+pub(super) fn needs(uaddr: u64) -> [MemoryRange; 3] {
+    [
+        MemoryRange { addr: uaddr, len: BEHIND },
+        MemoryRange { addr: uaddr.saturating_sub(BEFORE), len: BEFORE as u32 },
+        MemoryRange { addr: uaddr.saturating_sub(FAR_BEFORE), len: (FAR_BEFORE - BEFORE) as u32 },
+    ]
 }
 
 /// Whether a wait can be on a lock with an owner, by the arguments alone: the cheap question asked
@@ -57,8 +62,12 @@ pub(super) fn decode(wait: &mut Wait, call: &Call, known: &Known<'_>) {
     }
     let word =
         Word { uaddr, private: wait.args[1] & FUTEX_PRIVATE != 0, value: wait.args[2] as u32, memory: known.memory };
+    let is_musl = known.libc == Libc::Musl;
     let found = match wait.args[1] & CMD_MASK {
-        FUTEX_LOCK_PI | FUTEX_LOCK_PI2 => word.pi_mutex(),
+        FUTEX_LOCK_PI | FUTEX_LOCK_PI2 => word.pi_mutex(if is_musl { musl::MUTEX } else { 0 }),
+        FUTEX_WAIT if is_musl => musl::wait(&word),
+        // In musl the same bytes mean something else.
+        _ if is_musl => None,
         FUTEX_WAIT => word.robust_mutex().or_else(|| word.mutex()),
         FUTEX_WAIT_BITSET => {
             // Only glibc's timed lock waits this way; the locks of Rust's library do so without a timeout.
@@ -67,29 +76,34 @@ pub(super) fn decode(wait: &mut Wait, call: &Call, known: &Known<'_>) {
         }
         _ => None,
     };
+    wait.parked = word.parked(wait.args[1]);
     let is_pi = matches!(wait.args[1] & CMD_MASK, FUTEX_LOCK_PI | FUTEX_LOCK_PI2);
-    if let Some((class, resource, owner)) = found
-        // In musl the same bytes mean something else; the PI word is the kernel's own.
-        && (is_pi || known.libc != Libc::Musl)
-    {
+    if let Some((class, resource, owner)) = found {
         wait.class = class;
         wait.resource = Some(resource);
-        // A static binary may hide its library: then the layout is likely, not proven.
-        wait.owner = owner.map(|o| OwnerWord { proven: o.proven && (is_pi || known.libc == Libc::Glibc), ..o });
+        // A static binary may hide its library: then the layout is likely, not proven. The PI word is the kernel's own.
+        wait.by_frames = is_musl && owner.is_none() && !is_pi;
+        wait.owner = owner.map(|o| OwnerWord { proven: o.proven && (is_pi || known.libc != Libc::Unknown), ..o });
     }
 }
 
-type Found = (Class, Resource, Option<OwnerWord>);
+pub(super) type Found = (Class, Resource, Option<OwnerWord>);
 
-struct Word<'a> {
-    uaddr: u64,
-    private: bool,
-    value: u32,
+/// A futex word and what is around it.
+pub(super) struct Word<'a> {
+    pub(super) uaddr: u64,
+    pub(super) private: bool,
+    /// What the waiter expects in it.
+    pub(super) value: u32,
     memory: Memory<'a>,
 }
 
 impl Word<'_> {
-    fn at(&self, offset: i64) -> Option<u32> {
+    pub(super) fn u64_at(&self, offset: i64) -> Option<u64> {
+        self.memory.bytes(self.uaddr.checked_add_signed(offset)?).map(u64::from_ne_bytes)
+    }
+
+    pub(super) fn at(&self, offset: i64) -> Option<u32> {
         self.memory.u32(self.uaddr.checked_add_signed(offset)?)
     }
 
@@ -97,9 +111,22 @@ impl Word<'_> {
         if shared || !self.private { OwnerScope::Namespace } else { OwnerScope::Process }
     }
 
+    /// Beside a word of the waiter's own: `ThreadData` of `parking_lot_core` 0.9 as rustc lays it out, `key` at -32,
+    /// `next_in_queue` at -24. Only its frames can tell that it is one.
+    fn parked(&self, op: u64) -> Option<u64> {
+        if op & CMD_MASK != FUTEX_WAIT || !self.private || self.value != 1 {
+            return None;
+        }
+        let is_place = |address: u64| (0x1000..1 << 47).contains(&address);
+        let next = self.u64_at(-24)?;
+        let key = self.u64_at(-32).filter(|key| is_place(*key))?;
+        (next == 0 || is_place(next) && next % 8 == 0).then_some(key)
+    }
+
     /// `FUTEX_LOCK_PI`: the kernel keeps the owner's TID in the word.
-    fn pi_mutex(&self) -> Option<Found> {
-        let resource = Resource::at(ResourceKind::Mutex, self.uaddr).detailed("(priority inheritance)");
+    fn pi_mutex(&self, begin: i64) -> Option<Found> {
+        let lock = self.uaddr.checked_add_signed(begin)?;
+        let resource = Resource::at(ResourceKind::Mutex, lock).detailed("(priority inheritance)");
         let Some(word) = self.at(0) else {
             return Some((Class::Lock, resource, None));
         };

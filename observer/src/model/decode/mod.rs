@@ -3,6 +3,7 @@
 
 mod ends;
 mod futex;
+mod musl;
 mod restart;
 mod syscalls;
 mod timeout;

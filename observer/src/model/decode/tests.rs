@@ -107,6 +107,69 @@ fn glibc_mutex_names_its_owner() {
     assert_eq!(futex(0x80, 2, 0, &[piece(0x1000, mutex_bytes(2, 0, 4242, 1, 1))], Libc::Glibc).class, Class::Condition);
 }
 
+/// A mutex of musl whose word is at 0x1000: type, word, waiters, and what is behind them.
+fn musl_mutex(kind: u32, word: u32, waiters: u32) -> Vec<MemoryFact> {
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    vec![piece(0x1000, bytes(&[word, waiters, 0, 0, 0, 0, 0, 0, 0, 0])), piece(0xff0, bytes(&[7, 7, 7, kind]))]
+}
+
+#[test]
+fn musl_mutexes_but_the_normal_one_name_their_owner() {
+    let waits = 0x8000_0000_u32;
+    let owner = |wait: &Wait| wait.owner.as_ref().map(|owner| (owner.own_tid, owner.proven));
+    for kind in [1, 2, 4, 5] {
+        let wait = futex(0x80, waits | 77, 0, &musl_mutex(kind, waits | 77, 1), Libc::Musl);
+        assert_eq!((wait.class, owner(&wait)), (Class::Lock, Some((77, true))), "{kind}");
+        assert_eq!(wait.resource.unwrap().address, Some(0xffc), "the lock begins with its type");
+    }
+    // Between processes the futex is shared.
+    assert_eq!(owner(&futex(0, waits | 77, 0, &musl_mutex(129, waits | 77, 1), Libc::Musl)), Some((77, true)));
+    let normal = futex(0x80, waits | 16, 0, &musl_mutex(0, waits | 16, 2), Libc::Musl);
+    assert_eq!((normal.class, normal.by_frames, owner(&normal)), (Class::Lock, true, None));
+    for (what, libc, memory) in [
+        ("another library", Libc::Glibc, musl_mutex(1, waits | 77, 1)),
+        ("released meanwhile", Libc::Musl, musl_mutex(1, 0, 1)),
+        ("its owner died", Libc::Musl, musl_mutex(4, waits | 0x4000_0000 | 77, 1)),
+        ("nobody waits", Libc::Musl, musl_mutex(1, waits | 77, 0)),
+        ("no type of a mutex", Libc::Musl, musl_mutex(0x100, waits | 77, 1)),
+        ("shared type on a private futex", Libc::Musl, musl_mutex(129, waits | 77, 1)),
+        ("cut short", Libc::Musl, musl_mutex(1, waits | 77, 1)[..1].to_vec()),
+    ] {
+        let wait = futex(0x80, waits | 77, 0, &memory, libc);
+        assert_eq!((wait.class, owner(&wait)), (Class::Condition, None), "{what}");
+    }
+}
+
+#[test]
+fn musl_joins_by_the_record_of_the_thread() {
+    let record = |start: u64| {
+        let mut bytes = [start.to_ne_bytes().to_vec(), vec![0; 40]].concat();
+        bytes.extend(78_u32.to_ne_bytes());
+        bytes.extend([0; 4]);
+        vec![piece(0x1000, 2_u32.to_ne_bytes().to_vec()), piece(0x1000 - 56, bytes)]
+    };
+    let wait = futex(0x80, 2, 0, &record(0x1000 - 56), Libc::Musl);
+    assert_eq!((wait.class, wait.owner.unwrap().own_tid), (Class::Condition, 78));
+    // A condition variable of musl waits for 2 on the waiter's own stack.
+    assert_eq!(futex(0x80, 2, 0, &record(0x7000), Libc::Musl).owner, None);
+}
+
+#[test]
+fn what_lies_beside_a_word_of_ones_own() {
+    let beside = |key: u64, next: u64| {
+        let words: Vec<u8> = [0, 0, key, next, 0, 0].into_iter().flat_map(u64::to_ne_bytes).collect();
+        vec![piece(0x1000 - 48, words)]
+    };
+    let parked = |op, value, memory: &[MemoryFact]| futex(op, value, 0, memory, Libc::Glibc).parked;
+    assert_eq!(parked(0x80, 1, &beside(0x5555_0001, 0)), Some(0x5555_0001), "a mutex is a byte, anywhere");
+    assert_eq!(parked(0x80, 1, &beside(0x5555_0000, 0x7000)), Some(0x5555_0000));
+    assert_eq!(parked(0x80, 1, &beside(0x5555_0000, 0x7001)), None, "no pointer to the next one");
+    assert_eq!(parked(0x80, 1, &beside(9, 0)), None);
+    assert_eq!(parked(0x80, 1, &beside(u64::MAX, 0)), None);
+    assert_eq!(parked(0x80, 2, &beside(0x5555_0000, 0)), None);
+    assert_eq!(parked(0x89, 1, &beside(0x5555_0000, 0)), None);
+}
+
 #[test]
 fn look_alikes_are_not_locks() {
     let mutex = |word, count, owner, users, kind| [piece(0x1000, mutex_bytes(word, count, owner, users, kind))];

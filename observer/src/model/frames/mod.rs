@@ -12,11 +12,13 @@
 mod apply;
 mod library;
 mod name;
+mod runs;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use apply::sharpen;
+pub use apply::{parked_at, sharpen};
+pub use runs::runs_once;
 
 use super::wait::ResourceKind;
 use crate::proc::stack::Frame;
@@ -62,6 +64,17 @@ impl Rest {
     }
 }
 
+/// Where a lock lies, as far as the frame of its waiter tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// So many bytes from the futex word.
+    Word(i64),
+    /// Its waiters sleep on words of their own, beside which they keep its address (`parking_lot`).
+    Parked,
+    /// Not known.
+    Unknown,
+}
+
 /// The lock that a frame waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockFrame {
@@ -69,8 +82,12 @@ pub struct LockFrame {
     pub kind: ResourceKind,
     /// How a person calls it (`std Mutex`).
     pub named: &'static str,
-    /// Where the lock begins, counted from the futex word; `None` where the word is no part of the lock.
-    pub offset: Option<i64>,
+    /// Where it begins.
+    pub place: Place,
+    /// It is no lock, but something that one thread does once and the others wait for.
+    pub once: bool,
+    /// Who holds it keeps a reference to it in a live frame, as Rust's guards do. A lock of C is held without.
+    pub guarded: bool,
 }
 
 /// What kind of job a wait interrupts.

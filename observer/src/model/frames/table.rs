@@ -4,7 +4,7 @@
 //! is a whole name of C or Go. `a < b` is a frame `a` called by `b`. Groups say how their rows are known: looked at in a
 //! running program of that version, or read in the source of the project.
 
-use super::{JobKind, LockFrame, Rest};
+use super::{JobKind, LockFrame, Place, Rest};
 use crate::model::wait::ResourceKind;
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -68,7 +68,7 @@ impl Means {
 
     /// The inner function of some lock, which does not know where that begins.
     pub(super) fn is_part_of_a_lock(self) -> bool {
-        matches!(self, Self::Lock(lock) if lock.offset.is_none())
+        matches!(self, Self::Lock(lock) if lock.place == Place::Unknown)
     }
 
     /// Whether a pool or a loop that waits like this, by itself, waits for work: a loop does so in a poll.
@@ -182,17 +182,33 @@ const LEADERS_LOOP: Means = Means::Loop { leads: true };
 const TURN: Means = Means::Runs(JobKind::Turn);
 const JOB: Means = Means::Runs(JobKind::Pool);
 
-/// A lock whose futex word is `offset` bytes behind its beginning.
+/// A lock whose futex word is `offset` bytes behind its beginning (before it, if negative).
 const fn at(kind: ResourceKind, named: &'static str, offset: i64) -> Means {
-    Means::Lock(LockFrame { kind, named, offset: Some(offset) })
+    Means::Lock(LockFrame { kind, named, place: Place::Word(offset), once: false, guarded: false })
+}
+
+/// The same, whose holders have a guard.
+const fn guarded(kind: ResourceKind, named: &'static str, offset: i64) -> Means {
+    Means::Lock(LockFrame { kind, named, place: Place::Word(offset), once: false, guarded: true })
+}
+
+/// A lock with guards whose waiters sleep on words of their own, its address beside them.
+const fn parked(kind: ResourceKind, named: &'static str) -> Means {
+    Means::Lock(LockFrame { kind, named, place: Place::Parked, once: false, guarded: true })
 }
 
 /// A lock whose waiters sleep on a word that is no part of it, or in a place of it that is not known.
 const fn elsewhere(kind: ResourceKind, named: &'static str) -> Means {
-    Means::Lock(LockFrame { kind, named, offset: None })
+    Means::Lock(LockFrame { kind, named, place: Place::Unknown, once: false, guarded: false })
 }
 
-/// Something that is done once, its word `offset` bytes behind its beginning.
-const fn once(named: &'static str, offset: Option<i64>) -> Means {
-    Means::Once(LockFrame { kind: ResourceKind::Mutex, named, offset })
+/// Waits for something that is done once by another thread.
+const fn awaits_once(named: &'static str) -> Means {
+    let place = Place::Word(0);
+    Means::Lock(LockFrame { kind: ResourceKind::Mutex, named, place, once: true, guarded: true })
+}
+
+/// Something that is done once: who does it marks it as done in the end, and keeps a reference until then.
+const fn once(named: &'static str, place: Place) -> Means {
+    Means::Once(LockFrame { kind: ResourceKind::Mutex, named, place, once: true, guarded: true })
 }

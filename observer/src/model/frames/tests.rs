@@ -121,7 +121,11 @@ fn a_mutex_is_named_by_the_function_that_was_called() {
     // With debug symbols of the C library there is an inner frame.
     for inner in [&["__GI___lll_lock_wait"][..], &[]] {
         let reading = reads(&[inner, &["__pthread_mutex_lock", "app"]].concat()).unwrap();
-        assert_eq!((reading.by.as_str(), reading.lock.unwrap().offset), ("__pthread_mutex_lock", Some(0)), "{inner:?}");
+        assert_eq!(
+            (reading.by.as_str(), reading.lock.unwrap().place),
+            ("__pthread_mutex_lock", Place::Word(0)),
+            "{inner:?}"
+        );
     }
 }
 

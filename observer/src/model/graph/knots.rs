@@ -5,7 +5,7 @@
 //! deadlocks are its strongly connected parts that no way leads out of.
 
 use super::ways::{Way, sharpened_by_reference};
-use super::{Hop, Nature, far_end};
+use super::{BY_REFERENCE, BY_RUNNING, Hop, Nature, far_end};
 use crate::census::Pid;
 use crate::model::host::Host;
 use crate::model::wait::{Confidence, Owner};
@@ -32,30 +32,45 @@ impl Knot {
 
     /// Whether it rests on inferences: then it needs time on its side, too.
     pub fn is_inferred(&self) -> bool {
-        self.hops().any(|hop| hop.nature == Nature::FarEnd || hop.how == super::BY_REFERENCE)
+        self.hops().any(|hop| hop.nature == Nature::FarEnd || matches!(hop.how, BY_REFERENCE | BY_RUNNING))
     }
 }
 
 /// The knots among these waits.
 pub(super) fn find(host: &Host, ways: &BTreeMap<Pid, Way>) -> Vec<Knot> {
-    let stuck = greatest_closed(known(host, ways));
-    smallest_closed(&stuck).into_iter().filter_map(|part| knot(host, ways, &stuck, part)).collect()
+    let (by, spared) = known(host, ways);
+    let stuck = greatest_closed(by);
+    let knot = |part| knot(host, ways, &stuck, part).map(|knot| doubted(knot, &spared));
+    smallest_closed(&stuck).into_iter().filter_map(knot).collect()
 }
 
-/// Who can release whom, of waits of which that is known.
-fn known(host: &Host, ways: &BTreeMap<Pid, Way>) -> BTreeMap<Pid, Vec<Pid>> {
+/// Who can release whom, of waits of which that is known; and the waits of which threads at rest were left out of account.
+fn known(host: &Host, ways: &BTreeMap<Pid, Way>) -> (BTreeMap<Pid, Vec<Pid>>, BTreeSet<Pid>) {
     let counts = |way: &Way, tid: &Pid| !(way.spares_idle && !ways.contains_key(tid) && far_end::is_idle(host, *tid));
     // Whoever has run since the ends were looked at may have passed one on.
     let slept = |way: &Way, tid: &Pid| {
         let since = host.row(*tid).map_or(u64::MAX, |row| host.since(row).ns);
         way.as_of_ns.is_none_or(|as_of| since <= as_of)
     };
+    let mut spared = BTreeSet::new();
     let by = |(tid, way): (&Pid, &Way)| {
         let by: Vec<Pid> = way.by.iter().copied().filter(|other| counts(way, other)).collect();
+        if by.len() < way.by.len() {
+            spared.insert(*tid);
+        }
         let is_fresh = by.iter().chain([tid]).all(|other| slept(way, other));
         (is_fresh && !by.is_empty()).then_some((*tid, by))
     };
-    ways.iter().filter_map(by).collect()
+    let by = ways.iter().filter_map(by).collect();
+    (by, spared)
+}
+
+/// Threads at rest could still wake up and read: then it is one explanation among others.
+fn doubted(mut knot: Knot, spared: &BTreeSet<Pid>) -> Knot {
+    for hop in knot.circle.iter_mut().chain(&mut knot.others).filter(|hop| spared.contains(&hop.waiter)) {
+        hop.confidence = Confidence::Possible;
+    }
+    knot
 }
 
 /// The greatest set of waiters each of which only members can release, with those who can.

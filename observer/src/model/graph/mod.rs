@@ -23,6 +23,9 @@ const MAX_HOPS: usize = 1024;
 /// How an edge was inferred from references.
 pub const BY_REFERENCE: &str = "sleeps with most references to the lock in its live frames";
 
+/// How an edge to the thread was inferred that does what others wait to have been done once.
+pub const BY_RUNNING: &str = "runs the initialiser, with a reference to it in live frames";
+
 /// What makes the one wait for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nature {
@@ -58,7 +61,7 @@ impl Nature {
             Self::Lock | Self::FileLock => "held by",
             Self::Exit => "of",
             Self::Child => "which is",
-            Self::FarEnd => "whose other end has",
+            Self::FarEnd => "whose other end is held by",
             Self::Tracer => "which is",
         }
     }

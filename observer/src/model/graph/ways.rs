@@ -1,6 +1,6 @@
 //! Who can end the wait of a thread.
 
-use super::{BY_REFERENCE, Hop, Nature, far_end};
+use super::{BY_REFERENCE, BY_RUNNING, Hop, Nature, far_end};
 use crate::census::{Pid, ThreadRow};
 use crate::model::file_lock;
 use crate::model::host::Host;
@@ -23,7 +23,7 @@ pub(super) struct Way {
 impl Way {
     /// Whether the hop is worth following: a lock without a known owner is, one of several writers is not.
     pub(super) fn is_shown(&self) -> bool {
-        self.hop.owner.is_some() && self.hop.how != BY_REFERENCE || self.hop.is_lock()
+        self.hop.owner.is_some() || self.hop.is_lock()
     }
 
     /// The only way: through this hop.
@@ -83,7 +83,8 @@ pub(super) fn sharpened_by_reference(host: &Host, hop: Hop) -> Hop {
         return hop;
     };
     let confidence = if found.stands_out { Confidence::Likely } else { Confidence::Possible };
-    Hop { owner: Some(Owner::Thread(found.holder)), confidence, how: BY_REFERENCE, ..hop }
+    let how = if found.runs { BY_RUNNING } else { BY_REFERENCE };
+    Hop { owner: Some(Owner::Thread(found.holder)), confidence, how, ..hop }
 }
 
 /// Of a parent that waits for a child: the one it waits for, or any of several.

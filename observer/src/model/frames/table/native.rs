@@ -22,7 +22,7 @@ pub(super) const GROUPS: &[Group] = &[
             ("__pthread_mutex_clocklock_common", at(Mutex, "pthread mutex", 0)),
             ("pthread_rwlock_rdlock", elsewhere(Rwlock, "pthread rwlock")),
             ("pthread_rwlock_wrlock", elsewhere(Rwlock, "pthread rwlock")),
-            ("__pthread_once_slow", once("pthread_once", None)),
+            ("__pthread_once_slow", once("pthread_once", Place::Word(0))),
             ("__pthread_clockjoin_ex", JOIN),
             ("clock_nanosleep", SLEEP),
             ("wait4", CHILD),
@@ -43,6 +43,7 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "glibc",
         known: Known::Source("glibc 2.36"),
         rows: &[
+            ("__pthread_once_full", once("pthread_once of musl", Place::Word(0))),
             ("__pthread_mutex_cond_lock", at(Mutex, "pthread mutex", 0)),
             ("pthread_mutex_timedlock", at(Mutex, "pthread mutex", 0)),
             ("pthread_mutex_clocklock", at(Mutex, "pthread mutex", 0)),
@@ -73,7 +74,7 @@ pub(super) const GROUPS: &[Group] = &[
             ("__atomic_futex_unsigned_base::_M_futex_wait_until*", Wait),
             ("__detail::__platform_wait", Wait),
             ("std::__atomic_wait_address*", Wait),
-            ("__cxa_guard_acquire", elsewhere(Mutex, "guard of a static variable")),
+            ("__cxa_guard_acquire", awaits_once("guard of a static variable")),
         ],
     },
     Group {

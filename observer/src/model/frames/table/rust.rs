@@ -40,11 +40,11 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "rust",
         known: Known::Measured("Rust 1.95, legacy and v0 names"),
         rows: &[
-            ("mutex::futex::Mutex::lock_contended", at(Mutex, "std Mutex", 0)),
+            ("mutex::futex::Mutex::lock_contended", guarded(Mutex, "std Mutex", 0)),
             // The word that readers and writers wait for is the state; of writers only, the one behind it.
-            ("rwlock::futex::RwLock::read_contended", at(Rwlock, "std RwLock", 0)),
-            ("rwlock::futex::RwLock::write_contended", at(Rwlock, "std RwLock", -4)),
-            ("once::futex::Once::call", once("std Once", Some(0))),
+            ("rwlock::futex::RwLock::read_contended", guarded(Rwlock, "std RwLock", 0)),
+            ("rwlock::futex::RwLock::write_contended", guarded(Rwlock, "std RwLock", -4)),
+            ("once::futex::Once::call", once("std Once", Place::Word(0))),
             ("condvar::futex::Condvar::wait", Wait),
             ("condvar::futex::Condvar::wait_optional_timeout", Wait),
             ("sync::barrier::Barrier::wait", Wait),
@@ -63,7 +63,7 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "rust",
         known: Known::Source("Rust 1.75 to 1.95"),
         rows: &[
-            ("once::futex::Once::wait", at(Mutex, "std Once", 0)),
+            ("once::futex::Once::wait", awaits_once("std Once")),
             ("mpmc::zero::Channel::recv", Wait),
             ("mpmc::array::Channel::recv", Wait),
             ("mpmc::context::Context::wait_until", Wait),
@@ -76,12 +76,12 @@ pub(super) const GROUPS: &[Group] = &[
         runtime: "parking_lot",
         known: Known::Measured("parking_lot 0.12"),
         rows: &[
-            // Waiters sleep on a word of their own.
-            ("raw_mutex::RawMutex::lock_slow", elsewhere(Mutex, "parking_lot Mutex")),
-            ("raw_rwlock::RawRwLock::lock_shared_slow", elsewhere(Rwlock, "parking_lot RwLock")),
-            ("raw_rwlock::RawRwLock::lock_exclusive_slow", elsewhere(Rwlock, "parking_lot RwLock")),
-            ("raw_rwlock::RawRwLock::wait_for_readers", elsewhere(Rwlock, "parking_lot RwLock")),
-            ("parking_lot::once::Once::call_once_slow", once("parking_lot Once", None)),
+            // Waiters sleep on words of their own.
+            ("raw_mutex::RawMutex::lock_slow", parked(Mutex, "parking_lot Mutex")),
+            ("raw_rwlock::RawRwLock::lock_shared_slow", parked(Rwlock, "parking_lot RwLock")),
+            ("raw_rwlock::RawRwLock::lock_exclusive_slow", parked(Rwlock, "parking_lot RwLock")),
+            ("raw_rwlock::RawRwLock::wait_for_readers", parked(Rwlock, "parking_lot RwLock")),
+            ("parking_lot::once::Once::call_once_slow", once("parking_lot Once", Place::Parked)),
             ("parking_lot::condvar::Condvar::wait_until_internal", Wait),
         ],
     },
@@ -90,8 +90,8 @@ pub(super) const GROUPS: &[Group] = &[
         known: Known::Source("parking_lot 0.12"),
         rows: &[
             ("parking_lot_core::parking_lot::park", Bare),
-            ("raw_rwlock::RawRwLock::lock_upgradable_slow", elsewhere(Rwlock, "parking_lot RwLock")),
-            ("raw_rwlock::RawRwLock::upgrade_slow", elsewhere(Rwlock, "parking_lot RwLock")),
+            ("raw_rwlock::RawRwLock::lock_upgradable_slow", parked(Rwlock, "parking_lot RwLock")),
+            ("raw_rwlock::RawRwLock::upgrade_slow", parked(Rwlock, "parking_lot RwLock")),
         ],
     },
     Group {
