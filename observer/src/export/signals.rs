@@ -26,6 +26,13 @@ pub struct Metric {
     pub about: &'static str,
 }
 
+impl Metric {
+    /// Whether its points are told apart by process.
+    pub fn is_by_process(&self) -> bool {
+        self.name.starts_with("observer.process.")
+    }
+}
+
 /// One attribute.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Attribute {
