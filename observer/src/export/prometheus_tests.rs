@@ -154,3 +154,107 @@ fn the_reader_says_which_format() {
         assert_eq!(Format::accepted(accept), expected, "{accept:?}");
     }
 }
+
+/// Names of series that may stand on a page, with their labels.
+fn known() -> BTreeMap<String, BTreeSet<&'static str>> {
+    let mut known = BTreeMap::from([("observer_build_info".to_owned(), BTreeSet::from(["version"]))]);
+    for metric in METRICS {
+        let mut labels: BTreeSet<&str> = metric.attributes.iter().copied().collect();
+        if metric.is_by_process() {
+            labels.extend(PROCESS_LABELS);
+        }
+        let name = name(metric);
+        if metric.kind == Kind::Histogram {
+            known.insert(format!("{name}_sum"), labels.clone());
+            known.insert(format!("{name}_count"), labels.clone());
+            labels.insert("le");
+            known.insert(format!("{name}_bucket"), labels);
+        } else {
+            known.insert(name, labels);
+        }
+    }
+    known
+}
+
+/// What a query names: each series with the labels it is selected by.
+fn named(query: &str) -> Vec<(String, Vec<String>)> {
+    let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let mut named = Vec::new();
+    for (at, _) in query.match_indices("observer_") {
+        if query[..at].ends_with(is_word) {
+            continue;
+        }
+        let (name, rest) =
+            query[at..].split_at(query[at..].find(|letter| !is_word(letter)).unwrap_or(query.len() - at));
+        let selector = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(inside, _)| inside);
+        let labels = selector.split(',').filter_map(|part| part.split_once(['=', '!']));
+        named.push((name.to_owned(), labels.map(|(label, _)| label.trim().to_owned()).collect()));
+    }
+    named
+}
+
+fn check(what: &str, query: &str) -> BTreeSet<String> {
+    let known = known();
+    let named = named(query);
+    for (name, labels) in &named {
+        let allowed = known.get(name);
+        assert!(allowed.is_some(), "{what}: {name} does not exist");
+        for label in labels {
+            let is_of_target = ["job", "instance"].contains(&label.as_str());
+            let is_known = allowed.is_some_and(|allowed| allowed.contains(label.as_str()));
+            assert!(is_of_target || is_known, "{what}: {name} has no label {label}");
+        }
+    }
+    named.into_iter().map(|(name, _)| name).collect()
+}
+
+fn deployed(file: &str) -> String {
+    let path = format!("{}/../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+#[test]
+fn the_dashboard_shows_every_metric_and_none_that_does_not_exist() {
+    let dashboard: serde_json::Value = serde_json::from_str(&deployed("grafana/observer.json")).expect("JSON");
+    let mut shown = BTreeSet::new();
+    let mut queries = 0;
+    for panel in dashboard["panels"].as_array().into_iter().flatten() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let query = target["expr"].as_str().expect("a query");
+            let names = check(&panel["title"].to_string(), query);
+            assert!(!names.is_empty(), "{query}");
+            shown.extend(names);
+            queries += 1;
+        }
+    }
+    assert!(queries > 20, "{queries}");
+    let missing: Vec<String> = known().into_keys().filter(|name| !shown.contains(name)).collect();
+    assert!(missing.is_empty(), "not on the dashboard: {missing:?}");
+    for variable in dashboard["templating"]["list"].as_array().into_iter().flatten() {
+        check("a variable", variable["query"]["query"].as_str().unwrap_or_default());
+    }
+}
+
+#[test]
+fn alerts_and_their_tests_name_only_metrics_that_exist() {
+    for file in ["prometheus/alerts.yaml", "prometheus/alerts_test.yaml"] {
+        let text = deployed(file);
+        // Prose speaks of metrics, too: it must be right as well.
+        assert!(check(file, &text).len() >= 7, "{file}");
+    }
+}
+
+#[test]
+fn the_check_of_queries_sees_what_is_wrong() {
+    assert_eq!(
+        named(
+            "sum by (kind) (rate(observer_lost_total{stage=\"a\", instance=~\"b\"}[5m])) - observer_x != my_observer_y"
+        ),
+        [
+            ("observer_lost_total".to_owned(), vec!["stage".to_owned(), "instance".to_owned()]),
+            ("observer_x".to_owned(), Vec::new()),
+        ]
+    );
+    assert!(std::panic::catch_unwind(|| check("a", "observer_lost_total{pid=\"1\"}")).is_err());
+    assert!(std::panic::catch_unwind(|| check("a", "observer_lost")).is_err());
+}
