@@ -1,7 +1,7 @@
 //! The service: wires a session to the sinks, and ends in order.
 
 use crate::detect::{Life, Moment, Turn};
-use crate::export::{FindingEvent, Item, Sampler, Sink, SinkStats};
+use crate::export::{FindingEvent, Item, Pulse, Sampler, Sink, SinkStats};
 use crate::model::{Filter, Host, Scope};
 use crate::session::{Session, SessionError};
 use crate::settings::{Settings, Silence};
@@ -37,6 +37,7 @@ pub struct Daemon {
     sampler: Sampler,
     next_sample: Instant,
     turns: u64,
+    pulse: Option<Arc<Pulse>>,
 }
 
 impl Daemon {
@@ -44,7 +45,12 @@ impl Daemon {
     pub fn new(settings: Settings, mut session: Session, sinks: Vec<Box<dyn Sink>>, since: Moment) -> Self {
         session.judge.scope = scope(&settings);
         let sampler = Sampler::new(since, settings.top_processes);
-        Self { settings, session, sinks, sampler, next_sample: Instant::now(), turns: 0 }
+        Self { settings, session, sinks, sampler, next_sample: Instant::now(), turns: 0, pulse: None }
+    }
+
+    /// Tells this pulse of every turn.
+    pub fn show_pulse(&mut self, pulse: Arc<Pulse>) {
+        self.pulse = Some(pulse);
     }
 
     /// One turn: census, judgement, what goes to the sinks. Answers with when the next one is due.
@@ -57,9 +63,13 @@ impl Daemon {
         self.turns += 1;
         self.sampler.note(&turn);
         self.tell(&turn);
-        if began >= self.next_sample {
+        let is_due = began >= self.next_sample;
+        if is_due {
             self.next_sample = began + self.settings.metrics_interval;
-            self.sample();
+        }
+        self.sample(is_due);
+        if let Some(pulse) = &self.pulse {
+            pulse.beat(Instant::now());
         }
         let gap = if self.turns == 1 { FIRST_GAP.min(self.settings.interval) } else { self.settings.interval };
         Ok((began + gap).max(Instant::now()))
@@ -80,11 +90,15 @@ impl Daemon {
         }
     }
 
-    fn sample(&mut self) {
+    /// The metrics to every sink, or if they are not due yet to those that want them all the same.
+    fn sample(&mut self, is_due: bool) {
+        if !is_due && !self.sinks.iter().any(|sink| sink.wants_every_turn()) {
+            return;
+        }
         let stats: Vec<SinkStats> = self.sinks.iter().map(|sink| sink.stats()).collect();
         let sample = self.sampler.sample(&self.session.judge, &self.session.account, &stats);
         let item = Item::Metrics(Arc::new(sample));
-        for sink in &self.sinks {
+        for sink in self.sinks.iter().filter(|sink| is_due || sink.wants_every_turn()) {
             sink.offer(item.clone());
         }
     }
@@ -92,6 +106,9 @@ impl Daemon {
     /// Takes other settings; sinks are the caller's business.
     pub fn reload(&mut self, settings: Settings) {
         self.session.judge.scope = scope(&settings);
+        if let Some(pulse) = &self.pulse {
+            pulse.set_interval(settings.interval);
+        }
         self.settings = settings;
     }
 
@@ -102,7 +119,7 @@ impl Daemon {
 
     /// Ends: open findings are not said to be over, since they are not; the sinks send what they have.
     pub fn close(mut self) {
-        self.sample();
+        self.sample(true);
         let until = Instant::now() + LAST_WORDS;
         for sink in self.sinks {
             sink.close(until);

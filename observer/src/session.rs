@@ -109,10 +109,7 @@ impl Session {
     pub fn turn(&mut self) -> Result<Turn, SessionError> {
         let census = self.source.take()?;
         let reading = self.read_probes(&census);
-        self.account.threads_seen = census.rows.len() as u64;
-        self.account.threads_lost.clone_from(&census.lost);
-        self.account.census_ns = census.took_ns;
-        self.account.censuses += 1;
+        self.account.note_census(&census);
         self.follow(&census);
         let kept = self.recorder.is_some().then(|| (census.clone(), reading.clone()));
         let judging = Instant::now();
@@ -126,6 +123,7 @@ impl Session {
         self.explain_suspects(&turn, &mut facts);
         self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
+        self.account.note_readers(self.gatherer.pool_stats() + self.explainer.pool_stats());
         if let (Some(recorder), Some((mut census, probes))) = (&mut self.recorder, kept) {
             // A look at one process must not write down what else runs on the host.
             let relevant = self.judge.host.relevant(&self.judge.scope);

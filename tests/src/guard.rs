@@ -50,6 +50,13 @@ impl Guard {
         Ok(())
     }
 
+    /// Makes the pipe behind its stdout as small as the kernel lets it be: one page.
+    pub fn shrink_stdout(&self) -> Result<()> {
+        let stdout = self.child.stdout.as_ref().context("its stdout is closed")?;
+        nix::fcntl::fcntl(stdout, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1)).context("shrink a pipe")?;
+        Ok(())
+    }
+
     /// Closes its stdin: a victim then ends by itself.
     pub fn close_stdin(&mut self) {
         drop(self.child.stdin.take());

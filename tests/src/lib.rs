@@ -8,6 +8,7 @@
 //! - [`report`]: what it said, and the assertions scenarios share.
 //! - [`stack`], [`gdb`]: user stacks as observer reports them, and as gdb shows them.
 //! - [`contract`]: the keys every report and finding must have.
+//! - [`serving`]: a daemon that serves `/metrics`, asked over HTTP.
 //! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
 //!
 //! The scenarios themselves are in `tests/tests`.
@@ -21,6 +22,7 @@ pub mod guard;
 pub mod observer;
 pub mod procfs;
 pub mod report;
+pub mod serving;
 pub mod skip;
 pub mod stack;
 pub mod victim;

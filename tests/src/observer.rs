@@ -2,7 +2,6 @@
 
 use crate::compile::target_dir;
 use crate::guard::Guard;
-use crate::procfs;
 use crate::report::Report;
 use crate::victim::Victim;
 use anyhow::{Context, Result, bail, ensure};
@@ -100,12 +99,15 @@ impl Observer {
     /// `observer attach PIDS… --threshold 1s EXTRA…` in the PID namespace of a victim of
     /// [`Unready::start_inside`](crate::victim::Unready::start_inside), where it sees nothing but that victim and itself.
     pub fn attach_inside(victim: &mut Victim, pids: &[i32], extra: &[&str]) -> Result<Self> {
-        let unshare = victim.guard().pid();
-        let (first, _) = *procfs::descendants(unshare).first().context("nothing runs in the namespace")?;
-        let mut command = Command::new("nsenter");
-        command.args(["--target", &first.to_string(), "--pid", "--mount", "--"]).arg(binary()?).arg("attach");
-        command.args(pids.iter().map(i32::to_string)).args(["--threshold", "1s"]).args(extra);
-        command.env_remove("NO_COLOR").env_remove("RUST_LOG");
+        let mut this = Self::inside(victim, &["attach"])?;
+        this.command.args(pids.iter().map(i32::to_string)).args(["--threshold", "1s"]).args(extra);
+        Ok(this)
+    }
+
+    /// `observer ARGS…` in the PID namespace of such a victim.
+    pub fn inside(victim: &mut Victim, args: &[&str]) -> Result<Self> {
+        let mut command = victim.enter()?;
+        command.arg(binary()?).args(args).env_remove("NO_COLOR").env_remove("RUST_LOG");
         Ok(Self { command })
     }
 

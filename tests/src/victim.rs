@@ -3,6 +3,7 @@
 use crate::compile::{self, Abi};
 use crate::deadline::wait_for_age;
 use crate::guard::Guard;
+use crate::procfs;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -194,6 +195,21 @@ impl Victim {
     /// Waits until its state is at least this old.
     pub fn older_than(&self, age: Duration) -> Result<()> {
         wait_for_age(self.reached, age)
+    }
+
+    /// The beginning of a command that runs in the PID namespace of a victim of [`Unready::start_inside`].
+    pub fn enter(&self) -> Result<Command> {
+        let (first, _) = *procfs::descendants(self.guard.pid()).first().context("nothing runs in the namespace")?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &first.to_string(), "--pid", "--mount", "--"]);
+        Ok(command)
+    }
+
+    /// Starts another victim in the same namespace.
+    pub fn start_beside(&self, name: &str, args: &[&str]) -> Result<Self> {
+        let mut command = self.enter()?;
+        command.arg(compile::victim(name, Abi::Native)?).args(args);
+        Unready::start_command(command, format!("nsenter … {name} {}", args.join(" ")))?.ready()
     }
 
     /// The process that was started (not always the one to look at).

@@ -8,10 +8,12 @@ mod invoke;
 mod licences;
 mod run;
 mod setup;
+mod signals;
 mod started;
 mod test;
 mod test_output;
 mod tidy;
+mod tools;
 mod vm;
 mod workspace;
 
@@ -25,6 +27,7 @@ cargo xtask run -- ARGS                builds observer and runs `observer ARGS` 
 cargo xtask test [FILTER…]             everything a change must pass; with FILTER only the tests whose name contains it
 cargo xtask tidy                       the rules of this code base, and licences of what it depends on
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
+cargo xtask signals                    renews docs/signals.md (a unit test fails when it is stale)
 cargo xtask fuzz [TARGET…] [--runs N] [--seconds S]
                                        the parsers of what a target provides, fed by libFuzzer
 cargo xtask corpus locks [--seed N] [--count N] [--library NAME] [--healthy]
@@ -60,6 +63,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["tidy"] => Ok(passed(tidy::run()? & licences::run()?)),
         ["ebpf"] => ebpf::run(false).map(|()| ExitCode::SUCCESS),
         ["ebpf", "--check"] => ebpf::run(true).map(|()| ExitCode::SUCCESS),
+        ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
         ["bench", what @ ("census" | "stacks" | "convoy" | "tax"), flags @ ..] => {
             let quick = match flags {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{invoke, workspace};
+use crate::{invoke, tools, workspace};
 
 /// A program or library that is not Rust's, the packages that bring it, and who needs it.
 struct Need {
@@ -220,6 +220,7 @@ pub(crate) fn mount_tracefs() {
 pub(crate) fn toolchain() -> Result<()> {
     prepare(Purpose::Benches)?;
     cargo_components()?;
+    tools::unpack();
     mount_tracefs();
     for need in NEEDS {
         println!("present: {} ({})", need.name, need.packages.join(" "));

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
 use crate::test_output::{Tally, not_allowed};
-use crate::{ebpf, fuzz, invoke, licences, tidy, workspace};
+use crate::{ebpf, fuzz, invoke, licences, tidy, tools, workspace};
 
 const ALLOWED_SKIPS: &str = "tests/allowed-skips.txt";
 
@@ -22,6 +22,7 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(3);
 pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     setup::prepare(Purpose::Tests)?;
     setup::cargo_components()?;
+    tools::unpack();
     setup::mount_tracefs();
     ebpf::renew_if_stale()?;
 

@@ -1,4 +1,4 @@
-//! `observer completions SHELL` and `observer man`: from the same definition as the help.
+//! `observer completions SHELL` and `observer man`: from the same definition as the help; and the page of signals.
 
 use super::{Cli, NOTHING};
 use clap::CommandFactory;
@@ -26,6 +26,11 @@ pub(super) fn man() -> anyhow::Result<u8> {
         clap_mangen::Man::new(sub.clone().name(name)).render(&mut text)?;
     }
     print(&text)
+}
+
+/// For `cargo xtask signals`.
+pub(super) fn signals() -> anyhow::Result<u8> {
+    print(crate::export::document::page().as_bytes())
 }
 
 fn print(text: &[u8]) -> anyhow::Result<u8> {

@@ -53,6 +53,9 @@ enum Command {
     Completions(generate::CompletionsArgs),
     /// Print the manual page (roff)
     Man,
+    /// Print `docs/signals.md`: for `cargo xtask signals`
+    #[command(hide = true)]
+    Signals,
     /// Measure censuses: for `cargo xtask bench census`
     #[command(hide = true)]
     BenchCensus(bench_census::Args),
@@ -88,6 +91,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man => generate::man(),
+        Command::Signals => generate::signals(),
         Command::BenchCensus(args) => bench_census::run(&args),
         Command::BenchStacks(args) => bench_stacks::run(&args),
     };

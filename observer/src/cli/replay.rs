@@ -45,10 +45,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
             }
             Err(error) => return Err(error.into()),
         };
-        account.threads_seen = observation.census.rows.len() as u64;
-        account.threads_lost.clone_from(&observation.census.lost);
-        account.census_ns = observation.census.took_ns;
-        account.censuses += 1;
+        account.note_census(&observation.census);
         account.lose_facts(&observation.facts.lost);
         let turn = judge.advance(observation.census, observation.probes);
         account.note_probes(judge.host.probes().account(), judge.host.probes().forgotten());

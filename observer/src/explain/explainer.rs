@@ -3,7 +3,7 @@
 use super::job::{Outcome, Question, explain};
 use super::library::Library;
 use crate::census::ProcessId;
-use crate::proc::pool::{PoolSettings, ReaderPool};
+use crate::proc::pool::{PoolSettings, PoolStats, ReaderPool};
 use crate::proc::{BlockedRead, RuntimeLocks, RuntimeWant, StackFact, StackWant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -158,6 +158,11 @@ impl Explainer {
     /// Reads of targets that are stuck now.
     pub fn blocked(&self) -> Vec<BlockedRead> {
         self.pool.blocked()
+    }
+
+    /// How the readers fare.
+    pub fn pool_stats(&self) -> PoolStats {
+        self.pool.stats()
     }
 }
 

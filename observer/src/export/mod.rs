@@ -4,13 +4,19 @@
 //! of one turn, taken on the loop's thread; everything behind them (encoding, sockets, retries) happens on the sink's own threads, behind a bounded [`Queue`]
 //! that loses the oldest first and counts what it loses: a dead receiver never slows the census.
 
+pub mod document;
 mod event;
+mod http;
+pub mod prometheus;
+mod pulse;
 mod queue;
 mod sample;
 pub mod signals;
 mod stdout;
 
 pub use event::{Entity, FindingEvent, Life};
+pub use http::{Http, ListenError};
+pub use pulse::Pulse;
 pub use queue::{Queue, QueueStats};
 pub use sample::{Point, Sample, Sampler, Value};
 pub use stdout::Stdout;
@@ -43,6 +49,10 @@ pub struct SinkStats {
 pub trait Sink: Send {
     /// Takes an item, or loses the oldest one it has.
     fn offer(&self, item: Item);
+    /// Whether it wants the metrics of every turn, not only those of every interval: it is asked at any time.
+    fn wants_every_turn(&self) -> bool {
+        false
+    }
     /// How it fares.
     fn stats(&self) -> SinkStats;
     /// Sends what it has, at most until then, and ends.

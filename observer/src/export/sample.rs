@@ -224,8 +224,13 @@ fn own(account: &Account, sinks: &[SinkStats], points: &mut Points) {
     points.add(&of::SELF_MEMORY, &[], account.self_rss_bytes);
     points.add(&of::CENSUS_DURATION, &[], account.census_ns);
     points.add(&of::CENSUSES, &[], account.censuses);
+    points.add(&of::WORKERS_STUCK, &[], account.workers_stuck);
+    points.add(&of::WORKERS_REPLACED, &[], account.workers_replaced);
+    if account.jobs_panicked > 0 {
+        points.add(&of::LOST, &["facts", "reader panicked"], account.jobs_panicked);
+    }
     let stages = [
-        ("census", &account.threads_lost),
+        ("census", &account.threads_lost_ever),
         ("probes", &account.events_dropped),
         ("facts", &account.facts_lost),
         ("stacks", &account.unwind_failed),

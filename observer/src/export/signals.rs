@@ -26,6 +26,13 @@ pub struct Metric {
     pub about: &'static str,
 }
 
+impl Metric {
+    /// Whether its points are told apart by process.
+    pub fn is_by_process(&self) -> bool {
+        self.name.starts_with("observer.process.")
+    }
+}
+
 /// One attribute.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Attribute {
@@ -68,6 +75,7 @@ metrics! {
     EXPORT_QUEUE = "observer.export.queue.length", "{item}", Gauge, ["sink"], "Items that wait to be exported";
     EXPORT_SENT = "observer.export.sent.count", "{record}", Counter, ["sink"], "Records that a receiver took";
     EXPORT_LOST = "observer.export.lost.count", "{record}", Counter, ["sink", "reason"], "Records lost on the way out";
+    WORKERS_STUCK = "observer.self.workers.stuck", "{thread}", Gauge, [], "Readers that a target keeps now";
     WORKERS_REPLACED = "observer.self.workers.replaced.count", "{thread}", Counter, [], "Readers given up because a target blocked them, and replaced";
 }
 

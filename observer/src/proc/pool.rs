@@ -53,10 +53,25 @@ impl Default for PoolSettings {
 pub struct PoolStats {
     /// Threads, stuck or not.
     pub workers: usize,
-    /// Threads that are stuck now.
+    /// Threads that a target keeps now.
     pub stuck: usize,
+    /// Readers that a target kept, and in whose place another was started, since the start.
+    pub replaced: u64,
     /// Jobs that panicked: a defect of observer.
     pub panicked: u64,
+}
+
+impl std::ops::Add for PoolStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            workers: self.workers + other.workers,
+            stuck: self.stuck + other.stuck,
+            replaced: self.replaced + other.replaced,
+            panicked: self.panicked + other.panicked,
+        }
+    }
 }
 
 /// Idle readers end after this long.
@@ -84,6 +99,7 @@ struct State {
     idle: usize,
     /// Started, and not come to their first job yet.
     starting: usize,
+    replaced: u64,
     panicked: u64,
     closed: bool,
 }
@@ -94,6 +110,22 @@ struct Running {
     what: &'static str,
     since: Instant,
     since_ns: u64,
+    /// Another reader was started in its place, and whether that is counted.
+    replaced: bool,
+    counted: bool,
+}
+
+impl Running {
+    fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Whether it has to be counted as replaced now. A step that is only slow is not.
+    fn settle(&mut self, blocked_after: Duration) -> bool {
+        let is_new = self.replaced && !self.counted && !self.what.is_empty() && self.age() >= blocked_after;
+        self.counted |= is_new;
+        is_new
+    }
 }
 
 /// What a job tells the pool about its progress.
@@ -106,7 +138,8 @@ impl Steps {
     /// The job goes on to read `what`: the time that counts as blocked begins anew.
     pub fn begin(&self, what: &'static str) {
         let since_ns = (self.shared.settings.clock)();
-        if let Some(running) = self.shared.lock().running.get_mut(&self.id) {
+        let mut state = self.shared.lock();
+        if let Some(running) = state.end_step(self.id, self.shared.settings.blocked_after) {
             running.what = what;
             running.since = Instant::now();
             running.since_ns = since_ns;
@@ -120,7 +153,7 @@ impl Steps {
 
     /// The job reads nothing more: the process may be read again at once.
     pub fn finish(&self) {
-        self.shared.lock().running.remove(&self.id);
+        self.shared.lock().end(self.id, self.shared.settings.blocked_after);
     }
 }
 
@@ -134,6 +167,31 @@ impl Shared {
 impl State {
     fn older_than(&self, age: Duration) -> usize {
         self.running.values().filter(|r| r.since.elapsed() >= age).count()
+    }
+
+    /// A reader was started: marks whom it stands in for.
+    fn note_replacement(&mut self, grace: Duration) {
+        if let Some(running) = self.running.values_mut().find(|r| !r.replaced && r.age() >= grace) {
+            running.replaced = true;
+        }
+    }
+
+    /// Counts the readers that were replaced because a target keeps them.
+    fn settle(&mut self, blocked_after: Duration) {
+        self.replaced += self.running.values_mut().filter_map(|r| r.settle(blocked_after).then_some(1)).sum::<u64>();
+    }
+
+    /// A step is over.
+    fn end_step(&mut self, id: u64, blocked_after: Duration) -> Option<&mut Running> {
+        let running = self.running.get_mut(&id)?;
+        self.replaced += u64::from(running.settle(blocked_after));
+        Some(running)
+    }
+
+    /// A job is over, or reads nothing more.
+    fn end(&mut self, id: u64, blocked_after: Duration) {
+        self.end_step(id, blocked_after);
+        self.running.remove(&id);
     }
 }
 
@@ -195,10 +253,13 @@ impl ReaderPool {
 
     /// How the pool fares.
     pub fn stats(&self) -> PoolStats {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
+        state.settle(self.shared.settings.blocked_after);
+        let is_stuck = |r: &&Running| !r.what.is_empty() && r.age() >= self.shared.settings.blocked_after;
         PoolStats {
             workers: state.workers,
-            stuck: state.older_than(self.shared.settings.blocked_after),
+            stuck: state.running.values().filter(is_stuck).count(),
+            replaced: state.replaced,
             panicked: state.panicked,
         }
     }
@@ -234,6 +295,7 @@ impl ReaderPool {
             }
             state.workers += 1;
             state.starting += 1;
+            state.note_replacement(self.shared.settings.grace);
         }
     }
 }
@@ -271,12 +333,15 @@ fn read_until_idle(shared: &Arc<Shared>) {
         let id = state.next;
         state.next += 1;
         let since_ns = (shared.settings.clock)();
-        state.running.insert(id, Running { process, what: "process", since: Instant::now(), since_ns });
+        state.running.insert(
+            id,
+            Running { process, what: "process", since: Instant::now(), since_ns, replaced: false, counted: false },
+        );
         drop(state);
         let steps = Steps { shared: Arc::clone(shared), id };
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&steps)));
         state = shared.lock();
-        state.running.remove(&id);
+        state.end(id, shared.settings.blocked_after);
         if outcome.is_err() {
             state.panicked += 1;
         }

@@ -1,5 +1,7 @@
 //! What was seen, lost and spent.
 
+use crate::census::Census;
+use crate::proc::pool::PoolStats;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -10,6 +12,8 @@ pub struct Account {
     pub threads_seen: u64,
     /// Threads the last census could not read, by reason.
     pub threads_lost: BTreeMap<String, u64>,
+    /// The same of all censuses, since the start.
+    pub threads_lost_ever: BTreeMap<String, u64>,
     /// Kernel-side account of the probes, since attach.
     pub probes: BTreeMap<String, u64>,
     /// Events and aggregates lost, by reason.
@@ -18,6 +22,12 @@ pub struct Account {
     pub facts_lost: BTreeMap<String, u64>,
     /// Stacks that did not reach their root, and what kept them from it, by reason, since the start.
     pub unwind_failed: BTreeMap<String, u64>,
+    /// Readers that a target kept, and that were replaced, since the start.
+    pub workers_replaced: u64,
+    /// Readers that a target keeps now.
+    pub workers_stuck: u64,
+    /// Readers' jobs that panicked, a defect of observer, since the start.
+    pub jobs_panicked: u64,
     /// CPU time of observer itself, nanoseconds.
     pub self_cpu_ns: u64,
     /// Resident memory of observer itself, bytes.
@@ -33,6 +43,25 @@ pub struct Account {
 }
 
 impl Account {
+    /// Takes what a census says of itself.
+    pub fn note_census(&mut self, census: &Census) {
+        self.threads_seen = census.rows.len() as u64;
+        self.threads_lost.clone_from(&census.lost);
+        for (reason, count) in &census.lost {
+            *self.threads_lost_ever.entry(reason.clone()).or_default() += count;
+        }
+        self.census_ns = census.took_ns;
+        self.censuses += 1;
+    }
+
+    /// Takes how the readers fare, all pools together.
+    pub fn note_readers(&mut self, readers: PoolStats) {
+        let PoolStats { workers: _, stuck, replaced, panicked } = readers;
+        self.workers_stuck = stuck as u64;
+        self.workers_replaced = replaced;
+        self.jobs_panicked = panicked;
+    }
+
     /// Adds to the facts that were lost.
     pub fn lose_facts(&mut self, lost: &BTreeMap<String, u64>) {
         for (reason, count) in lost {
@@ -79,6 +108,9 @@ impl Account {
             "probes": counts(&self.probes),
             "facts_lost": counts(&self.facts_lost),
             "unwind_failed": counts(&self.unwind_failed),
+            "workers_replaced": self.workers_replaced,
+            "workers_stuck": self.workers_stuck,
+            "jobs_panicked": self.jobs_panicked,
             "self_cpu_ns": self.self_cpu_ns,
             "self_rss_bytes": self.self_rss_bytes,
             "census_ns": self.census_ns,

@@ -110,6 +110,8 @@ fn readers_are_replaced_up_to_a_bound() {
     assert_eq!(pool.submit(process(3), |_| ()), Err(ProcError::NoReaderFree { stuck: 2 }));
     assert_eq!(pool.blocked().len(), 2);
     assert_eq!(pool.stats().workers, 2);
+    assert_eq!(pool.stats().replaced, 1, "the second is kept as well, but nobody was started for it");
+    assert_eq!(pool.stats().stuck, 2);
 
     held.clear();
     wait_for("the readers return", Duration::from_secs(5), || pool.blocked().is_empty().then_some(()));
@@ -117,6 +119,36 @@ fn readers_are_replaced_up_to_a_bound() {
     wait_for("the panic is counted", Duration::from_secs(5), || (pool.stats().panicked == 1).then_some(()));
     pool.submit(process(3), move |_| began.send(()).unwrap()).unwrap();
     begun.recv_timeout(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn a_reader_that_is_only_slow_or_computes_is_not_counted_as_replaced() {
+    let settings = PoolSettings {
+        workers: 1,
+        grace: Duration::ZERO,
+        blocked_after: Duration::from_secs(3600),
+        ..PoolSettings::default()
+    };
+    let pool = ReaderPool::new(settings);
+    let computing = ReaderPool::new(PoolSettings { blocked_after: Duration::ZERO, ..settings });
+    for pool in [&pool, &computing] {
+        let (release, wait) = channel::<()>();
+        let (began, begun) = channel();
+        let again = began.clone();
+        pool.submit(ProcessId { pid: 1, start_ns: 0 }, move |steps| {
+            steps.compute();
+            again.send(()).unwrap();
+            let _ = wait.recv();
+        })
+        .unwrap();
+        begun.recv_timeout(Duration::from_secs(5)).unwrap();
+        // Done while the first is still at it: by another reader.
+        pool.submit(ProcessId { pid: 2, start_ns: 0 }, move |_| began.send(()).unwrap()).unwrap();
+        begun.recv_timeout(Duration::from_secs(5)).unwrap();
+        drop(release);
+        wait_for("both are done", Duration::from_secs(5), || pool.blocked().is_empty().then_some(()));
+        assert_eq!(pool.stats().replaced, 0);
+    }
 }
 
 #[test]
