@@ -53,6 +53,9 @@ enum Command {
     Completions(generate::CompletionsArgs),
     /// Print the manual page (roff)
     Man,
+    /// Print the documentation of the daemon's settings: for `cargo xtask configuration`
+    #[command(hide = true)]
+    Configuration(daemon::ReferenceArgs),
     /// Measure censuses: for `cargo xtask bench census`
     #[command(hide = true)]
     BenchCensus(bench_census::Args),
@@ -88,6 +91,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man => generate::man(),
+        Command::Configuration(args) => daemon::print_reference(&args),
         Command::BenchCensus(args) => bench_census::run(&args),
         Command::BenchStacks(args) => bench_stacks::run(&args),
     };
