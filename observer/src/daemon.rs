@@ -1,10 +1,13 @@
 //! The service: wires a session to the sinks, and ends in order.
 
+mod silence;
+
 use crate::detect::{Life, Moment, Turn};
 use crate::export::{FindingEvent, Item, Pulse, Sampler, Sink, SinkStats};
-use crate::model::{Filter, Host, Scope};
+use crate::model::{Filter, Scope};
 use crate::session::{Session, SessionError};
-use crate::settings::{Settings, Silence};
+use crate::settings::Settings;
+use silence::Teller;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +38,7 @@ pub struct Daemon {
     session: Session,
     sinks: Vec<Box<dyn Sink>>,
     sampler: Sampler,
+    teller: Teller,
     next_sample: Instant,
     turns: u64,
     pulse: Option<Arc<Pulse>>,
@@ -45,7 +49,16 @@ impl Daemon {
     pub fn new(settings: Settings, mut session: Session, sinks: Vec<Box<dyn Sink>>, since: Moment) -> Self {
         session.judge.scope = scope(&settings);
         let sampler = Sampler::new(since, settings.top_processes);
-        Self { settings, session, sinks, sampler, next_sample: Instant::now(), turns: 0, pulse: None }
+        Self {
+            settings,
+            session,
+            sinks,
+            sampler,
+            next_sample: Instant::now(),
+            turns: 0,
+            pulse: None,
+            teller: Teller::default(),
+        }
     }
 
     /// Tells this pulse of every turn.
@@ -77,13 +90,15 @@ impl Daemon {
 
     /// Findings to every sink, less those that are kept quiet.
     fn tell(&mut self, turn: &Turn) {
-        let host = &self.session.judge.host;
-        for (change, life) in &turn.changes {
-            if self.settings.silences.iter().any(|silence| is_silenced(host, silence, life)) {
-                self.sampler.note_silenced(life.finding.kind.name());
-                continue;
-            }
-            let event = Item::Finding(Arc::new(FindingEvent::of(host, *change, life)));
+        let (host, open) = (&self.session.judge.host, self.session.judge.ledger.open());
+        let silences = &self.settings.silences;
+        let is_silenced = |life: &Life| silences.iter().any(|silence| silence::is_silenced(host, silence, life, None));
+        let (tell, quiet) = self.teller.pick(&turn.changes, &open, is_silenced);
+        for (kind, count) in quiet {
+            self.sampler.note_silenced(kind, count);
+        }
+        for (change, life) in tell {
+            let event = Item::Finding(Arc::new(FindingEvent::of(host, change, &life)));
             for sink in &self.sinks {
                 sink.offer(event.clone());
             }
@@ -109,7 +124,26 @@ impl Daemon {
         if let Some(pulse) = &self.pulse {
             pulse.set_interval(settings.interval);
         }
+        self.sampler.set_top(settings.top_processes);
+        self.sampler.note_reload(true);
+        self.next_sample = self.next_sample.min(Instant::now() + settings.metrics_interval);
         self.settings = settings;
+    }
+
+    /// Counts that other settings were wrong: those it has stay.
+    pub fn refuse_reload(&mut self) {
+        self.sampler.note_reload(false);
+    }
+
+    /// Censuses so far.
+    pub fn turns(&self) -> u64 {
+        self.turns
+    }
+
+    /// What it does, in one line.
+    pub fn status(&self) -> String {
+        let open = self.session.judge.ledger.open().len();
+        format!("{} threads watched, {open} findings open", self.session.account.threads_seen)
     }
 
     /// The settings it works by.
@@ -125,25 +159,4 @@ impl Daemon {
             sink.close(until);
         }
     }
-}
-
-/// Whether a silence keeps this finding quiet.
-fn is_silenced(host: &Host, silence: &Silence, life: &Life) -> bool {
-    let finding = &life.finding;
-    let facts = host.process(finding.process);
-    let is_kind = silence.kind.as_ref().is_none_or(|kind| kind == finding.kind.name());
-    let is_exe = silence.exe.as_ref().is_none_or(|pattern| {
-        let exe = facts.and_then(|facts| facts.exe.as_deref());
-        let name = exe.and_then(|exe| exe.rsplit('/').next());
-        exe.into_iter()
-            .chain(name)
-            .chain([finding.comm.as_str()])
-            .any(|name| crate::model::scope::matches_pattern(pattern, name))
-    });
-    let is_cgroup = silence.cgroup.as_ref().is_none_or(|part| {
-        facts.and_then(|facts| facts.cgroup.as_ref()).is_some_and(|path| path.contains(part.as_str()))
-    });
-    let age = Duration::from_nanos(life.last_seen.0.saturating_sub(finding.since.0));
-    // Labels come from the API server only.
-    is_kind && is_exe && is_cgroup && silence.labels.is_empty() && silence.up_to.is_none_or(|up_to| age < up_to)
 }

@@ -26,6 +26,8 @@ pub struct Settings {
     pub export_command_line: bool,
     /// Name of this node in Kubernetes, from the downward API; `None`: the API server is not asked.
     pub node_name: Option<String>,
+    /// How the API server is reached outside of a pod; `None`: by the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
     /// Which processes are looked at.
     pub only: Only,
     /// Findings that are kept quiet.
@@ -44,6 +46,7 @@ impl Default for Settings {
             otlp: None,
             export_command_line: false,
             node_name: None,
+            kubeconfig: None,
             only: Only::default(),
             silences: Vec::new(),
         }

@@ -59,6 +59,13 @@ pub fn installed(tool: &str) -> bool {
     look.is_ok_and(|status| status.success())
 }
 
+/// Where this program is in PATH.
+pub fn find(tool: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join(tool));
+    places.find(|file| file.is_file()).with_context(|| format!("{tool} is not in PATH"))
+}
+
 /// Runs a tool to its end; what it wrote to stderr becomes the error.
 fn run(command: &mut Command) -> Result<()> {
     let run = command.output().with_context(|| format!("a victim needs {:?}", command.get_program()))?;

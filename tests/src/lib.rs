@@ -7,6 +7,7 @@
 //! - [`observer`]: the binary under test, run with a deadline.
 //! - [`report`]: what it said, and the assertions scenarios share.
 //! - [`stack`], [`gdb`]: user stacks as observer reports them, and as gdb shows them.
+//! - [`container`]: a victim in a real container.
 //! - [`contract`]: the keys every report and finding must have.
 //! - [`serving`]: a daemon that serves `/metrics`, asked over HTTP.
 //! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
@@ -15,6 +16,7 @@
 
 pub mod blocked;
 pub mod compile;
+pub mod container;
 pub mod contract;
 pub mod deadline;
 pub mod gdb;

@@ -28,6 +28,7 @@ cargo xtask test [FILTER…]             everything a change must pass; with FIL
 cargo xtask tidy                       the rules of this code base, and licences of what it depends on
 cargo xtask ebpf [--check]             renews the eBPF object; --check fails when it differs from its sources
 cargo xtask signals                    renews docs/signals.md (a unit test fails when it is stale)
+cargo xtask configuration              renews docs/configuration.md and deploy/observer.toml
 cargo xtask fuzz [TARGET…] [--runs N] [--seconds S]
                                        the parsers of what a target provides, fed by libFuzzer
 cargo xtask corpus locks [--seed N] [--count N] [--library NAME] [--healthy]
@@ -64,6 +65,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["ebpf"] => ebpf::run(false).map(|()| ExitCode::SUCCESS),
         ["ebpf", "--check"] => ebpf::run(true).map(|()| ExitCode::SUCCESS),
         ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
+        ["configuration"] => configuration().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
         ["bench", what @ ("census" | "stacks" | "convoy" | "tax"), flags @ ..] => {
             let quick = match flags {
@@ -78,6 +80,18 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
         _ => bail!("no such command: {}; see `cargo xtask help`", arguments.join(" ")),
     }
+}
+
+/// Renews what is made from the table of the daemon's settings.
+fn configuration() -> Result<()> {
+    let observer = || workspace::cargo(&["run", "--quiet", "--package", "observer", "--", "configuration"]);
+    for (file, arguments) in [("docs/configuration.md", &[] as &[&str]), ("deploy/observer.toml", &["--example"])] {
+        let text = invoke::capture(observer().args(arguments))?;
+        let path = workspace::root().join(file);
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(&path, text)?;
+    }
+    Ok(())
 }
 
 fn passed(clean: bool) -> ExitCode {

@@ -91,6 +91,15 @@ const NEEDS: &[Need] = &[
         for_what: Purpose::Tests,
         present: || invoke::is_installed("ld.lld"),
     },
+    Need {
+        name: "runc and busybox",
+        packages: &["runc", "busybox"],
+        for_what: Purpose::Tests,
+        present: || {
+            ["/usr/sbin/runc", "/usr/bin/runc"].iter().any(|path| Path::new(path).exists())
+                && invoke::is_installed("busybox")
+        },
+    },
     Need { name: "gdb", packages: &["gdb"], for_what: Purpose::Tests, present: || invoke::is_installed("gdb") },
     Need {
         name: "eu-stack",

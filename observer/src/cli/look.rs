@@ -308,14 +308,14 @@ fn go_round(
         if last.is_some_and(|last| next >= last) {
             if let Some(last) = last
                 && Instant::now() < last
-                && !signals.wait_until(last)?
+                && signals.wait_until(last)?.is_none()
             {
                 let turn = session.turn()?;
                 output.changes(&session.judge.host, &turn.changes)?;
             }
             break;
         }
-        if signals.wait_until(next)? {
+        if signals.wait_until(next)?.is_some() {
             break;
         }
     }

@@ -56,6 +56,9 @@ enum Command {
     /// Print `docs/signals.md`: for `cargo xtask signals`
     #[command(hide = true)]
     Signals,
+    /// Print the documentation of the daemon's settings: for `cargo xtask configuration`
+    #[command(hide = true)]
+    Configuration(daemon::ReferenceArgs),
     /// Measure censuses: for `cargo xtask bench census`
     #[command(hide = true)]
     BenchCensus(bench_census::Args),
@@ -92,6 +95,7 @@ pub fn run() -> ExitCode {
         Command::Completions(args) => generate::completions(&args),
         Command::Man => generate::man(),
         Command::Signals => generate::signals(),
+        Command::Configuration(args) => daemon::print_reference(&args),
         Command::BenchCensus(args) => bench_census::run(&args),
         Command::BenchStacks(args) => bench_stacks::run(&args),
     };

@@ -22,6 +22,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Deadlock,
+        Self::AbandonedLock,
+        Self::LockWait,
+        Self::LostWakeup,
+        Self::BadTimeout,
+        Self::StuckConnect,
+        Self::Uninterruptible,
+        Self::Stopped,
+        Self::Unreadable,
+    ];
+
     /// The name in JSON.
     pub fn name(self) -> &'static str {
         match self {

@@ -76,6 +76,7 @@ pub struct Sampler {
     opened: BTreeMap<(&'static str, &'static str), u64>,
     resolved: BTreeMap<&'static str, u64>,
     silenced: BTreeMap<&'static str, u64>,
+    reloads: BTreeMap<&'static str, u64>,
     last: BTreeMap<(Pid, Family), WaitStats>,
     sums: BTreeMap<Family, Sums>,
     /// Processes that get points of their own.
@@ -100,9 +101,19 @@ impl Sampler {
         }
     }
 
-    /// Counts a change that the settings keep quiet.
-    pub fn note_silenced(&mut self, kind: &'static str) {
-        *self.silenced.entry(kind).or_default() += 1;
+    /// Counts changes that the settings keep quiet.
+    pub fn note_silenced(&mut self, kind: &'static str, count: u64) {
+        *self.silenced.entry(kind).or_default() += count;
+    }
+
+    /// Counts that settings were loaded again, or refused.
+    pub fn note_reload(&mut self, taken: bool) {
+        *self.reloads.entry(if taken { "taken" } else { "refused" }).or_default() += 1;
+    }
+
+    /// That many processes get points of their own from now on.
+    pub fn set_top(&mut self, top: usize) {
+        self.top = top;
     }
 
     /// The numbers now.
@@ -128,6 +139,9 @@ impl Sampler {
         }
         self.add_up(host.probes().stats());
         self.waits(&mut points);
+        for (outcome, count) in &self.reloads {
+            points.add(&of::CONFIG_RELOADS, &[outcome], *count);
+        }
         own(account, sinks, &mut points);
         let at = host.clocks().map(|clocks| Moment(clocks.real_ns)).unwrap_or_default();
         let mut points = points.0;

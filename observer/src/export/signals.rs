@@ -67,6 +67,7 @@ metrics! {
     WAIT_DURATION = "observer.wait.duration", "s", Histogram, ["family"], "Waits that ended, by how long they took, of the probed calls (poll, futex, connect)";
     WAIT_FAILURES = "observer.wait.failures.count", "{call}", Counter, ["family"], "Probed calls that failed";
     TIMEOUTS = "observer.timeouts.count", "{call}", Counter, ["family", "timeout"], "Probed calls, by the kind of timeout they were given";
+    CONFIG_RELOADS = "observer.config.reloads.count", "{reload}", Counter, ["outcome"], "Times the settings were loaded again (SIGHUP), by what became of it: the old ones stay where the new ones are wrong";
     SELF_CPU = "observer.self.cpu.time", "s", Counter, [], "CPU time of observer itself";
     SELF_MEMORY = "observer.self.memory.usage", "By", Gauge, [], "Resident memory of observer itself";
     CENSUS_DURATION = "observer.census.duration", "s", Gauge, [], "How long the last census took";
@@ -125,6 +126,7 @@ attributes! {
     "timeout" on "metric": "`none`, `zero`, `finite`, `infinite`, `negative`, `absurd`, `unknown`";
     "stage" on "metric": "`census`, `probes`, `facts`, `stacks`";
     "reason" on "metric": "Why it was lost";
+    "outcome" on "metric": "`taken` or `refused`";
     "sink" on "metric": "`otlp`, `stdout`, `prometheus`";
 }
 

@@ -215,7 +215,18 @@ mod tests {
             // Relative to a cgroup namespace.
             ("0::/../cri-containerd-{A}.scope", Some((A, "containerd")), None),
             ("0::/../../pod{S}/{A}", Some((A, "unknown")), Some(STATIC)),
+            ("0::/../../kubepods-burstable-pod{u}.slice/crio-{A}.scope", Some((A, "cri-o")), Some(UID)),
+            ("0::/../../../system.slice/sshd.service", None, None),
+            // kind since 0.12: slices of the kubelet's own.
+            (
+                "0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{u}.slice/cri-containerd-{A}.scope",
+                Some((A, "containerd")),
+                Some(UID),
+            ),
+            // systemd inside of a container.
+            ("0::/docker/{A}/system.slice/app.service", Some((A, "docker")), None),
             // Static pods.
+            ("11:memory:/kubepods/burstable/pod{S}/{A}", Some((A, "unknown")), Some(STATIC)),
             (
                 "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{S}.slice/cri-containerd-{A}.scope",
                 Some((A, "containerd")),

@@ -6,6 +6,7 @@ use super::stat::{Stat, errno_name, read_bounded};
 use super::{Libc, ProcessFacts, cgroup, runtime};
 use crate::census::{Pid, ProcessId};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The longest command line that is kept.
@@ -89,12 +90,29 @@ pub(crate) fn complete(program: &Program, mut facts: ProcessFacts, steps: &Steps
             None
         }
     };
+    if facts.container.is_none() && facts.cgroup.as_deref() == Some("/") {
+        steps.begin("cgroup root");
+        facts.missing.extend(container_unknown(pid));
+    }
     let recognised = runtime::recognise(pid, facts.exe.as_deref(), &maps, elf.as_ref());
     facts.runtime = recognised.runtime;
     facts.libc = recognised.libc;
     // An exec in between would leave a mixture.
     let stat = Stat::read(pid).ok()?;
     (stat.is(facts.process) && Program::of(pid, &stat) == *program).then_some(facts)
+}
+
+/// Why it cannot be said that a process in the topmost cgroup we see is in no container: whoever mounts other
+/// cgroups than we do has its own view of them, which the path does not show.
+fn container_unknown(pid: Pid) -> Option<String> {
+    const MOUNT: &str = "/sys/fs/cgroup";
+    // Where cgroups are not mounted there is nothing to compare.
+    let ours = std::fs::metadata(MOUNT).ok()?;
+    match std::fs::metadata(format!("/proc/{pid}/root{MOUNT}")) {
+        Ok(theirs) if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) => None,
+        Ok(_) => Some("container: its cgroup path is / and its cgroups are mounted otherwise than ours".to_owned()),
+        Err(e) => Some(format!("container: its cgroup path is / and {MOUNT} of its own: {}", errno_name(&e))),
+    }
 }
 
 /// Arguments end in NUL. A program that wrote its title over them (setproctitle) leaves a row of NULs.

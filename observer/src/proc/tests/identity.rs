@@ -45,6 +45,32 @@ fn an_exec_is_noticed_and_else_the_cache_answers() {
 }
 
 #[test]
+fn a_process_in_the_topmost_cgroup_with_other_mounts() {
+    // Into the topmost cgroup of each hierarchy first, wherever the tests themselves run.
+    let start = |then: &str| {
+        let mut command = Command::new("unshare");
+        let up = "for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $procs; done";
+        command.args(["--mount", "sh", "-c", &format!("({up}) 2>/dev/null; {then} echo 1 && exec cat")]);
+        Victim::spawn(command, true)
+    };
+    let same = start("");
+    let found = facts(&mut gatherer(), same.id);
+    if found.cgroup.as_deref() != Some("/") {
+        eprintln!(
+            "SKIPPED: a_process_in_the_topmost_cgroup_with_other_mounts: cannot leave the cgroup {:?}",
+            found.cgroup
+        );
+        return;
+    }
+    assert_eq!((found.container, found.missing), (None, Vec::new()), "the mounts are ours: it is where we are");
+
+    let apart = start("mount -t tmpfs none /sys/fs/cgroup &&");
+    let found = facts(&mut gatherer(), apart.id);
+    assert_eq!((found.container, found.cgroup.as_deref()), (None, Some("/")));
+    assert_eq!(found.missing, ["container: its cgroup path is / and its cgroups are mounted otherwise than ours"]);
+}
+
+#[test]
 fn runtimes() {
     let mut gatherer = gatherer();
     let java = tempfile::tempdir().unwrap();
