@@ -12,6 +12,8 @@ pub struct Settings {
     pub threshold: Duration,
     /// Time between two censuses.
     pub interval: Duration,
+    /// Whether probes are attached.
+    pub probes: bool,
     /// Time between two samples of the metrics.
     pub metrics_interval: Duration,
     /// Whether findings are written to stdout, one a line (`observer.finding/v1`).
@@ -39,6 +41,7 @@ impl Default for Settings {
         Self {
             threshold: Duration::from_secs(5),
             interval: Duration::from_secs(1),
+            probes: true,
             metrics_interval: Duration::from_secs(15),
             stdout: true,
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 9465))),

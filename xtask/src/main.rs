@@ -36,6 +36,7 @@ cargo xtask corpus locks [--seed N] [--count N] [--library NAME] [--healthy]
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
+cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
@@ -67,7 +68,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
         ["configuration"] => configuration().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
-        ["bench", what @ ("census" | "stacks" | "convoy" | "tax"), flags @ ..] => {
+        ["bench", what @ ("census" | "stacks" | "convoy" | "daemon" | "tax"), flags @ ..] => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

@@ -1,10 +1,12 @@
-//! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks`, `cargo xtask bench convoy` and `cargo xtask bench tax`.
+//! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks`, `cargo xtask bench convoy`,
+//! `cargo xtask bench daemon` and `cargo xtask bench tax`.
 //!
 //! They measure only processes they start themselves, and write a table into docs/overhead.md.
 
 mod census;
 mod companion;
 mod convoy;
+mod daemon;
 mod limits;
 mod namespace;
 mod stacks;
@@ -30,6 +32,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
         "census" => census::measure(&observer, quick)?,
         "stacks" => stacks::measure(&observer, quick)?,
         "convoy" => convoy::measure(&observer, quick)?,
+        "daemon" => daemon::measure(&observer, quick)?,
         _ => tax::measure(&observer, quick)?,
     };
     println!("\n{table}");

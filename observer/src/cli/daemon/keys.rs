@@ -1,6 +1,6 @@
 //! Every key of the daemon's settings, once: the schema of the file, the flags, the environment and the documentation.
 
-use super::values::{Compression, Listen, Pair, SilenceKeys, Span, Wire, pairs};
+use super::values::{Compression, Listen, Pair, Probes, SilenceKeys, Span, Wire, pairs};
 use crate::settings::{Only, Otlp, Settings};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -21,6 +21,10 @@ pub(super) struct Keys {
     #[arg(long, value_name = "DURATION", help_heading = "What is looked at")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<Span>,
+    /// Which probes are attached; `none` takes the census alone, which costs the programs of this node nothing
+    #[arg(long, value_enum, value_name = "WHICH", help_heading = "What is looked at")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probes>,
     /// Only processes of this name (main thread or executable; `*` matches anything)
     #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "What is looked at")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,7 +129,8 @@ pub(super) struct Keys {
 
 /// Keys that need a restart: they shape threads that are started once.
 pub(super) fn needs_restart(key: &str) -> bool {
-    key.starts_with("otlp-") || ["stdout", "listen", "node-name", "kubeconfig", "export-command-line"].contains(&key)
+    key.starts_with("otlp-")
+        || ["probes", "stdout", "listen", "node-name", "kubeconfig", "export-command-line"].contains(&key)
 }
 
 /// A value that cannot be.
@@ -179,6 +184,7 @@ impl Keys {
                 HOUR,
                 or.metrics_interval,
             )?,
+            probes: self.probes.map_or(or.probes, |probes| probes == Probes::Auto),
             stdout: self.stdout.unwrap_or(or.stdout),
             listen: self.listen.map_or(or.listen, |listen| listen.0),
             top_processes: count("top-processes", self.top_processes, 0, 1000, or.top_processes)?,
@@ -251,6 +257,7 @@ impl Keys {
             threshold,
             interval,
             metrics_interval,
+            probes,
             stdout,
             listen,
             top_processes,
@@ -264,6 +271,7 @@ impl Keys {
         let keys = Self {
             threshold: Some(Span(threshold)),
             interval: Some(Span(interval)),
+            probes: Some(if probes { Probes::Auto } else { Probes::None }),
             comm: Some(comms),
             cgroup: Some(cgroups),
             container: Some(containers),

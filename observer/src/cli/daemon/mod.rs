@@ -7,7 +7,7 @@ mod reference;
 mod values;
 
 use super::NOTHING;
-use super::look::{CensusChoice, LookArgs, probes, source};
+use super::look::{CensusChoice, LookArgs, ProbeChoice, probes, source};
 use super::signals::{Heard, Signals};
 use crate::census::Filter;
 use crate::daemon::{self, Daemon};
@@ -60,7 +60,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         log::info!("serving http://{}/metrics", http.address());
         sinks.push(Box::new(http));
     }
-    let look = LookArgs::plain(settings.threshold, settings.interval);
+    let mut look = LookArgs::plain(settings.threshold, settings.interval);
+    if !settings.probes {
+        look.probes = ProbeChoice::None;
+    }
     let source = source(CensusChoice::Auto)?;
     let (probes, status) = probes(&look, Filter::Namespace);
     pulse.set_probes(status);

@@ -118,6 +118,16 @@ impl From<Wire> for Protocol {
     }
 }
 
+/// Which probes are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Probes {
+    /// The best that this kernel has
+    Auto,
+    /// None
+    None,
+}
+
 /// How bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
