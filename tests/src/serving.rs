@@ -53,13 +53,18 @@ pub struct Serving {
 impl Serving {
     /// Starts `observer daemon --threshold 1s` beside this victim, on a free port of loopback.
     pub fn start(victim: &mut Victim) -> Result<Self> {
-        Self::start_as(Observer::inside(victim, &["daemon", "--threshold", "1s"])?)
+        Self::start_as(Observer::inside(victim, &["daemon", "--threshold", "1s"])?, |_| Ok(()))
     }
 
-    /// Starts this daemon on a free port of loopback.
-    pub fn start_as(daemon: Observer) -> Result<Self> {
+    /// The same with a stdout of one page that nobody reads.
+    pub fn start_unread(victim: &mut Victim) -> Result<Self> {
+        Self::start_as(Observer::inside(victim, &["daemon", "--threshold", "1s"])?, |live| live.guard.shrink_stdout())
+    }
+
+    fn start_as(daemon: Observer, prepare: impl FnOnce(&Live) -> Result<()>) -> Result<Self> {
         let mut live =
             daemon.env("OBSERVER_LISTEN", "127.0.0.1:0").env("OBSERVER_LOG", "warn,observer::cli=info").start()?;
+        prepare(&live)?;
         let address = wait_until("the daemon to say where it serves", START, || {
             let stderr = live.stderr()?;
             let said = stderr.lines().find_map(|line| line.split_once("serving http://")?.1.strip_suffix("/metrics"));

@@ -156,7 +156,7 @@ fn prometheus_scrapes_a_deadlock() -> Result<()> {
     ensure!(value(&page, OPEN) == Some(1.0), "{page}");
     alerts_and_dashboard_are_understood(&prometheus)?;
 
-    // What was deadlocked is gone: so is the finding.
+    // The namespace ends with its first process, the victim.
     drop(victim);
     prometheus
         .wait_for(r#"up{job="observer"}"#, |up| up == 0.0)

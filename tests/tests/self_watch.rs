@@ -20,8 +20,7 @@ fn nobody_reads_stdout() -> Result<()> {
     let mut victim = Unready::start_inside("deadlock", &[])?.ready()?;
     // Two findings are more than a page of the pipe.
     let others = [victim.start_beside("deadlock", &["--threads", "3"])?, victim.start_beside("deadlock", &["--self"])?];
-    let daemon = Serving::start(&mut victim)?;
-    daemon.live.guard.shrink_stdout()?;
+    let daemon = Serving::start_unread(&mut victim)?;
     let page = daemon.page_with(DEADLOCKS, |open| open == 3.0)?;
     ensure!(value(&page, r#"observer_export_lost_total{sink="stdout",reason="queue_full"}"#) == Some(0.0), "{page}");
     daemon.turns(5)?;
