@@ -92,7 +92,13 @@ impl Daemon {
     fn tell(&mut self, turn: &Turn) {
         let (host, open) = (&self.session.judge.host, self.session.judge.ledger.open());
         let silences = &self.settings.silences;
-        let is_silenced = |life: &Life| silences.iter().any(|silence| silence::is_silenced(host, silence, life, None));
+        let pods = self.session.pods();
+        let labels = |life: &Life| {
+            let uid = &host.process(life.finding.process)?.pod.as_ref()?.uid;
+            Some(&pods.as_ref()?.pod(uid)?.labels)
+        };
+        let is_silenced =
+            |life: &Life| silences.iter().any(|silence| silence::is_silenced(host, silence, life, labels(life)));
         let (tell, quiet) = self.teller.pick(&turn.changes, &open, is_silenced);
         for (kind, count) in quiet {
             self.sampler.note_silenced(kind, count);

@@ -2,7 +2,7 @@
 //! waits for, from outside and without touching it.
 //!
 //! Data flows one way through the rooms, in this order: [`host`] (facts about the machine) →
-//! [`census`] (every thread) → [`proc`] (identity and memory of suspects) → [`model`] (waits, locks,
+//! [`census`] (every thread) → [`proc`] (identity and memory of suspects) → [`mod@kube`] (names of pods) → [`model`] (waits, locks,
 //! owners) → [`detect`] (findings) → [`explain`] (stacks) → [`report`]. [`session`] wires them. `model` and
 //! `detect` do no I/O and know no clock.
 
@@ -13,6 +13,7 @@ pub mod detect;
 pub mod explain;
 pub mod export;
 pub mod host;
+pub mod kube;
 pub mod model;
 pub mod proc;
 pub mod recording;

@@ -5,14 +5,16 @@ use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessI
 use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
+use crate::kube::{Names, Snapshot};
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, RuntimeLocks, RuntimeWant, StackFact, StackWant, ThreadWant,
-    children_of, file_locks, stop_fact,
+    Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, ProcessFacts, RuntimeLocks, RuntimeWant, StackFact,
+    StackWant, ThreadWant, children_of, file_locks, stop_fact,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
@@ -58,6 +60,8 @@ pub struct Session {
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
+    /// Names of pods, where somebody is asked for them, and the version that is known.
+    names: Option<(Names, u64)>,
     /// Before this no other ends are searched for.
     no_far_ends_until: Option<Instant>,
     /// The processes whose descendants belong to the scope as well.
@@ -82,6 +86,7 @@ impl Session {
             between: Vec::new(),
             kallsyms: None,
             recorder: None,
+            names: None,
             no_far_ends_until: None,
             parents: Vec::new(),
             listened_to: BTreeSet::new(),
@@ -93,6 +98,16 @@ impl Session {
     /// Records every turn.
     pub fn record(&mut self, recorder: Recorder) {
         self.recorder = Some(recorder);
+    }
+
+    /// Gives pods the names that the API server knows.
+    pub fn name_pods(&mut self, names: Names) {
+        self.names = Some((names, 0));
+    }
+
+    /// The pods that the API server knows.
+    pub fn pods(&self) -> Option<Arc<Snapshot>> {
+        self.names.as_ref().map(|(names, _)| names.snapshot())
     }
 
     /// Takes the descendants of these processes into the scope, as they come.
@@ -115,6 +130,7 @@ impl Session {
         let judging = Instant::now();
         let turn = self.judge.advance(census, reading);
         self.account.judge_ns += nanoseconds(judging);
+        self.renew_names();
         let history = self.judge.host.probes();
         self.account.note_probes(history.account(), history.forgotten());
         let mut facts = self.gather();
@@ -135,8 +151,24 @@ impl Session {
             }
             recorder.write(&Observation { census, probes, facts })?;
         }
+        if let Some((names, _)) = &self.names {
+            // Counted there since the start.
+            for (reason, count) in names.lost() {
+                self.account.facts_lost.insert(reason.to_owned(), count);
+            }
+        }
         (self.account.self_cpu_ns, self.account.self_rss_bytes) = host::own_usage();
         Ok(turn)
+    }
+
+    /// Names that have come since the process was looked at.
+    fn renew_names(&mut self) {
+        let Some((names, known)) = &mut self.names else { return };
+        let version = names.version();
+        if std::mem::replace(known, version) != version {
+            let pods = names.snapshot();
+            self.judge.host.complete_processes(|process| name(&pods, process));
+        }
     }
 
     /// The stacks that the next judgement wants, and those of the findings that are about to be printed.
@@ -271,6 +303,9 @@ impl Session {
             }
             let processes: Vec<ProcessId> = processes.into_iter().collect();
             let mut facts = self.gatherer.gather(&wants, &processes, &sockets_of, &unread_of);
+            if let Some(pods) = self.pods() {
+                facts.processes.iter_mut().for_each(|process| name(&pods, process));
+            }
             let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
             self.add_kernel_stacks(&stacks, &mut facts);
             self.add_file_locks(&wants, &mut facts);
@@ -383,6 +418,12 @@ impl Session {
                 thread.kernel_stack = frames.iter().map(|address| kallsyms.name(*address)).collect();
             }
         }
+    }
+}
+
+fn name(pods: &Snapshot, process: &mut ProcessFacts) {
+    if let Some(pod) = &mut process.pod {
+        pods.fill(pod, process.container.as_ref());
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use observer_tests::compile::{self, Abi};
 use observer_tests::container::{self, Container};
+use observer_tests::kube_stub::{self, Answer, Stub};
 use observer_tests::observer::{Live, OLD_ENOUGH, Observer, binary};
 use observer_tests::procfs;
 use observer_tests::skip;
@@ -133,5 +134,63 @@ fn with_exactly_its_capabilities_it_sees_other_users() -> Result<()> {
     ensure!(mask == wanted, "{mask:#x}, not {wanted:#x}");
     let log = live.stderr()?;
     ensure!(!log.contains("falling back") && !log.contains("no probes"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn pods_have_the_names_that_the_api_server_knows() -> Result<()> {
+    if let Some(tool) = container::missing() {
+        skip!("{tool} is not installed");
+    }
+    let mut container = Container::start("deadlock", &[])?;
+    let pod = kube_stub::pod(&container.pod_uid, "web-7d4b9c6f5-x2x9p", ("server", &container.id), 9);
+    let mut answers = vec![kube_stub::list(10, &[pod.clone()])].into_iter();
+    let stub = Stub::start(move |_| answers.next().unwrap_or(Answer::Watch(Vec::new())))?;
+    let dir = tempfile::tempdir()?;
+    let kubeconfig = format!("--kubeconfig={}", stub.kubeconfig(dir.path())?.display());
+    let mut live = daemon_around(&mut container, &["--node-name=n1", &kubeconfig])?;
+    let finding = live.finding(SOON, |finding| finding["kind"] == "deadlock")?;
+    let expected = serde_json::json!({
+        "namespace": "shop", "name": "web-7d4b9c6f5-x2x9p", "uid": container.pod_uid, "container": "server",
+    });
+    ensure!(finding["pod"] == expected, "{:#}", finding["pod"]);
+    drop(live);
+    // A silence for the label of another pod does not concern it.
+    let mut answers = vec![kube_stub::list(10, &[pod])].into_iter();
+    let stub = Stub::start(move |_| answers.next().unwrap_or(Answer::Watch(Vec::new())))?;
+    let kubeconfig = format!("--kubeconfig={}", stub.kubeconfig(dir.path())?.display());
+    let args = ["--node-name=n1", &kubeconfig, "--silence=kind=deadlock,labels.app.kubernetes.io/name=batch"];
+    daemon_around(&mut container, &args)?.finding(SOON, |finding| finding["kind"] == "deadlock")?;
+    Ok(())
+}
+
+#[test]
+fn a_silence_by_label_keeps_quiet() -> Result<()> {
+    if let Some(tool) = container::missing() {
+        skip!("{tool} is not installed");
+    }
+    let mut container = Container::start("deadlock", &[])?;
+    let pod = kube_stub::pod(&container.pod_uid, "web", ("server", &container.id), 9);
+    let mut answers = vec![kube_stub::list(10, &[pod])].into_iter();
+    let stub = Stub::start(move |_| answers.next().unwrap_or(Answer::Watch(Vec::new())))?;
+    let dir = tempfile::tempdir()?;
+    let kubeconfig = stub.kubeconfig(dir.path())?;
+    let config = dir.path().join("observer.toml");
+    // The names come before the finding can: it is not ripe yet.
+    let text = format!("threshold = \"4s\"\nnode-name = \"n1\"\nkubeconfig = \"{}\"\n", kubeconfig.display());
+    let silence = "[[silence]]\nlabels = { \"app.kubernetes.io/name\" = \"web\" }\n";
+    std::fs::write(&config, format!("{text}{silence}"))?;
+    let mut command = container.around(&binary()?)?;
+    command.args(["daemon", "--interval=200ms", "--listen=none", "--config"]).arg(&config);
+    let mut live = Observer::through(command).start()?;
+    let quiet = live.finding(Duration::from_secs(7), |finding| finding["kind"] == "deadlock");
+    ensure!(quiet.is_err(), "{quiet:#?}");
+    // It was only the silence.
+    std::fs::write(&config, text)?;
+    let observers = procfs::descendants(live.guard.pid());
+    let (observer, _) = *observers.first().context("no observer runs")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(observer), nix::sys::signal::Signal::SIGHUP)?;
+    let finding = live.finding(SOON, |finding| finding["kind"] == "deadlock")?;
+    ensure!(finding["pod"]["name"] == "web", "{finding:#}");
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use observer_tests::deadline::wait_until;
+use observer_tests::kube_stub::{self, Answer, Stub};
 use observer_tests::observer::{Live, Observer, binary};
 use observer_tests::procfs;
 use observer_tests::victim::{Unready, Victim};
@@ -191,5 +192,21 @@ fn a_silence_for_ever_keeps_quiet() -> Result<()> {
     ensure!(seen >= reloaded, "told before the silence was gone: {finding:#}");
     let first: jiff::Timestamp = finding["first_seen"].as_str().context("a time")?.parse()?;
     ensure!(first < reloaded, "known before: {finding:#}");
+    Ok(())
+}
+
+#[test]
+fn an_api_server_that_refuses_is_named_once_and_done_without() -> Result<()> {
+    let mut victim = Unready::start_inside("deadlock", &[])?.ready()?;
+    let message = "pods is forbidden: User \"observer\" cannot list resource \"pods\" in API group \"\"";
+    let stub = Stub::start(move |_| Answer::Document(403, kube_stub::status(403, "Forbidden", message)))?;
+    let dir = tempfile::tempdir()?;
+    let kubeconfig = format!("--kubeconfig={}", stub.kubeconfig(dir.path())?.display());
+    let args = ["--threshold=1s", "--interval=200ms", "--node-name=n1", &kubeconfig];
+    let mut live = daemon_inside(&mut victim, &args, None)?;
+    live.finding(SOON, |finding| finding["kind"] == "deadlock")?;
+    let log = until_logged(&mut live, "refuses to list and watch pods")?;
+    ensure!(log.matches("refuses to list").count() == 1 && log.contains("RBAC: get, list, watch"), "{log}");
+    ensure!(log.contains("pods is forbidden") && !log.contains("Status {"), "{log}");
     Ok(())
 }

@@ -271,6 +271,11 @@ impl Host {
         self.processes.get(&id)
     }
 
+    /// Lets what is known of processes be completed.
+    pub fn complete_processes(&mut self, mut complete: impl FnMut(&mut ProcessFacts)) {
+        self.processes.values_mut().for_each(&mut complete);
+    }
+
     /// Since when a blocked thread is off the CPU.
     pub fn since(&self, row: &ThreadRow) -> Since {
         // A wait that sleeps in short turns is one wait.

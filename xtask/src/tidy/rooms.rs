@@ -13,6 +13,7 @@ const ROOMS: &[&str] = &[
     "settings",
     "census",
     "proc",
+    "kube",
     "model",
     "recording",
     "detect",

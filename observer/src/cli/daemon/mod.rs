@@ -13,6 +13,7 @@ use crate::census::Filter;
 use crate::daemon::{self, Daemon};
 use crate::detect::Moment;
 use crate::export::{Http, Pulse, Sink, Stdout};
+use crate::kube::{self, Names};
 use crate::session::Session;
 use keys::Keys;
 use load::Sources;
@@ -67,7 +68,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let source = source(CensusChoice::Auto)?;
     let (probes, status) = probes(&look, Filter::Namespace);
     pulse.set_probes(status);
-    let session = Session::new(source, probes, daemon::scope(&settings));
+    let mut session = Session::new(source, probes, daemon::scope(&settings));
+    if let Some(node) = settings.node_name.clone() {
+        session.name_pods(Names::start(kube::Settings::new(node, settings.kubeconfig.clone()))?);
+    }
     if settings.stdout {
         sinks.push(Box::new(Stdout::start()?));
     }
