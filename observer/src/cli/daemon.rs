@@ -6,7 +6,8 @@ use super::signals::Signals;
 use crate::census::Filter;
 use crate::daemon::{self, Daemon};
 use crate::detect::Moment;
-use crate::export::{Sink, Stdout};
+use crate::export::otlp::env;
+use crate::export::{Otlp, Sink, Stdout};
 use crate::session::Session;
 use crate::settings::Settings;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +24,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let signals = Signals::take_over()?;
     let mut settings = Settings::default();
     settings.threshold = args.threshold.unwrap_or(settings.threshold);
+    let variables = standard_variables();
+    settings.otlp = env::otlp(&variables)?;
+    settings.metrics_interval = env::metrics_interval(&variables)?.unwrap_or(settings.metrics_interval);
     let look = LookArgs::plain(settings.threshold, settings.interval);
     let source = source(CensusChoice::Auto)?;
     let (probes, _status) = probes(&look, Filter::Namespace);
@@ -30,6 +34,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if settings.stdout {
         sinks.push(Box::new(Stdout::start()?));
+    }
+    if let Some(otlp) = Otlp::start(&settings)? {
+        sinks.push(Box::new(otlp));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since = Moment(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
@@ -42,4 +49,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     }
     daemon.close();
     Ok(NOTHING)
+}
+
+/// The variables of OpenTelemetry; one that is not UTF-8 counts as not set.
+fn standard_variables() -> env::Variables {
+    let pairs =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    pairs.filter(|(name, _)| name.starts_with("OTEL_")).collect()
 }

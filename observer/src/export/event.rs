@@ -90,6 +90,8 @@ pub struct FindingEvent {
     pub json: Value,
     /// The stacks of its threads as text, those at the same place once.
     pub stacks: String,
+    /// Who waits for what held by whom, one line a step.
+    pub chain: String,
 }
 
 impl FindingEvent {
@@ -107,6 +109,7 @@ impl FindingEvent {
         }
         let json = json::finding(host, found);
         let stacks = crate::report::stacks_text(host, &found.finding.threads);
-        Self { life, at, found: found.clone(), entity, json, stacks }
+        let chain = crate::report::chain_text(host, &found.finding.chain);
+        Self { life, at, found: found.clone(), entity, json, stacks, chain }
     }
 }

@@ -5,12 +5,14 @@
 //! that loses the oldest first and counts what it loses: a dead receiver never slows the census.
 
 mod event;
+pub mod otlp;
 mod queue;
 mod sample;
 pub mod signals;
 mod stdout;
 
 pub use event::{Entity, FindingEvent, Life};
+pub use otlp::Otlp;
 pub use queue::{Queue, QueueStats};
 pub use sample::{Point, Sample, Sampler, Value};
 pub use stdout::Stdout;
