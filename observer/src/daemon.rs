@@ -1,10 +1,11 @@
 //! The service: wires a session to the sinks, and ends in order.
 
-use crate::detect::{Life, Moment, Turn};
-use crate::export::{FindingEvent, Item, Sampler, Sink, SinkStats};
+use crate::detect::{Change, Life, Moment, Turn};
+use crate::export::{Entity, FindingEvent, Item, Sampler, Sink, SinkStats};
 use crate::model::{Filter, Host, Scope};
 use crate::session::{Session, SessionError};
 use crate::settings::{Settings, Silence};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub struct Daemon {
     sampler: Sampler,
     next_sample: Instant,
     turns: u64,
+    /// Whom open findings are about, by the finding's id: the end of one must name the same container.
+    entities: BTreeMap<String, Entity>,
 }
 
 impl Daemon {
@@ -44,7 +47,7 @@ impl Daemon {
     pub fn new(settings: Settings, mut session: Session, sinks: Vec<Box<dyn Sink>>, since: Moment) -> Self {
         session.judge.scope = scope(&settings);
         let sampler = Sampler::new(since, settings.top_processes);
-        Self { settings, session, sinks, sampler, next_sample: Instant::now(), turns: 0 }
+        Self { settings, session, sinks, sampler, next_sample: Instant::now(), turns: 0, entities: BTreeMap::new() }
     }
 
     /// One turn: census, judgement, what goes to the sinks. Answers with when the next one is due.
@@ -73,7 +76,12 @@ impl Daemon {
                 self.sampler.note_silenced(life.finding.kind.name());
                 continue;
             }
-            let event = Item::Finding(Arc::new(FindingEvent::of(host, *change, life)));
+            let before = self.entities.remove(&life.finding.id);
+            let event = FindingEvent::of(host, *change, life, before.as_ref());
+            if *change != Change::Resolved {
+                self.entities.insert(life.finding.id.clone(), event.entity.clone());
+            }
+            let event = Item::Finding(Arc::new(event));
             for sink in &self.sinks {
                 sink.offer(event.clone());
             }

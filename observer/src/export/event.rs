@@ -95,8 +95,8 @@ pub struct FindingEvent {
 }
 
 impl FindingEvent {
-    /// The event of a change.
-    pub fn of(host: &Host, change: Change, found: &Found) -> Self {
+    /// The event of a change. `before`: what was known of the process earlier, since nothing is read of one that has ended.
+    pub fn of(host: &Host, change: Change, found: &Found, before: Option<&Entity>) -> Self {
         let life = match change {
             Change::Opened => Life::Opened,
             Change::Worsened => Life::Changed,
@@ -104,10 +104,15 @@ impl FindingEvent {
         };
         let at = host.clocks().map(|clocks| Moment(clocks.real_ns)).unwrap_or_default();
         let mut entity = Entity::of(host, found.finding.process);
+        let mut json = json::finding(host, found);
+        if let Some(before) = before.filter(|_| host.process(found.finding.process).is_none()) {
+            entity = before.clone();
+            json["container"] = serde_json::json!(entity.container);
+            json["pod"] = serde_json::json!(entity.pod);
+        }
         if entity.comm.is_empty() {
             entity.comm.clone_from(&found.finding.comm);
         }
-        let json = json::finding(host, found);
         let stacks = crate::report::stacks_text(host, &found.finding.threads);
         let chain = crate::report::chain_text(host, &found.finding.chain);
         Self { life, at, found: found.clone(), entity, json, stacks, chain }

@@ -6,6 +6,8 @@
 
 mod encode;
 pub mod env;
+#[cfg(test)]
+mod fixtures;
 mod resource;
 mod retry;
 mod tls;
@@ -351,3 +353,6 @@ async fn send_sample(courier: &mut Courier, encoder: &Encoder, sample: &Sample) 
     }
     None
 }
+
+#[cfg(test)]
+mod tests;
