@@ -1,3 +1,5 @@
+//! What receivers are given, by the types of the protocol.
+
 use super::super::fixtures::{NOW, entity, event, point, sample};
 use super::*;
 use crate::export::signals::{

@@ -289,7 +289,9 @@ impl Courier {
 async fn send_events(mut courier: Courier, encoder: Encoder) {
     let shared = courier.shared.clone();
     let lane = &shared.events;
-    while let Some(mut rest) = lane.batch(&shared, TOGETHER, LINGER).await {
+    let mut linger = LINGER;
+    while let Some(mut rest) = lane.batch(&shared, TOGETHER, linger).await {
+        linger = LINGER;
         while !rest.is_empty() {
             let (request, count) = first_request(&encoder, &rest);
             if request.len() > LARGEST {
@@ -298,6 +300,8 @@ async fn send_events(mut courier: Courier, encoder: Encoder) {
                 // Where they are the first to be lost.
                 lane.queue.put_back(std::mem::take(&mut rest));
                 lane.pause(&shared, pause).await;
+                // They have waited long enough.
+                linger = Duration::ZERO;
             }
             rest.drain(..count.min(rest.len()));
         }
