@@ -7,6 +7,7 @@
 //! - [`observer`]: the binary under test, run with a deadline.
 //! - [`report`]: what it said, and the assertions scenarios share.
 //! - [`stack`], [`gdb`]: user stacks as observer reports them, and as gdb shows them.
+//! - [`rotel`]: an OpenTelemetry collector, and what it printed.
 //! - [`contract`]: the keys every report and finding must have.
 //! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
 //!
@@ -21,6 +22,7 @@ pub mod guard;
 pub mod observer;
 pub mod procfs;
 pub mod report;
+pub mod rotel;
 pub mod skip;
 pub mod stack;
 pub mod victim;

@@ -27,10 +27,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let variables = standard_variables();
     settings.otlp = env::otlp(&variables)?;
     settings.metrics_interval = env::metrics_interval(&variables)?.unwrap_or(settings.metrics_interval);
-    let look = LookArgs::plain(settings.threshold, settings.interval);
-    let source = source(CensusChoice::Auto)?;
-    let (probes, _status) = probes(&look, Filter::Namespace);
-    let session = Session::new(source, probes, daemon::scope(&settings));
+    // Before anything is loaded into the kernel: settings that cannot work are told at once.
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if settings.stdout {
         sinks.push(Box::new(Stdout::start()?));
@@ -38,6 +35,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     if let Some(otlp) = Otlp::start(&settings)? {
         sinks.push(Box::new(otlp));
     }
+    let look = LookArgs::plain(settings.threshold, settings.interval);
+    let source = source(CensusChoice::Auto)?;
+    let (probes, _status) = probes(&look, Filter::Namespace);
+    let session = Session::new(source, probes, daemon::scope(&settings));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since = Moment(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
     let mut daemon = Daemon::new(settings, session, sinks, since);
