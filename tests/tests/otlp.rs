@@ -8,7 +8,7 @@ use observer_tests::observer::{Live, Observer, binary};
 use observer_tests::rotel::{self, Point, Ports, Rotel};
 use observer_tests::{compile, procfs, skip};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -119,6 +119,9 @@ fn whole_life(protocol: &str, compression: &str) -> Result<()> {
 
     let over = [("kind", "lock_wait")];
     wait_for_point(&rotel, "its end in the metrics", |point| point.is("observer.findings.resolved.count", &over))?;
+    wait_for_point(&rotel, "nothing open", |point| {
+        open(point) && point.number("Value").is_ok_and(|count| count == 0.0)
+    })?;
     check_metrics(&rotel.points()?)?;
     kill(inside(&live, "observer")?, Signal::SIGTERM)?;
     let ended = live.finish(SOON)?.expect_code(0)?;
@@ -226,18 +229,20 @@ fn what_happens_while_the_receiver_is_away_arrives_when_it_is_back() -> Result<(
     kill(inside(&live, "deadlock")?, Signal::SIGKILL)?;
     live.finding(SOON, |finding| finding["kind"] == "deadlock" && finding["state"] == "resolved")?;
 
+    let back = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as f64;
     let rotel = Rotel::start(&program, ports)?;
     rotel.event("observer.finding.resolved", "deadlock", SOON)?;
     let events: Vec<String> =
         rotel.records()?.iter().filter_map(|one| one.field("EventName").map(str::to_owned)).collect();
     ensure!(events == ["observer.finding.opened", "observer.finding.resolved"], "each once, in order: {events:?}");
-    let otlp = ("sink", "otlp");
-    let lost: Vec<Point> =
-        rotel.points()?.into_iter().filter(|point| point.is("observer.export.lost.count", &[otlp])).collect();
-    ensure!(lost.iter().all(|point| point.number("Value").is_ok_and(|count| count == 0.0)), "{lost:#?}");
-    // Samples of the time without a receiver: more than the one after it.
-    let times = rotel.points()?.iter().filter(|point| point.is("observer.census.count", &[])).count();
-    ensure!(times >= 2, "{times}");
+    let before = |point: &Point| point.number("Timestamp").is_ok_and(|time| time < back);
+    wait_for_point(&rotel, "a sample of the time without a receiver", |point| {
+        point.is("observer.census.count", &[]) && before(point)
+    })?;
+    let after = wait_for_point(&rotel, "what is lost", |point| {
+        point.is("observer.export.lost.count", &[("sink", "otlp")]) && !before(point)
+    })?;
+    ensure!(after.number("Value")? == 0.0, "{after:#?}");
 
     kill(inside(&live, "observer")?, Signal::SIGTERM)?;
     let ended = live.finish(SOON)?.expect_code(0)?;

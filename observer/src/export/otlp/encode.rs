@@ -95,7 +95,7 @@ impl Encoder {
     /// The points of a sample, those that outsiders cannot tell apart added up.
     pub(super) fn series(&self, sample: &Sample) -> Vec<Series> {
         let mut merged: Vec<Series> = Vec::new();
-        let mut places: BTreeMap<(Attributes, &str, Vec<(&str, &str)>), usize> = BTreeMap::new();
+        let mut places: BTreeMap<Outside<'_>, usize> = BTreeMap::new();
         for point in &sample.points {
             let about = point.entity.as_ref().map_or_else(|| self.own.observer(), |entity| self.own.of(entity));
             let attributes: Vec<(&str, &str)> =
@@ -139,6 +139,9 @@ impl Encoder {
         ExportMetricsServiceRequest { resource_metrics }
     }
 }
+
+/// What tells a series from others: resource, metric, attributes.
+type Outside<'a> = (Attributes, &'a str, Vec<(&'a str, &'a str)>);
 
 /// One point under the names outsiders see.
 #[derive(Clone, Debug, PartialEq)]

@@ -71,6 +71,10 @@ impl Otlp {
     /// The settings cannot work, or no thread can be started.
     pub fn start(settings: &Settings) -> Result<Option<Self>, SetupError> {
         let Some(otlp) = &settings.otlp else { return Ok(None) };
+        if otlp.profiles {
+            // A setting that does nothing would be a promise.
+            return Err(SetupError::Profiles);
+        }
         let own = Own {
             host_name: crate::host::name(),
             host_id: machine_id(),

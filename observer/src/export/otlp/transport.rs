@@ -60,6 +60,9 @@ pub enum SetupError {
         /// What is wrong.
         problem: String,
     },
+    /// Not built yet.
+    #[error("OTLP: profiles are not exported yet: leave that setting out")]
+    Profiles,
     /// TLS.
     #[error("OTLP: {0}")]
     Tls(#[from] rustls::Error),
