@@ -2,12 +2,13 @@
 
 mod silence;
 
-use crate::detect::{Life, Moment, Turn};
-use crate::export::{FindingEvent, Item, Pulse, Sampler, Sink, SinkStats};
+use crate::detect::{Change, Life, Moment, Turn};
+use crate::export::{Entity, FindingEvent, Item, Pulse, Sampler, Sink, SinkStats};
 use crate::model::{Filter, Scope};
 use crate::session::{Session, SessionError};
 use crate::settings::Settings;
 use silence::Teller;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ pub struct Daemon {
     next_sample: Instant,
     turns: u64,
     pulse: Option<Arc<Pulse>>,
+    /// Whom open findings are about, by the finding's id: the end of one must name the same container.
+    entities: BTreeMap<String, Entity>,
 }
 
 impl Daemon {
@@ -58,6 +61,7 @@ impl Daemon {
             turns: 0,
             pulse: None,
             teller: Teller::default(),
+            entities: BTreeMap::new(),
         }
     }
 
@@ -104,7 +108,12 @@ impl Daemon {
             self.sampler.note_silenced(kind, count);
         }
         for (change, life) in tell {
-            let event = Item::Finding(Arc::new(FindingEvent::of(host, change, &life)));
+            let before = self.entities.remove(&life.finding.id);
+            let event = FindingEvent::of(host, change, &life, before.as_ref());
+            if change != Change::Resolved {
+                self.entities.insert(life.finding.id.clone(), event.entity.clone());
+            }
+            let event = Item::Finding(Arc::new(event));
             for sink in &self.sinks {
                 sink.offer(event.clone());
             }

@@ -108,6 +108,31 @@ pub struct Otlp {
     pub profiles: bool,
     /// Attributes added to every resource.
     pub resource: Vec<(String, String)>,
+    /// What is different for findings.
+    pub for_events: OtlpSignal,
+    /// What is different for metrics.
+    pub for_metrics: OtlpSignal,
+}
+
+/// What one signal does differently; `None`: as the others do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OtlpSignal {
+    /// Where it goes. Over HTTP this is the whole URL: no path is appended.
+    pub endpoint: Option<String>,
+    /// How it is spoken.
+    pub protocol: Option<Protocol>,
+    /// Whether bodies are compressed with gzip.
+    pub gzip: Option<bool>,
+    /// Longest time one request may take.
+    pub timeout: Option<Duration>,
+    /// Headers of every request, instead of those of the others.
+    pub headers: Option<Vec<(String, String)>>,
+    /// Certificates of authorities, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate to show, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub key_file: Option<PathBuf>,
 }
 
 impl Otlp {
@@ -127,6 +152,8 @@ impl Otlp {
             metrics: true,
             profiles: false,
             resource: Vec::new(),
+            for_events: OtlpSignal::default(),
+            for_metrics: OtlpSignal::default(),
         }
     }
 }

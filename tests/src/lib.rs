@@ -9,6 +9,7 @@
 //! - [`report`]: what it said, and the assertions scenarios share.
 //! - [`stack`], [`gdb`]: user stacks as observer reports them, and as gdb shows them.
 //! - [`container`]: a victim in a real container.
+//! - [`rotel`]: an OpenTelemetry collector, and what it printed.
 //! - [`contract`]: the keys every report and finding must have.
 //! - [`serving`]: a daemon that serves `/metrics`, asked over HTTP.
 //! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
@@ -27,6 +28,7 @@ pub mod observer;
 pub mod procfs;
 pub mod report;
 pub mod serving;
+pub mod rotel;
 pub mod skip;
 pub mod stack;
 pub mod victim;

@@ -4,6 +4,7 @@
  *   held nanosleep   the holder sleeps for an hour
  *   held poll        the holder polls that pipe without a limit
  *   held rwlock      likewise read(), the lock is a rwlock held for writing, two want to read and one to write
+ *   held joined      like read; a fourth thread comes to wait when a line arrives on stdin
  *   held chain       T1 wants M1 held by T2, who wants M2 held by T3, who wants M3 held by T4, who reads a pipe
  *
  * The truth's "root" is the thread at the end of the chain.
@@ -51,6 +52,12 @@ static void *waiter(void *arg) {
     return NULL;
 }
 
+/* Comes to a queue that has stood for a while. */
+static void *latecomer(void *arg) {
+    PCHECK(pthread_mutex_lock(&cache_lock));
+    return arg;
+}
+
 /* Link i of the chain wants lock i and holds lock i-1. */
 static void *link_of_chain(void *arg) {
     int i = (int)(intptr_t)arg;
@@ -83,8 +90,8 @@ int main(int argc, char **argv) {
         bool rw = is_mode(mode, "rwlock");
         if (is_mode(mode, "nanosleep")) root = new_seat("holder", "clock_nanosleep", SYS_clock_nanosleep);
         else if (is_mode(mode, "poll")) root = new_seat("holder", "poll", SYS_poll);
-        else if (is_mode(mode, "read") || rw) root = new_seat("holder", "read", SYS_read);
-        else { die("usage: held read|nanosleep|poll|rwlock|chain"); return 2; }
+        else if (is_mode(mode, "read") || is_mode(mode, "joined") || rw) root = new_seat("holder", "read", SYS_read);
+        else { die("usage: held read|nanosleep|poll|rwlock|joined|chain"); return 2; }
         seat_of[0] = root;
         for (int i = 1; i < 4; i++) {
             seat_of[i] = new_seat(i == 1 ? "waiter-1" : i == 2 ? "waiter-2" : "waiter-3", "futex", SYS_futex);
@@ -97,5 +104,9 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < seat_count; i++) await_seat(&seats[i]);
     print_truth(getpid(), mode, ",\"root\":%d", root->tid);
+    if (is_mode(mode, "joined")) {
+        await_line();
+        start_thread(latecomer, NULL);
+    }
     stay();
 }

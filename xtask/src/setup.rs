@@ -66,6 +66,12 @@ const NEEDS: &[Need] = &[
         present: || invoke::is_installed("python3"),
     },
     Need {
+        name: "pip, for tools that come as wheels",
+        packages: &["python3-pip", "libpython3-dev"],
+        for_what: Purpose::Tests,
+        present: || invoke::succeeds(Command::new("python3").args(["-m", "pip", "--version"])),
+    },
+    Need {
         name: "a Java development kit",
         packages: &["default-jdk-headless"],
         for_what: Purpose::Tests,

@@ -90,11 +90,13 @@ pub struct FindingEvent {
     pub json: Value,
     /// The stacks of its threads as text, those at the same place once.
     pub stacks: String,
+    /// Who waits for what held by whom, one line a step.
+    pub chain: String,
 }
 
 impl FindingEvent {
-    /// The event of a change.
-    pub fn of(host: &Host, change: Change, found: &Found) -> Self {
+    /// The event of a change. `before`: what was known of the process earlier, since nothing is read of one that has ended.
+    pub fn of(host: &Host, change: Change, found: &Found, before: Option<&Entity>) -> Self {
         let life = match change {
             Change::Opened => Life::Opened,
             Change::Worsened => Life::Changed,
@@ -102,11 +104,17 @@ impl FindingEvent {
         };
         let at = host.clocks().map(|clocks| Moment(clocks.real_ns)).unwrap_or_default();
         let mut entity = Entity::of(host, found.finding.process);
+        let mut json = json::finding(host, found);
+        if let Some(before) = before.filter(|_| host.process(found.finding.process).is_none()) {
+            entity = before.clone();
+            json["container"] = serde_json::json!(entity.container);
+            json["pod"] = serde_json::json!(entity.pod);
+        }
         if entity.comm.is_empty() {
             entity.comm.clone_from(&found.finding.comm);
         }
-        let json = json::finding(host, found);
         let stacks = crate::report::stacks_text(host, &found.finding.threads);
-        Self { life, at, found: found.clone(), entity, json, stacks }
+        let chain = crate::report::chain_text(host, &found.finding.chain);
+        Self { life, at, found: found.clone(), entity, json, stacks, chain }
     }
 }

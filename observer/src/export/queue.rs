@@ -21,6 +21,8 @@ pub struct QueueStats {
 #[derive(Debug)]
 pub struct Queue<T> {
     capacity: usize,
+    most_bytes: usize,
+    weigh: fn(&T) -> usize,
     inner: Mutex<Inner<T>>,
     filled: Condvar,
 }
@@ -28,6 +30,7 @@ pub struct Queue<T> {
 #[derive(Debug)]
 struct Inner<T> {
     items: VecDeque<T>,
+    bytes: usize,
     dropped: u64,
     offered: u64,
     closed: bool,
@@ -36,8 +39,19 @@ struct Inner<T> {
 impl<T> Queue<T> {
     /// A queue for so many items, at least one.
     pub fn new(capacity: usize) -> Self {
-        let inner = Inner { items: VecDeque::new(), dropped: 0, offered: 0, closed: false };
-        Self { capacity: capacity.max(1), inner: Mutex::new(inner), filled: Condvar::new() }
+        Self::weighed(capacity, usize::MAX, |_| 0)
+    }
+
+    /// A queue for so many items that together have so many bytes, by `weigh`; at least one item, whatever its size.
+    pub fn weighed(capacity: usize, most_bytes: usize, weigh: fn(&T) -> usize) -> Self {
+        let inner = Inner { items: VecDeque::new(), bytes: 0, dropped: 0, offered: 0, closed: false };
+        Self { capacity: capacity.max(1), most_bytes, weigh, inner: Mutex::new(inner), filled: Condvar::new() }
+    }
+
+    /// Whether an item of this size has no room.
+    fn is_full(&self, inner: &Inner<T>, bytes: usize) -> bool {
+        let too_heavy = inner.bytes.saturating_add(bytes) > self.most_bytes;
+        !inner.items.is_empty() && (inner.items.len() >= self.capacity || too_heavy)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<T>> {
@@ -53,10 +67,13 @@ impl<T> Queue<T> {
             inner.dropped += 1;
             return;
         }
-        if inner.items.len() >= self.capacity {
-            inner.items.pop_front();
+        let bytes = (self.weigh)(&item);
+        while self.is_full(&inner, bytes) {
+            let lost = inner.items.pop_front().map_or(0, |item| (self.weigh)(&item));
+            inner.bytes = inner.bytes.saturating_sub(lost);
             inner.dropped += 1;
         }
+        inner.bytes = inner.bytes.saturating_add(bytes);
         inner.items.push_back(item);
         drop(inner);
         self.filled.notify_one();
@@ -77,16 +94,24 @@ impl<T> Queue<T> {
                 .0;
         }
         let count = most.min(inner.items.len());
-        inner.items.drain(..count).collect()
+        let taken: Vec<T> = inner.items.drain(..count).collect();
+        let bytes: usize = taken.iter().map(self.weigh).sum();
+        inner.bytes = inner.bytes.saturating_sub(bytes);
+        taken
     }
 
     /// Puts items back that were taken and could not be sent, oldest first; those for which there is no room by now are lost.
     pub fn put_back(&self, items: Vec<T>) {
         let mut inner = self.lock();
+        let mut is_full = false;
         for item in items.into_iter().rev() {
-            if inner.items.len() >= self.capacity {
+            let bytes = (self.weigh)(&item);
+            if is_full || self.is_full(&inner, bytes) {
+                // Whatever is older has no room either.
+                is_full = true;
                 inner.dropped += 1;
             } else {
+                inner.bytes = inner.bytes.saturating_add(bytes);
                 inner.items.push_front(item);
             }
         }
@@ -135,6 +160,25 @@ mod tests {
         assert_eq!(queue.take(9, soon()), [3, 4, 5], "of what is put back the oldest has no room");
         assert_eq!(queue.stats().dropped, 3);
         assert!(queue.take(9, soon()).is_empty());
+    }
+
+    #[test]
+    fn what_items_weigh_bounds_them_too() {
+        let queue = Queue::weighed(9, 10, |weight: &usize| *weight);
+        [4, 4, 2, 3].into_iter().for_each(|weight| queue.offer(weight));
+        assert_eq!(queue.stats().dropped, 1, "the first made room for the last");
+        assert_eq!(queue.take(2, soon()), [4, 2]);
+        queue.offer(6);
+        queue.put_back(vec![1, 4, 1]);
+        assert_eq!(
+            queue.take(9, soon()),
+            [1, 3, 6],
+            "an order without gaps: older than what had no room is lost as well"
+        );
+        assert_eq!(queue.stats().dropped, 3);
+        queue.offer(99);
+        assert_eq!(queue.take(9, soon()), [99], "one item always has room");
+        assert_eq!(queue.lock().bytes, 0);
     }
 
     #[test]

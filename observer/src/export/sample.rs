@@ -7,7 +7,7 @@ use crate::census::{Family, Pid, ProcessId, WaitStats};
 use crate::detect::{Change, Judge, Moment, Turn};
 use crate::model::Class;
 use crate::report::Account;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A value.
@@ -81,6 +81,8 @@ pub struct Sampler {
     sums: BTreeMap<Family, Sums>,
     /// Processes that get points of their own.
     top: usize,
+    /// Classes of waits that were ever seen.
+    classes: BTreeSet<&'static str>,
 }
 
 impl Sampler {
@@ -96,7 +98,8 @@ impl Sampler {
             match change {
                 Change::Opened => *self.opened.entry((kind, severity)).or_default() += 1,
                 Change::Resolved => *self.resolved.entry(kind).or_default() += 1,
-                Change::Worsened => {}
+                // It may be open under a severity that none opened with.
+                Change::Worsened => drop(self.opened.entry((kind, severity)).or_default()),
             }
         }
     }
@@ -125,6 +128,10 @@ impl Sampler {
         for life in judge.ledger.open() {
             *open.entry((life.finding.kind.name(), life.finding.severity.name())).or_default() += 1;
         }
+        // What was open and is no longer is zero: a point that only stops keeps its last value in many back-ends.
+        for key in self.opened.keys() {
+            open.entry(*key).or_default();
+        }
         for ((kind, severity), count) in open {
             points.add(&of::FINDINGS_OPEN, &[kind, severity], count);
         }
@@ -150,9 +157,9 @@ impl Sampler {
         Sample { since: self.since, at, points }
     }
 
-    fn threads(&self, judge: &Judge, points: &mut Points) {
+    fn threads(&mut self, judge: &Judge, points: &mut Points) {
         let host = &judge.host;
-        let mut by_class: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut by_class: BTreeMap<&'static str, u64> = self.classes.iter().map(|class| (*class, 0)).collect();
         let mut waiting: BTreeMap<ProcessId, BTreeMap<&str, u64>> = BTreeMap::new();
         for row in host.rows().iter().filter(|row| row.is_blocked() && judge.scope.contains(row, host)) {
             let class = host.wait(row.tid).map_or(Class::Other, |wait| wait.class);
@@ -162,6 +169,7 @@ impl Sampler {
             }
         }
         for (class, count) in by_class {
+            self.classes.insert(class);
             points.add(&of::THREADS_BLOCKED, &[class], count);
         }
         let mut order: Vec<(u64, ProcessId)> =

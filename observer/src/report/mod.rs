@@ -38,6 +38,11 @@ pub fn stacks_text(host: &Host, tids: &[crate::census::Pid]) -> String {
     out
 }
 
+/// A chain as text, one line a step, without marks for a terminal.
+pub fn chain_text(host: &Host, chain: &[crate::detect::Link]) -> String {
+    chain.iter().map(|link| text::link(host, link)).collect::<Vec<_>>().join("\n")
+}
+
 /// The threads of one process that a report shows.
 #[derive(Debug)]
 pub struct ProcessView<'a> {

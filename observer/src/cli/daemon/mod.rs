@@ -12,7 +12,8 @@ use super::signals::{Heard, Signals};
 use crate::census::Filter;
 use crate::daemon::{self, Daemon};
 use crate::detect::Moment;
-use crate::export::{Http, Pulse, Sink, Stdout};
+use crate::export::otlp::env;
+use crate::export::{Http, Otlp, Pulse, Sink, Stdout};
 use crate::kube::{self, Names};
 use crate::session::Session;
 use keys::Keys;
@@ -47,7 +48,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     // Before any thread: all of them inherit the mask.
     let signals = Signals::take_over()?;
-    let sources = sources(args);
+    let sources = sources(args)?;
     let settings = sources.load()?;
     if args.check {
         std::io::stdout().write_all(load::show(&settings).as_bytes())?;
@@ -75,6 +76,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     if settings.stdout {
         sinks.push(Box::new(Stdout::start()?));
     }
+    if let Some(otlp) = Otlp::start(&settings)? {
+        sinks.push(Box::new(otlp));
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since = Moment(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
     let mut daemon = Daemon::new(settings, session, sinks, since);
@@ -83,16 +87,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     Ok(NOTHING)
 }
 
-fn sources(args: &Args) -> Sources {
+fn sources(args: &Args) -> anyhow::Result<Sources> {
     let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
-    let variables: BTreeMap<String, String> =
+    let mut variables: BTreeMap<String, String> =
         std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
     for (name, near) in load::misspelt(&variables) {
         log::warn!("{name} is no setting; did you mean {near}?");
     }
     let named = variables.get("OBSERVER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-    // HOOK: what export/otlp/env.rs makes of the OTEL_… variables goes to `standard`.
-    Sources { file: args.config.clone().or(named), variables, flags: args.keys.clone(), standard: None }
+    // Observer's own settings go before those of OpenTelemetry.
+    let standard = env::otlp(&variables)?;
+    if let Some(interval) = env::metrics_interval(&variables)? {
+        let own = load::variable("metrics-interval");
+        variables.entry(own).or_insert_with(|| humantime::format_duration(interval).to_string());
+    }
+    Ok(Sources { file: args.config.clone().or(named), variables, flags: args.keys.clone(), standard })
 }
 
 /// Turns until it is told to end.
