@@ -6,6 +6,7 @@ pub mod ebpf;
 mod fuzz;
 mod invoke;
 mod licences;
+mod manifests;
 mod run;
 mod setup;
 mod started;
@@ -34,6 +35,7 @@ cargo xtask bench stacks [--quick]     what the stacks of a process cost, agains
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
+cargo xtask manifests [--check]        renews deploy/kubernetes from the Helm chart; --check fails when it is stale
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
 
 Exit status: 0 done, 1 something was found or failed, 2 it could not be done here.
@@ -75,6 +77,13 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
             corpus::locks(number(seed)?, number(count)?).map(|()| ExitCode::SUCCESS)
         }
         ["vm", flags @ ..] => vm::run(flags).map(passed),
+        ["manifests"] => manifests::run(false).map(passed),
+        ["manifests", "--check"] => manifests::run(true).map(passed),
+        // For the tests, which ask Helm themselves.
+        ["manifests", "--python"] => {
+            println!("{}", manifests::python()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
         _ => bail!("no such command: {}; see `cargo xtask help`", arguments.join(" ")),
     }

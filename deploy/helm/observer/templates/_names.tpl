@@ -38,7 +38,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- /* A cluster-wide name, so that two releases do not meet. */ -}}
 {{- define "observer.clusterName" -}}
-{{ printf "%s-%s" .Release.Namespace (include "observer.fullname" .) | trunc 63 | trimSuffix "-" }}
+{{ printf "%s-%s" .Release.Namespace (include "observer.fullname" .) | trimPrefix "-" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "observer.resourceAttributes" -}}
@@ -51,4 +51,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $pairs = append $pairs (printf "%s=%v" $key $value) -}}
 {{- end -}}
 {{ join "," $pairs }}
+{{- end }}
+
+{{- /* Helm reads every number as a float; observer takes whole ones. */ -}}
+{{- define "observer.toml" -}}
+{{- $config := dict -}}
+{{- range $key, $value := .Values.config -}}
+{{- if and (kindIs "float64" $value) (eq (floor $value) $value) -}}
+{{- $_ := set $config $key (int64 $value) -}}
+{{- else -}}
+{{- $_ := set $config $key $value -}}
+{{- end -}}
+{{- end -}}
+{{ toToml $config | trim }}
 {{- end }}
