@@ -2,6 +2,7 @@
 //!
 //! - [`blocked`]: the programs of the stack tests, and the functions their threads are blocked in.
 //! - [`compile`]: sources under `tests/victims` become programs, once per content.
+//! - [`helm`]: the Helm chart, rendered by real Helm.
 //! - [`guard`]: a started process, killed with its descendants when the guard is dropped.
 //! - [`victim`]: a program that reaches one known state, and the truth it tells about it.
 //! - [`observer`]: the binary under test, run with a deadline.
@@ -18,6 +19,7 @@ pub mod contract;
 pub mod deadline;
 pub mod gdb;
 pub mod guard;
+pub mod helm;
 pub mod observer;
 pub mod procfs;
 pub mod report;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod corpus;
+mod dist;
 pub mod ebpf;
 mod fuzz;
 mod invoke;
@@ -35,6 +36,7 @@ cargo xtask bench stacks [--quick]     what the stacks of a process cost, agains
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
+cargo xtask dist                       the static binary, an archive of it and checksums, in target/dist
 cargo xtask manifests [--check]        renews deploy/kubernetes from the Helm chart; --check fails when it is stale
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
 
@@ -77,6 +79,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
             corpus::locks(number(seed)?, number(count)?).map(|()| ExitCode::SUCCESS)
         }
         ["vm", flags @ ..] => vm::run(flags).map(passed),
+        ["dist"] => dist::run().map(|()| ExitCode::SUCCESS),
         ["manifests"] => manifests::run(false).map(passed),
         ["manifests", "--check"] => manifests::run(true).map(passed),
         // For the tests, which ask Helm themselves.

@@ -4,6 +4,7 @@ helm.py render CHART RELEASE NAMESPACE KUBERNETES_VERSION [VALUES.yaml...]   YAM
 helm.py install CHART RELEASE NAMESPACE KUBERNETES_VERSION [VALUES.yaml...]  JSON: notes, and each object validated strictly
 helm.py lint CHART [VALUES.yaml...]                                         JSON: what `helm lint` says
 helm.py objects FILE KUBERNETES_VERSION                                     JSON: the objects of a manifest, validated
+helm.py yaml FILE                                                           JSON: the same in JSON
 helm.py versions                                                            JSON: the Kubernetes versions it has schemas of
 
 The library renders only what it installs. So an API server listens on loopback for the time of one call: it knows the resource
@@ -162,6 +163,9 @@ def main(arguments):
         case ["objects", file, version]:
             with open(file) as text:
                 print(json.dumps(validated(text.read(), version)))
+        case ["yaml", file]:
+            with open(file) as text:
+                print(json.dumps(yaml.safe_load(text)))
         case ["versions"]:
             print(json.dumps(list(dict.fromkeys(kubernetes_validate.utils.all_versions()))))
         case _:
