@@ -2,6 +2,7 @@
 //!
 //! - [`blocked`]: the programs of the stack tests, and the functions their threads are blocked in.
 //! - [`compile`]: sources under `tests/victims` become programs, once per content.
+//! - [`deployed`]: an empty root, the container of the DaemonSet, the sandbox of the systemd unit.
 //! - [`helm`]: the Helm chart, rendered by real Helm.
 //! - [`guard`]: a started process, killed with its descendants when the guard is dropped.
 //! - [`victim`]: a program that reaches one known state, and the truth it tells about it.
@@ -17,6 +18,7 @@ pub mod blocked;
 pub mod compile;
 pub mod contract;
 pub mod deadline;
+pub mod deployed;
 pub mod gdb;
 pub mod guard;
 pub mod helm;

@@ -21,7 +21,8 @@ const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub(crate) fn run() -> Result<()> {
     ebpf::renew_if_stale()?;
     add_target()?;
-    let mut build = workspace::cargo(&["build", "--quiet", "--release", "--locked", "--package", "observer", "--target", TARGET]);
+    let mut build =
+        workspace::cargo(&["build", "--quiet", "--release", "--locked", "--package", "observer", "--target", TARGET]);
     invoke::run(build.env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo"))?;
     let binary = workspace::target().join(TARGET).join("release/observer");
     ensure_static(&binary)?;
@@ -43,7 +44,12 @@ pub(crate) fn run() -> Result<()> {
     let archive = format!("observer-{}-{TARGET}.tar.gz", env!("CARGO_PKG_VERSION"));
     // The same bytes from the same inputs: no owner, no time, one order.
     let mut tar = Command::new("tar");
-    tar.current_dir(&dist).args(["--use-compress-program", "gzip -n"]).args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
+    tar.current_dir(&dist).args(["--use-compress-program", "gzip -n"]).args([
+        "--sort=name",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+    ]);
     tar.args(["--mtime=@0", "--mode=go-w", "-cf", &archive, "observer", "observer.service"]).args(LICENCES);
     invoke::run(&mut tar)?;
     let sums = [archive.as_str(), "observer"].map(|name| {

@@ -73,7 +73,8 @@ impl Capability {
         for (bit, name, lost) in CAPABILITIES {
             let covered = bit >= 38 && effective >> CAP_SYS_ADMIN & 1 == 1;
             let present = effective >> bit & 1 == 1 || covered;
-            let remedy = "run as root, or grant it: `setcap`, `AmbientCapabilities=`, `securityContext.capabilities.add`";
+            let remedy =
+                "run as root, or grant it: `setcap`, `AmbientCapabilities=`, `securityContext.capabilities.add`";
             let detail = if present { "effective" } else { "not effective" };
             facts.push(Fact { optional: bit == CAP_SYS_ADMIN, ..fact(name, present, detail, lost, remedy) });
         }

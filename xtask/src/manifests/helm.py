@@ -148,7 +148,7 @@ def lint(chart, files):
             yaml.safe_dump(values, file)
         with open(os.path.join(copy, "values.yaml"), "w") as file:
             yaml.safe_dump(merged([own, *files]), file)
-        return asyncio.run(helm_sdkpy.Lint(helm_sdkpy.Configuration()).run(copy))
+        return asyncio.run(helm_sdkpy.Lint(helm_sdkpy.Configuration(namespace="linted")).run(copy))
 
 
 def main(arguments):

@@ -66,7 +66,9 @@ pub(crate) fn python() -> Result<PathBuf> {
         return Ok(python);
     }
     let Some(base) = recent_python() else {
-        bail!("Helm's library needs Python 3.12 or later with venv: install one (python3.12, pyenv) into the search path");
+        bail!(
+            "Helm's library needs Python 3.12 or later with venv: install one (python3.12, pyenv) into the search path"
+        );
     };
     eprintln!("xtask: installing {} to {}", PACKAGES.join(" and "), home.display());
     invoke::capture(Command::new(base).args(["-m", "venv", "--clear"]).arg(&home))?;
@@ -97,7 +99,8 @@ mod tests {
 
     #[test]
     fn plain_manifests_keep_every_object_and_nothing_of_helms_own() {
-        let text = plain("---\n# Source: a.yaml\nkind: A\nlabels:\n  app.kubernetes.io/managed-by: Helm\n\n---\nkind: B\n");
+        let text =
+            plain("---\n# Source: a.yaml\nkind: A\nlabels:\n  app.kubernetes.io/managed-by: Helm\n\n---\nkind: B\n");
         assert_eq!(text, format!("{HEAD}---\nkind: A\nlabels:\n---\nkind: B\n"));
     }
 }
