@@ -19,20 +19,21 @@ const NOBODY: u32 = 65534;
 /// systemd starts, runs one service, and its observer detaches.
 const SANDBOX_LIMIT: Duration = Duration::from_secs(120);
 
-/// Two deadlocked threads of another user, in a program that this user itself may not read: `/proc` shows it to root only.
+/// Two deadlocked threads of another user, in a program that nobody but this user may read.
 pub fn foreign_deadlock(directory: &Path) -> Result<Victim> {
-    let program = unreadable_deadlock(directory)?;
+    let program = private_deadlock(directory)?;
     let mut command = Command::new(program);
     command.uid(NOBODY).gid(NOBODY);
     Unready::start_command(command, "deadlock of nobody".to_owned())?.ready()
 }
 
-fn unreadable_deadlock(directory: &Path) -> Result<PathBuf> {
-    // Everybody may pass, nobody else may look.
+fn private_deadlock(directory: &Path) -> Result<PathBuf> {
+    // Everybody may pass; root is not the owner, and needs a capability to read.
     fs::set_permissions(directory, fs::Permissions::from_mode(0o711))?;
     let program = directory.join("deadlock");
     fs::copy(compile::victim("deadlock", Abi::Native)?, &program)?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o711))?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o500))?;
+    std::os::unix::fs::chown(&program, Some(NOBODY), Some(NOBODY))?;
     Ok(program)
 }
 
@@ -161,7 +162,7 @@ exec env -i PATH="$PATH" container=other SYSTEMD_UNIT_PATH="$PLACE/units" SYSTEM
 /// of a deadlock of another user) and whose settings are followed by `more`. Answers with what it wrote, once that ends
 /// with a line `END`.
 pub fn in_the_units_sandbox(place: &Path, observer: &Path, script: &str, more: &str) -> Result<String> {
-    unreadable_deadlock(place)?;
+    private_deadlock(place)?;
     let units = place.join("units");
     fs::create_dir_all(units.join("observer.service.d"))?;
     fs::copy(checkout().join("deploy/systemd/observer.service"), units.join("observer.service"))?;

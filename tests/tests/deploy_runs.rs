@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::fs;
 use std::process::Command;
 
-/// The deadlock is found, and the functions of a program that only root may read have names.
+/// The deadlock is found, and the functions of a program that only its owner may read have names.
 fn expect_deadlock(report: &Report, victim: &Victim) -> Result<()> {
     report.only("deadlock", &victim.truth)?.expect("confidence", "certain")?.expect_cycle(&victim.truth)?;
     for thread in &victim.truth.threads {
@@ -125,7 +125,10 @@ fn the_units_sandbox_leaves_observer_all_it_needs() -> Result<()> {
     let report: Value = serde_json::from_str(report).with_context(|| report.to_owned())?;
     let finding = &report["findings"][0];
     ensure!(finding["kind"] == "deadlock" && finding["confidence"] == "certain", "{finding:#}");
-    ensure!(report.to_string().contains("\"transfer\""), "functions of a program that only root may read: {report:#}");
+    ensure!(
+        report.to_string().contains("\"transfer\""),
+        "functions of a program that only its owner may read: {report:#}"
+    );
     Ok(())
 }
 
