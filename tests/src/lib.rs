@@ -3,6 +3,8 @@
 //! - [`blocked`]: the programs of the stack tests, and the functions their threads are blocked in.
 //! - [`compile`]: sources under `tests/victims` become programs, once per content.
 //! - [`kube_stub`]: an API server that says what a test tells it to.
+//! - [`deployed`]: an empty root, the container of the DaemonSet, the sandbox of the systemd unit.
+//! - [`helm`]: the Helm chart, rendered by real Helm.
 //! - [`guard`]: a started process, killed with its descendants when the guard is dropped.
 //! - [`victim`]: a program that reaches one known state, and the truth it tells about it.
 //! - [`observer`]: the binary under test, run with a deadline.
@@ -21,9 +23,11 @@ pub mod compile;
 pub mod container;
 pub mod contract;
 pub mod deadline;
+pub mod deployed;
 pub mod gdb;
 pub mod guard;
 pub mod kube_stub;
+pub mod helm;
 pub mod observer;
 pub mod procfs;
 pub mod report;

@@ -2,10 +2,12 @@
 
 mod bench;
 mod corpus;
+mod dist;
 pub mod ebpf;
 mod fuzz;
 mod invoke;
 mod licences;
+mod manifests;
 mod run;
 mod setup;
 mod signals;
@@ -39,6 +41,8 @@ cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one l
 cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
+cargo xtask dist                       the static binary, an archive of it and checksums, in target/dist
+cargo xtask manifests [--check]        renews deploy/kubernetes from the Helm chart; --check fails when it is stale
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
 
 Exit status: 0 done, 1 something was found or failed, 2 it could not be done here.
@@ -78,6 +82,14 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         }
         ["corpus", "locks", flags @ ..] => corpus::locks(&corpus::Plan::parse(flags)?).map(passed),
         ["vm", flags @ ..] => vm::run(flags).map(passed),
+        ["dist"] => dist::run().map(|()| ExitCode::SUCCESS),
+        ["manifests"] => manifests::run(false).map(passed),
+        ["manifests", "--check"] => manifests::run(true).map(passed),
+        // For the tests, which ask Helm themselves.
+        ["manifests", "--python"] => {
+            println!("{}", manifests::python()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         ["toolchain"] => setup::toolchain().map(|()| ExitCode::SUCCESS),
         _ => bail!("no such command: {}; see `cargo xtask help`", arguments.join(" ")),
     }

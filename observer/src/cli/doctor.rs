@@ -96,7 +96,11 @@ impl Checkup {
         }
         out.push_str("needs\n");
         for fact in &c.facts {
-            let mark = if fact.present { "ok" } else { "MISSING" };
+            let mark = match (fact.present, fact.optional) {
+                (true, _) => "ok",
+                (false, true) => "without",
+                (false, false) => "MISSING",
+            };
             let _ = writeln!(out, "  {mark:7} {}: {}", fact.name, fact.detail);
             if !fact.present {
                 let _ = writeln!(out, "          lost without it: {}\n          to get it: {}", fact.lost, fact.remedy);

@@ -21,6 +21,9 @@ pub struct Fact {
     /// How to get it; empty if present.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
+    /// Whether little is lost without it: what is under `deploy/` does not ask for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
 }
 
 /// This machine, as observer sees it.
@@ -41,13 +44,14 @@ pub struct Capability {
 }
 
 /// Capabilities observer uses: bit, name, what is lost without it.
-const CAPABILITIES: [(u32, &str, &str); 6] = [
+const CAPABILITIES: [(u32, &str, &str); 7] = [
     (39, "CAP_BPF", "kernel census and probes (needs CAP_SYS_ADMIN before 5.8)"),
     (38, "CAP_PERFMON", "kernel census and probes (needs CAP_SYS_ADMIN before 5.8)"),
     (19, "CAP_SYS_PTRACE", "memory of other users' processes: futex owners, timeouts, stacks"),
     (2, "CAP_DAC_READ_SEARCH", "files of other users' processes"),
     (34, "CAP_SYSLOG", "names in kernel stacks"),
-    (21, "CAP_SYS_ADMIN", "sockets of other network namespaces"),
+    (40, "CAP_CHECKPOINT_RESTORE", "names and lines from programs and libraries that were replaced or deleted since"),
+    (21, "CAP_SYS_ADMIN", "queues and timers of sockets in other network namespaces"),
 ];
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -69,13 +73,10 @@ impl Capability {
         for (bit, name, lost) in CAPABILITIES {
             let covered = bit >= 38 && effective >> CAP_SYS_ADMIN & 1 == 1;
             let present = effective >> bit & 1 == 1 || covered;
-            facts.push(fact(
-                name,
-                present,
-                if present { "effective" } else { "not effective" },
-                lost,
-                "run as root, or grant it: `setcap`, `AmbientCapabilities=`, `securityContext.capabilities.add`",
-            ));
+            let remedy =
+                "run as root, or grant it: `setcap`, `AmbientCapabilities=`, `securityContext.capabilities.add`";
+            let detail = if present { "effective" } else { "not effective" };
+            facts.push(Fact { optional: bit == CAP_SYS_ADMIN, ..fact(name, present, detail, lost, remedy) });
         }
         if let Ok(types) = KernelTypes::get() {
             for (field, lost) in offsets::missing(&types.offsets) {
@@ -90,7 +91,8 @@ fn fact(name: &str, present: bool, detail: &str, lost: &str, remedy: &str) -> Fa
     let unless = |text: &str| {
         if present { String::new() } else { text.to_owned() }
     };
-    Fact { name: name.to_owned(), present, detail: detail.to_owned(), lost: unless(lost), remedy: unless(remedy) }
+    let (name, detail) = (name.to_owned(), detail.to_owned());
+    Fact { name, present, detail, lost: unless(lost), remedy: unless(remedy), optional: false }
 }
 
 fn architecture(machine: &str) -> Fact {
