@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message as _;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -145,11 +145,11 @@ async fn answer(request: Request<Incoming>, log: Arc<Log>) -> Result<Response<to
     let answer = answer.unwrap_or(Answer::Taken);
     Ok(match answer {
         Answer::Hang => std::future::pending().await,
-        Answer::Taken => taken(is_grpc, ExportLogsServiceResponse::default()),
+        Answer::Taken => taken(is_grpc, gzip, ExportLogsServiceResponse::default()),
         Answer::Partial(rejected_log_records) => {
             let error_message = "too old".to_owned();
             let partial = ExportLogsPartialSuccess { rejected_log_records, error_message };
-            taken(is_grpc, ExportLogsServiceResponse { partial_success: Some(partial) })
+            taken(is_grpc, gzip, ExportLogsServiceResponse { partial_success: Some(partial) })
         }
         Answer::Http(status, retry_after) => {
             let mut response = Response::builder().status(status);
@@ -170,18 +170,25 @@ async fn answer(request: Request<Incoming>, log: Arc<Log>) -> Result<Response<to
     })
 }
 
-fn taken(is_grpc: bool, answer: ExportLogsServiceResponse) -> Response<tonic::body::Body> {
-    let message = answer.encode_to_vec();
+/// As servers do, the answer is compressed if the request was.
+fn taken(is_grpc: bool, gzip: bool, answer: ExportLogsServiceResponse) -> Response<tonic::body::Body> {
+    let mut message = answer.encode_to_vec();
     if !is_grpc {
         return Response::new(tonic::body::Body::new(Full::from(message)));
     }
-    let mut frame = vec![0];
+    let mut response = Response::builder().header("content-type", "application/grpc");
+    if gzip {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&message).expect("memory");
+        message = encoder.finish().expect("memory");
+        response = response.header("grpc-encoding", "gzip");
+    }
+    let mut frame = vec![u8::from(gzip)];
     frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
     frame.extend(message);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", "0".parse().expect("a header"));
     let body = Full::<Bytes>::from(frame).with_trailers(std::future::ready(Some(Ok(trailers))));
-    let response = Response::builder().header("content-type", "application/grpc");
     response.body(tonic::body::Body::new(body)).expect("a response")
 }
 
