@@ -144,7 +144,7 @@ fn pods_have_the_names_that_the_api_server_knows() -> Result<()> {
     }
     let mut container = Container::start("deadlock", &[])?;
     let pod = kube_stub::pod(&container.pod_uid, "web-7d4b9c6f5-x2x9p", ("server", &container.id), 9);
-    let mut answers = vec![kube_stub::list(10, &[pod.clone()])].into_iter();
+    let mut answers = vec![kube_stub::list(10, std::slice::from_ref(&pod))].into_iter();
     let stub = Stub::start(move |_| answers.next().unwrap_or(Answer::Watch(Vec::new())))?;
     let dir = tempfile::tempdir()?;
     let kubeconfig = format!("--kubeconfig={}", stub.kubeconfig(dir.path())?.display());

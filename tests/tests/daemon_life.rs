@@ -128,7 +128,10 @@ fn the_service_manager_hears_of_a_whole_life() -> Result<()> {
     ensure!(before.iter().all(|text| text == "WATCHDOG=1\n"), "signs of life at most come before it: {heard:#?}");
     let finding = live.finding(SOON, |finding| finding["kind"] == "deadlock")?;
     ensure!(finding["state"] == "open", "{finding:#}");
-    hear(&socket, "STATUS=", &mut heard)?;
+    ensure!(
+        heard.last().is_some_and(|text| text.contains("STATUS=") && text.contains("threads watched")),
+        "{heard:#?}"
+    );
     hear(&socket, "WATCHDOG=1", &mut heard)?;
     hear(&socket, "WATCHDOG=1", &mut heard)?;
 

@@ -44,7 +44,7 @@ enum Command {
     /// Look at the whole host: findings as they open, change, resolve
     Watch(watch::Args),
     /// The service: findings and metrics of this host, until it is told to end
-    Daemon(daemon::Args),
+    Daemon(Box<daemon::Args>),
     /// Judge a recording again (made with --record)
     Replay(replay::Args),
     /// Can it run here: kernel, BTF, capabilities, the rung of each probe, and what is lost without what
@@ -150,7 +150,9 @@ fn set_up_logging(verbose: u8) {
         2 => "debug",
         _ => "trace",
     };
-    let filter = env_logger::Env::new().filter_or("OBSERVER_LOG", level);
+    // What libraries warn of, observer says in its own words, or counts.
+    let filter = if verbose > 2 { level.to_owned() } else { format!("error,observer={level}") };
+    let filter = env_logger::Env::new().filter_or("OBSERVER_LOG", filter);
     env_logger::Builder::from_env(filter).target(env_logger::Target::Stderr).init();
 }
 
