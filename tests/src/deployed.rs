@@ -204,8 +204,11 @@ fn sweep_cgroups() {
         for path in own.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
             let ours = Path::new(place).join(path.trim_start_matches('/'));
             for left in ["system.slice/observer.service", "system.slice", "init.scope"] {
-                // Not there, or in use by somebody else: both are fine.
-                let _ = fs::remove_dir(ours.join(left));
+                // Its processes are killed, but may still be on their way out.
+                let path = ours.join(left);
+                let gone = || Ok((fs::remove_dir(&path).is_ok() || !path.exists()).then_some(()));
+                // In use by somebody else after all: it stays.
+                let _ = wait_until("a cgroup to be empty", Duration::from_secs(5), gone);
             }
         }
     }

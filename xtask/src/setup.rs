@@ -60,10 +60,10 @@ const NEEDS: &[Need] = &[
         present: || ["/usr/sbin/bpftool", "/usr/bin/bpftool"].iter().any(|path| Path::new(path).exists()),
     },
     Need {
-        name: "Python",
-        packages: &["python3"],
+        name: "Python with venv",
+        packages: &["python3", "python3-venv"],
         for_what: Purpose::Tests,
-        present: || invoke::is_installed("python3"),
+        present: || invoke::succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])),
     },
     Need {
         name: "pip, for tools that come as wheels",
@@ -107,6 +107,19 @@ const NEEDS: &[Need] = &[
         },
     },
     Need { name: "gdb", packages: &["gdb"], for_what: Purpose::Tests, present: || invoke::is_installed("gdb") },
+    Need { name: "runc", packages: &["runc"], for_what: Purpose::Tests, present: || invoke::is_installed("runc") },
+    Need {
+        name: "systemd, which need not be running",
+        packages: &["systemd"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("systemd-analyze") && Path::new("/lib/systemd/systemd").exists(),
+    },
+    Need {
+        name: "certificate authorities",
+        packages: &["ca-certificates"],
+        for_what: Purpose::Tests,
+        present: || Path::new("/etc/ssl/certs/ca-certificates.crt").exists(),
+    },
     Need {
         name: "eu-stack",
         packages: &["elfutils"],

@@ -66,28 +66,27 @@ pub(crate) fn python() -> Result<PathBuf> {
         return Ok(python);
     }
     let Some(base) = recent_python() else {
-        bail!(
-            "Helm's library needs Python 3.12 or later with venv: install one (python3.12, pyenv) into the search path"
-        );
+        bail!("Helm's library needs Python 3.11 or later with venv: apt-get install python3 python3-venv");
     };
     eprintln!("xtask: installing {} to {}", PACKAGES.join(" and "), home.display());
     invoke::capture(Command::new(base).args(["-m", "venv", "--clear"]).arg(&home))?;
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"];
-    invoke::capture(Command::new(&python).args(pip).args(PACKAGES))?;
+    // helm-sdkpy asks for 3.12, and works with the 3.11 of Debian 12.
+    invoke::capture(Command::new(&python).args(pip).arg("--ignore-requires-python").args(PACKAGES))?;
     if !is_complete(&python) {
         bail!("{} were installed and cannot be imported", PACKAGES.join(" and "));
     }
     Ok(python)
 }
 
-/// A Python 3.12 or later of the search path, or of pyenv.
+/// A Python 3.11 or later of the search path, or of pyenv.
 fn recent_python() -> Option<PathBuf> {
-    let named = ["python3.14", "python3.13", "python3.12", "python3"].map(PathBuf::from);
+    let named = ["python3", "python3.14", "python3.13", "python3.12", "python3.11"].map(PathBuf::from);
     let pyenv = std::env::home_dir().map(|home| home.join(".pyenv/versions"));
     let versions = pyenv.and_then(|versions| std::fs::read_dir(versions).ok());
     let installed = versions.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path().join("bin/python")));
     let is_recent = |python: &PathBuf| {
-        let asks = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))";
+        let asks = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))";
         invoke::succeeds(Command::new(python).args(["-c", asks]))
     };
     named.into_iter().chain(installed).find(is_recent)
