@@ -48,15 +48,6 @@ fn a_zombie() -> Result<()> {
 }
 
 #[test]
-fn a_kernel_thread() -> Result<()> {
-    let name = std::fs::read_to_string("/proc/2/comm").unwrap_or_default();
-    if name.trim() != "kthreadd" {
-        skip!("process 2 is not kthreadd here: a PID namespace");
-    }
-    refused(2, "kernel thread")
-}
-
-#[test]
 fn a_thread_id_instead_of_a_process_id() -> Result<()> {
     let victim = Victim::start("held", &["read"])?;
     let thread = victim.truth.threads.first().context("threads")?;
