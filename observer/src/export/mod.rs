@@ -7,9 +7,9 @@
 pub mod document;
 mod event;
 mod http;
+pub mod otlp;
 pub mod prometheus;
 mod pulse;
-pub mod otlp;
 mod queue;
 mod sample;
 pub mod signals;
@@ -17,8 +17,8 @@ mod stdout;
 
 pub use event::{Entity, FindingEvent, Life};
 pub use http::{Http, ListenError};
-pub use pulse::Pulse;
 pub use otlp::Otlp;
+pub use pulse::Pulse;
 pub use queue::{Queue, QueueStats};
 pub use sample::{Point, Sample, Sampler, Value};
 pub use stdout::Stdout;

@@ -301,6 +301,9 @@ impl Keys {
             events,
             metrics,
             profiles: _,
+            // The variants per signal come from the standard variables only.
+            for_events: _,
+            for_metrics: _,
             resource,
         } = otlp;
         let pairs =
