@@ -63,7 +63,7 @@ fn one(node: &Namespace, observer: &Path, receives: bool, probes: &str, time: Du
     let receiver = Receiver::start()?;
     let endpoint = if receives { receiver.endpoint() } else { closed_port()? };
     let mut command = node.inside(observer);
-    command.args(["daemon", "--listen", "off", "--probes", probes, "--otlp-endpoint", &endpoint]);
+    command.args(["daemon", "--listen", "none", "--probes", probes, "--otlp-endpoint", &endpoint]);
     command.args(["--otlp-protocol", "http/protobuf"]);
     let mut daemon = Started::start(&mut command)?;
     let pid = only_child(daemon.pid(), Duration::from_secs(10)).or_else(|error| daemon.still_runs().and(Err(error)))?;

@@ -50,7 +50,7 @@ fn a_process_in_the_topmost_cgroup_with_other_mounts() {
     let start = |then: &str| {
         let mut command = Command::new("unshare");
         let up = "for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $procs; done";
-        command.args(["--mount", "sh", "-c", &format!("({up}) 2>/dev/null; {then} echo 1 && exec cat")]);
+        command.args(["--mount", "sh", "-c", &format!("({up}) 2>/dev/null; {then} echo 1 && read line")]);
         Victim::spawn(command, true)
     };
     let same = start("");

@@ -60,6 +60,7 @@ fn every_key_in_every_way() {
     let table: Vec<(&str, String, String)> = [
         ("threshold", "\"1s\"", "1s"),
         ("interval", "\"2s\"", "2s"),
+        ("probes", "\"none\"", "none"),
         ("comm", "[\"a\", \"b*\"]", "a,b*"),
         ("cgroup", "[\"/x\"]", "/x"),
         ("container", "[\"3f\"]", "3f"),
