@@ -14,7 +14,8 @@ const SOON: Duration = Duration::from_secs(40);
 
 /// The daemon with these variables in a PID namespace of its own, after a script that starts its victims; fd 3 is the test's hand.
 fn daemon(victims: &str, variables: &[(&str, &str)]) -> Result<Live> {
-    let script = format!("exec 3<&0; {victims} exec '{}' daemon --threshold 1s </dev/null", binary()?.display());
+    let script =
+        format!("exec 3<&0; {victims} exec '{}' daemon --threshold 1s --listen none </dev/null", binary()?.display());
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script]);
     let mut observer = Observer::through(command);
@@ -50,6 +51,8 @@ const METRICS: &[(&str, &str, &str)] = &[
     ("observer.export.queue.length", "Gauge", "{item}"),
     ("observer.export.sent.count", "Sum", "{record}"),
     ("observer.export.lost.count", "Sum", "{record}"),
+    ("observer.self.workers.stuck", "Gauge", "{thread}"),
+    ("observer.self.workers.replaced.count", "Sum", "{thread}"),
 ];
 
 fn whole_life(protocol: &str, compression: &str) -> Result<()> {
