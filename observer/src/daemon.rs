@@ -3,7 +3,7 @@
 mod silence;
 
 use crate::detect::{Change, Life, Moment, Turn};
-use crate::export::{Entity, FindingEvent, Item, Pulse, Sampler, Sink, SinkStats};
+use crate::export::{Entity, FindingEvent, Item, Profiler, Pulse, Sampler, Sink, SinkStats};
 use crate::model::{Filter, Scope};
 use crate::session::{Session, SessionError};
 use crate::settings::Settings;
@@ -39,6 +39,7 @@ pub struct Daemon {
     session: Session,
     sinks: Vec<Box<dyn Sink>>,
     sampler: Sampler,
+    profiler: Profiler,
     teller: Teller,
     next_sample: Instant,
     turns: u64,
@@ -57,6 +58,7 @@ impl Daemon {
             session,
             sinks,
             sampler,
+            profiler: Profiler::default(),
             next_sample: Instant::now(),
             turns: 0,
             pulse: None,
@@ -131,6 +133,22 @@ impl Daemon {
         for sink in self.sinks.iter().filter(|sink| is_due || sink.wants_every_turn()) {
             sink.offer(item.clone());
         }
+        if is_due {
+            self.profile();
+        }
+    }
+
+    /// Blocked stacks to the sinks that want them.
+    fn profile(&mut self) {
+        let wanted = || self.sinks.iter().filter(|sink| sink.wants_profiles());
+        if wanted().next().is_none() {
+            // Whoever wants them later wants none of the time before.
+            self.profiler = Profiler::default();
+            return;
+        }
+        let Some(profile) = self.profiler.profile(&self.session.judge) else { return };
+        let item = Item::Profile(Arc::new(profile));
+        wanted().for_each(|sink| sink.offer(item.clone()));
     }
 
     /// Takes other settings; sinks are the caller's business.

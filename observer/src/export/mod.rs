@@ -8,6 +8,7 @@ pub mod document;
 mod event;
 mod http;
 pub mod otlp;
+mod profile;
 pub mod prometheus;
 mod pulse;
 mod queue;
@@ -18,6 +19,7 @@ mod stdout;
 pub use event::{Entity, FindingEvent, Life};
 pub use http::{Http, ListenError};
 pub use otlp::Otlp;
+pub use profile::{BlockedStack, MOST_STACKS, Profile, Profiler};
 pub use pulse::Pulse;
 pub use queue::{Queue, QueueStats};
 pub use sample::{Point, Sample, Sampler, Value};
@@ -32,6 +34,8 @@ pub enum Item {
     Finding(Arc<FindingEvent>),
     /// The metrics of one interval.
     Metrics(Arc<Sample>),
+    /// The blocked stacks of one interval.
+    Profile(Arc<Profile>),
 }
 
 /// How a sink fares, for the self-metrics.
@@ -53,6 +57,10 @@ pub trait Sink: Send {
     fn offer(&self, item: Item);
     /// Whether it wants the metrics of every turn, not only those of every interval: it is asked at any time.
     fn wants_every_turn(&self) -> bool {
+        false
+    }
+    /// Whether it wants blocked stacks now.
+    fn wants_profiles(&self) -> bool {
         false
     }
     /// How it fares.

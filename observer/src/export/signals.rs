@@ -119,6 +119,10 @@ attributes! {
     "observer.finding.evidence" on "event": "Facts by name, as JSON";
     "observer.thread.tids" on "event": "Threads involved";
     "code.stacktrace" on "event": "Stacks of the threads involved";
+    "process.pid" on "profile": "Process";
+    "observer.wait.class" on "profile": "What is waited for: `lock`, `condition`, `event`, …";
+    "observer.stack.complete" on "profile": "Whether the stack reaches the thread's first function";
+    "process.executable.build_id.gnu" on "profile": "Of a mapping: the file's build id";
     "class" on "metric": "What is waited for: `lock`, `condition`, `event`, …";
     "kind" on "metric": "Kind of finding";
     "severity" on "metric": "`critical`, `warning`, `info`";

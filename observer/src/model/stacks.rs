@@ -100,7 +100,12 @@ impl Host {
 
     /// The user stack of a thread in its present sleep, where it was asked for.
     pub fn stack(&self, tid: Pid) -> Option<&Stack> {
-        self.stacks.get(tid).map(|known| &*known.fact.stack)
+        self.shared_stack(tid).map(|stack| &**stack)
+    }
+
+    /// The same, to be kept: threads at the same place may share it.
+    pub fn shared_stack(&self, tid: Pid) -> Option<&Arc<Stack>> {
+        self.stacks.get(tid).map(|known| &known.fact.stack)
     }
 
     /// Whose stacks the judgement needs: waits on a futex that says nothing of an owner, once they have lasted half the

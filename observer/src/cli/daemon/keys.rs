@@ -107,6 +107,10 @@ pub(super) struct Keys {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "OpenTelemetry")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_metrics: Option<bool>,
+    /// Send the stacks of blocked threads as profiles (experimental: that part of OTLP is not stable yet)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "OpenTelemetry")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_profiles: Option<bool>,
     /// Attributes added to every resource
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "OpenTelemetry")]
     #[serde(skip_serializing_if = "Option::is_none", with = "pairs")]
@@ -245,6 +249,7 @@ impl Keys {
         otlp.queue = count("otlp-queue", self.otlp_queue, 1, 1_000_000, otlp.queue)?;
         otlp.events = self.otlp_events.unwrap_or(otlp.events);
         otlp.metrics = self.otlp_metrics.unwrap_or(otlp.metrics);
+        otlp.profiles = self.otlp_profiles.unwrap_or(otlp.profiles);
         if let Some(attributes) = &self.otlp_resource {
             otlp.resource = pairs(attributes);
         }
@@ -287,7 +292,6 @@ impl Keys {
             ..Self::default()
         };
         let Some(otlp) = otlp else { return keys };
-        // Profiles have no key yet: nothing sends them.
         let Otlp {
             endpoint,
             protocol,
@@ -300,7 +304,7 @@ impl Keys {
             queue,
             events,
             metrics,
-            profiles: _,
+            profiles,
             // The variants per signal come from the standard variables only.
             for_events: _,
             for_metrics: _,
@@ -320,6 +324,7 @@ impl Keys {
             otlp_queue: Some(queue),
             otlp_events: Some(events),
             otlp_metrics: Some(metrics),
+            otlp_profiles: Some(profiles),
             otlp_resource: pairs(resource),
             ..keys
         }

@@ -152,7 +152,7 @@ pub(super) struct Series {
     value: Measured,
 }
 
-fn scope() -> InstrumentationScope {
+pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope {
         name: "observer".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

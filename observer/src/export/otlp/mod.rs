@@ -1,6 +1,6 @@
 //! The OTLP sink: findings as log records that are events, samples as metrics.
 //!
-//! One thread with a small runtime. Findings and samples have a lane each, so that a receiver that refuses one of them does not hold up the other. A
+//! One thread with a small runtime. Findings, samples and profiles have a lane each, so that a receiver that refuses one of them does not hold up the other. A
 //! lane sends the oldest first, one request at a time; what could not be sent goes back to its queue, where it is the first to be lost when there is
 //! no room. Nothing here knows how long the receiver may be away: memory is bounded by the queues.
 
@@ -8,6 +8,7 @@ mod encode;
 pub mod env;
 #[cfg(test)]
 mod fixtures;
+mod profile;
 mod resource;
 mod retry;
 mod tls;
@@ -15,7 +16,7 @@ mod transport;
 
 pub use transport::SetupError;
 
-use super::{FindingEvent, Item, Queue, QueueStats, Sample, Sink, SinkStats};
+use super::{BlockedStack, FindingEvent, Item, Profile, Queue, QueueStats, Sample, Sink, SinkStats};
 use crate::settings::Settings;
 use encode::{Encoder, Series};
 use resource::Own;
@@ -38,6 +39,10 @@ const LARGEST: usize = 4 * 1024 * 1024 - 64 * 1024;
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 /// Samples that wait at most. Sums are since the start: a newer sample says what an older one said.
 const SAMPLES: usize = 64;
+/// Profiles that wait at most: each is of its own interval, and holds stacks.
+const PROFILES: usize = 16;
+/// How long a receiver that knows no profiles is not asked again.
+const PROFILES_OFF: Duration = Duration::from_secs(3600);
 /// How often the same trouble is told.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
@@ -50,8 +55,11 @@ pub struct Otlp {
 struct Shared {
     events: Lane<Arc<FindingEvent>>,
     metrics: Lane<Arc<Sample>>,
-    /// Whether findings are wanted, and whether samples are.
-    wanted: (bool, bool),
+    profiles: Lane<Arc<Profile>>,
+    /// Whether findings, samples and profiles are wanted.
+    wanted: (bool, bool, bool),
+    /// Until then the receiver knows no profiles.
+    profiles_off: Mutex<Option<Instant>>,
     sent: AtomicU64,
     lost: Mutex<BTreeMap<String, u64>>,
     /// When all is over, once that is known.
@@ -71,10 +79,6 @@ impl Otlp {
     /// The settings cannot work, or no thread can be started.
     pub fn start(settings: &Settings) -> Result<Option<Self>, SetupError> {
         let Some(otlp) = &settings.otlp else { return Ok(None) };
-        if otlp.profiles {
-            // A setting that does nothing would be a promise.
-            return Err(SetupError::Profiles);
-        }
         let own = Own {
             host_name: crate::host::name(),
             host_id: machine_id(),
@@ -85,7 +89,9 @@ impl Otlp {
         let shared = Arc::new(Shared {
             events: Lane { queue: Queue::weighed(otlp.queue, MOST_BYTES, weight), changed: Notify::new() },
             metrics: Lane { queue: Queue::new(otlp.queue.min(SAMPLES)), changed: Notify::new() },
-            wanted: (otlp.events, otlp.metrics),
+            profiles: Lane { queue: Queue::new(otlp.queue.min(PROFILES)), changed: Notify::new() },
+            wanted: (otlp.events, otlp.metrics, otlp.profiles),
+            profiles_off: Mutex::default(),
             sent: AtomicU64::new(0),
             lost: Mutex::default(),
             end: Mutex::default(),
@@ -97,12 +103,14 @@ impl Otlp {
         // One that is not wanted may have no endpoint.
         let events = otlp.events.then(|| courier(Signal::Events)).transpose()?;
         let metrics = otlp.metrics.then(|| courier(Signal::Metrics)).transpose()?;
+        let profiles = otlp.profiles.then(|| courier(Signal::Profiles)).transpose()?;
         // Name resolution is the only thing that blocks.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
         let worker = std::thread::Builder::new().name("observer-otlp".into()).spawn(move || {
             let events = events.map(|courier| runtime.spawn(send_events(courier, encoder.clone())));
-            let metrics = metrics.map(|courier| runtime.spawn(send_metrics(courier, encoder)));
-            for lane in [events, metrics].into_iter().flatten() {
+            let metrics = metrics.map(|courier| runtime.spawn(send_metrics(courier, encoder.clone())));
+            let profiles = profiles.map(|courier| runtime.spawn(send_profiles(courier, encoder)));
+            for lane in [events, metrics, profiles].into_iter().flatten() {
                 if let Err(error) = runtime.block_on(lane) {
                     log::error!("OTLP: a lane broke down: {error}");
                 }
@@ -136,17 +144,31 @@ impl Sink for Otlp {
         match item {
             Item::Finding(event) if self.shared.wanted.0 => self.shared.events.offer(event),
             Item::Metrics(sample) if self.shared.wanted.1 => self.shared.metrics.offer(sample),
-            Item::Finding(_) | Item::Metrics(_) => {}
+            Item::Profile(profile) if self.wants_profiles() => {
+                self.shared.lose("too_many_stacks", usize::try_from(profile.left_out).unwrap_or(usize::MAX));
+                self.shared.profiles.offer(profile);
+            }
+            Item::Finding(_) | Item::Metrics(_) | Item::Profile(_) => {}
         }
     }
 
+    fn wants_profiles(&self) -> bool {
+        self.shared.wanted.2 && !self.shared.are_profiles_off()
+    }
+
     fn stats(&self) -> SinkStats {
-        let (events, metrics) = (self.shared.events.queue.stats(), self.shared.metrics.queue.stats());
+        let shared = &self.shared;
+        let lanes = [shared.events.queue.stats(), shared.metrics.queue.stats(), shared.profiles.queue.stats()];
         let queue = QueueStats {
-            length: events.length + metrics.length,
-            capacity: events.capacity + metrics.capacity,
-            dropped: events.dropped + metrics.dropped,
-            offered: events.offered + metrics.offered,
+            length: lanes.iter().map(|lane| lane.length).sum(),
+            // A lane that is not wanted has no room to be seen.
+            capacity: lanes
+                .iter()
+                .zip([true, true, shared.wanted.2])
+                .map(|(lane, is)| usize::from(is) * lane.capacity)
+                .sum(),
+            dropped: lanes.iter().map(|lane| lane.dropped).sum(),
+            offered: lanes.iter().map(|lane| lane.offered).sum(),
         };
         SinkStats { name: "otlp", queue, sent: self.shared.sent.load(Relaxed), lost: self.shared.lost().clone() }
     }
@@ -155,6 +177,7 @@ impl Sink for Otlp {
         *self.shared.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         self.shared.events.close();
         self.shared.metrics.close();
+        self.shared.profiles.close();
         while !self.worker.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -174,6 +197,11 @@ impl Shared {
         if records > 0 {
             *self.lost().entry(reason.to_owned()).or_default() += records as u64;
         }
+    }
+
+    fn are_profiles_off(&self) -> bool {
+        let until = *self.profiles_off.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     fn end(&self) -> Option<Instant> {
@@ -271,6 +299,12 @@ impl Courier {
             }
             Outcome::Refused { reason, message } => {
                 self.shared.lose(&reason, records);
+                if matches!(request, Request::Profiles(_)) && retry::is_unknown_signal(&reason) {
+                    let until = Instant::now() + PROFILES_OFF;
+                    *self.shared.profiles_off.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+                    log::warn!("OTLP: the receiver takes no profiles ({reason} {message}): none for an hour");
+                    return None;
+                }
                 self.tell(&format!("{records} records lost: {reason} {message}"));
                 None
             }
@@ -354,6 +388,49 @@ async fn send_sample(courier: &mut Courier, encoder: &Encoder, sample: &Sample) 
             }
         } else if part.len() <= 1 {
             courier.shared.lose("too_large", part.len());
+        } else {
+            let (first, second) = part.split_at(part.len() / 2);
+            parts.extend([second, first]);
+        }
+    }
+    None
+}
+
+async fn send_profiles(mut courier: Courier, encoder: Encoder) {
+    let shared = courier.shared.clone();
+    let lane = &shared.profiles;
+    while let Some(profiles) = lane.batch(&shared, 1, Duration::ZERO).await {
+        for profile in profiles {
+            if let Some((pause, rest)) = send_profile(&mut courier, &encoder, &profile).await {
+                lane.queue.put_back(vec![Arc::new(Profile { stacks: rest, ..*profile })]);
+                lane.pause(&shared, pause).await;
+            }
+        }
+    }
+    shared.lose("closing", lane.queue.take(usize::MAX, Instant::now()).len());
+}
+
+/// One profile, in as many requests as it needs. A pause, and the stacks that were not taken: those that were would count twice.
+async fn send_profile(
+    courier: &mut Courier,
+    encoder: &Encoder,
+    profile: &Profile,
+) -> Option<(Duration, Vec<BlockedStack>)> {
+    let mut parts: Vec<&[BlockedStack]> = vec![&profile.stacks];
+    while let Some(part) = parts.pop() {
+        let message = encoder.profiles(profile, part);
+        // What a receiver counts: a profile for every resource.
+        let count = message.resource_profiles.len();
+        let request = Request::Profiles(message);
+        if courier.shared.are_profiles_off() {
+            courier.shared.lose("no_profiles", count);
+        } else if request.len() <= LARGEST {
+            if let Some(pause) = courier.deliver(&request, count).await {
+                parts.push(part);
+                return Some((pause, parts.into_iter().rev().flatten().cloned().collect()));
+            }
+        } else if part.len() <= 1 {
+            courier.shared.lose("too_large", count);
         } else {
             let (first, second) = part.split_at(part.len() / 2);
             parts.extend([second, first]);

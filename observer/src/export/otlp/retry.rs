@@ -68,6 +68,11 @@ pub(super) fn of_grpc(code: Code, retry_info: Option<Duration>, message: String)
     }
 }
 
+/// Whether that reason means that the receiver does not know what was sent, whatever is in it.
+pub(super) fn is_unknown_signal(reason: &str) -> bool {
+    ["http_404", "http_405", "http_501", "grpc_unimplemented"].contains(&reason)
+}
+
 fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "ok",

@@ -13,6 +13,9 @@ use opentelemetry_proto::tonic::collector::logs::v1::{
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse, metrics_service_client::MetricsServiceClient,
 };
+use opentelemetry_proto::tonic::collector::profiles::v1development::{
+    ExportProfilesServiceRequest, ExportProfilesServiceResponse, profiles_service_client::ProfilesServiceClient,
+};
 use prost::Message as _;
 use std::error::Error as _;
 use std::io::Write as _;
@@ -60,9 +63,9 @@ pub enum SetupError {
         /// What is wrong.
         problem: String,
     },
-    /// Not built yet.
-    #[error("OTLP: profiles are not exported yet: leave that setting out")]
-    Profiles,
+    /// The standard variables have no endpoint of their own for profiles.
+    #[error("OTLP: profiles need an endpoint for all signals: set otlp-endpoint, or leave otlp-profiles out")]
+    NoPlaceForProfiles,
     /// TLS.
     #[error("OTLP: {0}")]
     Tls(#[from] rustls::Error),
@@ -78,6 +81,8 @@ pub(super) enum Request {
     Logs(ExportLogsServiceRequest),
     /// Points.
     Metrics(ExportMetricsServiceRequest),
+    /// Blocked stacks.
+    Profiles(ExportProfilesServiceRequest),
 }
 
 impl Request {
@@ -86,6 +91,7 @@ impl Request {
         match self {
             Self::Logs(request) => request.encoded_len(),
             Self::Metrics(request) => request.encoded_len(),
+            Self::Profiles(request) => request.encoded_len(),
         }
     }
 
@@ -93,6 +99,7 @@ impl Request {
         match self {
             Self::Logs(request) => request.encode_to_vec(),
             Self::Metrics(request) => request.encode_to_vec(),
+            Self::Profiles(request) => request.encode_to_vec(),
         }
     }
 }
@@ -104,6 +111,8 @@ pub(super) enum Signal {
     Events,
     /// Metrics.
     Metrics,
+    /// Blocked stacks.
+    Profiles,
 }
 
 impl Signal {
@@ -112,6 +121,7 @@ impl Signal {
         match self {
             Self::Events => "v1/logs",
             Self::Metrics => "v1/metrics",
+            Self::Profiles => "v1development/profiles",
         }
     }
 }
@@ -134,9 +144,12 @@ pub(super) struct Transport {
 impl Transport {
     /// A way for this signal. Reads certificates; connects to nothing.
     pub(super) fn new(otlp: &Otlp, signal: Signal) -> Result<Self, SetupError> {
+        let as_others = OtlpSignal::default();
         let own = match signal {
             Signal::Events => &otlp.for_events,
             Signal::Metrics => &otlp.for_metrics,
+            Signal::Profiles if otlp.endpoint.is_empty() => return Err(SetupError::NoPlaceForProfiles),
+            Signal::Profiles => &as_others,
         };
         let protocol = own.protocol.unwrap_or(otlp.protocol);
         let uri = uri(otlp, own, protocol, signal)?;
@@ -186,6 +199,7 @@ impl Transport {
         let taken = match request {
             Request::Logs(request) => export!(LogsServiceClient, request).map(|answer| of_logs(&answer)),
             Request::Metrics(request) => export!(MetricsServiceClient, request).map(|answer| of_metrics(&answer)),
+            Request::Profiles(request) => export!(ProfilesServiceClient, request).map(|answer| of_profiles(&answer)),
         };
         taken.unwrap_or_else(|status| of_status(&status))
     }
@@ -226,6 +240,7 @@ impl Transport {
         match request {
             Request::Logs(_) => of_logs(&ExportLogsServiceResponse::decode(body).unwrap_or_default()),
             Request::Metrics(_) => of_metrics(&ExportMetricsServiceResponse::decode(body).unwrap_or_default()),
+            Request::Profiles(_) => of_profiles(&ExportProfilesServiceResponse::decode(body).unwrap_or_default()),
         }
     }
 }
@@ -310,6 +325,11 @@ fn of_metrics(answer: &ExportMetricsServiceResponse) -> Outcome {
     taken(partial.map(|partial| (partial.rejected_data_points, partial.error_message.as_str())))
 }
 
+fn of_profiles(answer: &ExportProfilesServiceResponse) -> Outcome {
+    let partial = answer.partial_success.as_ref();
+    taken(partial.map(|partial| (partial.rejected_profiles, partial.error_message.as_str())))
+}
+
 fn taken(partial: Option<(i64, &str)>) -> Outcome {
     let (rejected, message) = partial.unwrap_or_default();
     Outcome::Taken { rejected: u64::try_from(rejected).unwrap_or(0), message: told(message) }
@@ -354,6 +374,7 @@ mod tests {
         let http = |endpoint, own, signal| uri_of(endpoint, own, Protocol::HttpProtobuf, signal);
         assert_eq!(http("http://c:4318", None, Signal::Events), "http://c:4318/v1/logs");
         assert_eq!(http("https://c/otlp/", None, Signal::Metrics), "https://c/otlp/v1/metrics");
+        assert_eq!(http("http://c:4318/", None, Signal::Profiles), "http://c:4318/v1development/profiles");
         assert_eq!(http("http://c:4318", Some("http://d/x"), Signal::Events), "http://d/x");
         assert_eq!(http("http://c:4318", Some("http://d"), Signal::Events), "http://d/");
         assert_eq!(uri_of("http://c:4317/", None, Protocol::Grpc, Signal::Events), "http://c:4317/");
@@ -371,6 +392,8 @@ mod tests {
         };
         assert!(says(&otlp).contains("`good`") && !says(&otlp).contains("hunter2"), "{}", says(&otlp));
         otlp.headers.clear();
+        let without = Transport::new(&Otlp::to(""), Signal::Profiles);
+        assert!(matches!(without, Err(SetupError::NoPlaceForProfiles)));
         otlp.ca_file = Some("/nowhere.pem".into());
         assert!(says(&otlp).starts_with("cannot use /nowhere.pem: "), "{}", says(&otlp));
         otlp.ca_file = None;

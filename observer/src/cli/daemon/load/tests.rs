@@ -81,6 +81,7 @@ fn every_key_in_every_way() {
         ("otlp-queue", "9", "9"),
         ("otlp-events", "false", "false"),
         ("otlp-metrics", "false", "false"),
+        ("otlp-profiles", "true", "true"),
         ("otlp-resource", "{ a = \"1\", b = \"2\" }", "a=1,b=2"),
         ("node-name", "\"n1\"", "n1"),
         ("kubeconfig", "\"CA\"", "CA"),

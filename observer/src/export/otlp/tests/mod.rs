@@ -1,5 +1,6 @@
 //! The sink against receivers that answer as they are told, over real sockets.
 
+mod profiles;
 mod receiver;
 
 use super::fixtures::{entity, event, point, sample};

@@ -1,5 +1,6 @@
 //! A receiver that answers as it is told, over real sockets: HTTP/1.1 and HTTP/2, in the clear or not.
 
+use super::super::profile::tests::{Read as Blocked, read};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -7,6 +8,7 @@ use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message as _;
 use std::collections::VecDeque;
@@ -45,6 +47,8 @@ pub(super) struct Got {
     pub(super) ids: Vec<String>,
     /// Points of metrics.
     pub(super) points: usize,
+    /// Samples of profiles, read through their tables.
+    pub(super) blocked: Vec<Blocked>,
 }
 
 #[derive(Default)]
@@ -129,7 +133,7 @@ async fn serve(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin
 async fn answer(request: Request<Incoming>, log: Arc<Log>) -> Result<Response<tonic::body::Body>, Infallible> {
     let (parts, body) = request.into_parts();
     let mut bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let is_grpc = parts.uri.path().contains(".v1.");
+    let is_grpc = parts.uri.path().ends_with("Service/Export");
     let mut gzip = parts.headers.get("content-encoding").is_some_and(|value| value == "gzip");
     if is_grpc {
         gzip = bytes.first() == Some(&1);
@@ -201,12 +205,18 @@ fn got(parts: &tonic::codegen::http::request::Parts, gzip: bool, bytes: &Bytes) 
         bytes: bytes.len(),
         ids: Vec::new(),
         points: 0,
+        blocked: Vec::new(),
         path,
     };
     if got.path.contains("metrics") {
         let request = ExportMetricsServiceRequest::decode(bytes.clone()).expect("metrics");
         let scopes = request.resource_metrics.iter().flat_map(|metrics| &metrics.scope_metrics);
         got.points = scopes.map(|scope| scope.metrics.len()).sum();
+        return got;
+    }
+    if got.path.contains("profiles") {
+        let request = ExportProfilesServiceRequest::decode(bytes.clone()).expect("profiles");
+        got.blocked = read(&request);
         return got;
     }
     let request = ExportLogsServiceRequest::decode(bytes.clone()).expect("logs");
