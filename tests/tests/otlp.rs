@@ -186,6 +186,49 @@ fn check_metrics(points: &[Point]) -> Result<()> {
     Ok(())
 }
 
+/// This collector takes no profiles, as most do.
+#[test]
+fn a_collector_without_profiles_is_asked_once_and_gets_the_rest() -> Result<()> {
+    let program = match rotel::program() {
+        Ok(program) => program,
+        Err(why) => skip!("no rotel: {why}"),
+    };
+    for protocol in ["grpc", "http/protobuf"] {
+        let ports = Ports::free()?;
+        let rotel = Rotel::start(&program, ports)?;
+        let port = if protocol == "grpc" { ports.grpc } else { ports.http };
+        let victim = compile::victim("held", compile::Abi::Native)?;
+        let live = daemon(
+            &format!("'{}' joined <&3 >/dev/null &", victim.display()),
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://127.0.0.1:{port}")),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_METRIC_EXPORT_INTERVAL", "300"),
+                ("OBSERVER_OTLP_PROFILES", "true"),
+            ],
+        )?;
+        let lost = |reason: &str| {
+            move |point: &Point| point.is("observer.export.lost.count", &[("sink", "otlp"), ("reason", reason)])
+        };
+        let reason = if protocol == "grpc" { "grpc_unimplemented" } else { "http_404" };
+        let first = wait_for_point(&rotel, "the refused profile", lost(reason))?;
+        let count = first.number("Value")?;
+        // The finding comes after the first stacks: several intervals later.
+        rotel.event("observer.finding.opened", "lock_wait", SOON)?;
+        kill(inside(&live, "observer")?, Signal::SIGTERM)?;
+        let ended = live.finish(SOON)?.expect_code(0)?;
+        let points = rotel.points()?;
+        let counts: Vec<f64> = points
+            .iter()
+            .filter(|point| lost(reason)(point))
+            .map(|point| point.number("Value"))
+            .collect::<Result<_>>()?;
+        ensure!(counts.iter().all(|other| *other == count), "{protocol}: asked once only: {counts:?}");
+        ensure!(ended.stderr.matches("takes no profiles").count() == 1, "{}", ended.stderr);
+    }
+    Ok(())
+}
+
 #[test]
 fn grpc_compressed() -> Result<()> {
     whole_life("grpc", "gzip")

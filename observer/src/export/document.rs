@@ -22,6 +22,19 @@ In Prometheus the same metric has `_` for `.`, the unit spelt out (`_seconds`, `
 const BY_PROCESS: &str = "\
 Metrics named `observer.process.…` are told apart by process. In OpenTelemetry the process is the resource; in Prometheus it has the labels";
 
+const PROFILES: &str = "
+## Profiles
+
+Experimental, off unless `otlp-profiles` is set: this part of OTLP has the status *development* and changes; names here may change with it. Over HTTP the path is
+`/v1development/profiles`.
+
+With every sample of the metrics goes one profile per kind of process, type `off_cpu`, unit `nanoseconds`. A sample is the user stack of threads of one process that are blocked now, its
+value the time they were blocked since the last profile, all together: at most the interval for each thread. Only stacks that observer has for its findings are in it; none is walked
+for a profile. At most 500 stacks go into one profile, those blocked longest; the others are counted in `observer.export.lost.count` (reason `too_many_stacks`).
+Addresses of locations are those of the file (ELF virtual addresses, what `addr2line -e` takes), so mappings have a name and a build id and no range; code without a file has the address
+in the process. A receiver that knows no profiles (`http_404`, `grpc_unimplemented`, …) is not asked again for an hour.
+";
+
 const PLACES: &str = "\
 No metric has a process id. Processes with the same labels are added up, those without metrics of their own are `executable=\"(others)\"`, an executable
 that could not be read is `(unknown)`. A metric has at most 400 series; what is beyond is added up in one with `(others)` for every label. Values
@@ -59,10 +72,12 @@ pub fn page() -> String {
     );
     let labels = PROCESS_LABELS.map(code).join(", ");
     let _ = write!(out, "\n{PROMETHEUS}\n{BY_PROCESS} {labels}.\n{PLACES}");
+    out.push_str(PROFILES);
     for (title, on) in [
         ("Attributes of resources", "resource"),
         ("Attributes of events", "event"),
         ("Attributes of metrics", "metric"),
+        ("Attributes of profiles", "profile"),
     ] {
         let rows = ATTRIBUTES.iter().filter(|attribute| attribute.on == on);
         table(
