@@ -207,22 +207,17 @@ fn a_collector_without_profiles_is_asked_once_and_gets_the_rest() -> Result<()> 
                 ("OBSERVER_OTLP_PROFILES", "true"),
             ],
         )?;
-        let lost = |reason: &str| {
-            move |point: &Point| point.is("observer.export.lost.count", &[("sink", "otlp"), ("reason", reason)])
-        };
         let reason = if protocol == "grpc" { "grpc_unimplemented" } else { "http_404" };
-        let first = wait_for_point(&rotel, "the refused profile", lost(reason))?;
+        let lost = |point: &Point| point.is("observer.export.lost.count", &[("sink", "otlp"), ("reason", reason)]);
+        let first = wait_for_point(&rotel, "the refused profile", lost)?;
         let count = first.number("Value")?;
         // The finding comes after the first stacks: several intervals later.
         rotel.event("observer.finding.opened", "lock_wait", SOON)?;
         kill(inside(&live, "observer")?, Signal::SIGTERM)?;
         let ended = live.finish(SOON)?.expect_code(0)?;
         let points = rotel.points()?;
-        let counts: Vec<f64> = points
-            .iter()
-            .filter(|point| lost(reason)(point))
-            .map(|point| point.number("Value"))
-            .collect::<Result<_>>()?;
+        let counts: Vec<f64> =
+            points.iter().filter(|point| lost(point)).map(|point| point.number("Value")).collect::<Result<_>>()?;
         ensure!(counts.iter().all(|other| *other == count), "{protocol}: asked once only: {counts:?}");
         ensure!(ended.stderr.matches("takes no profiles").count() == 1, "{}", ended.stderr);
     }
