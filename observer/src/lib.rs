@@ -3,8 +3,9 @@
 //!
 //! Data flows one way through the rooms, in this order: [`host`] (facts about the machine) →
 //! [`census`] (every thread) → [`proc`] (identity and memory of suspects) → [`mod@kube`] (names of pods) → [`model`] (waits, locks,
-//! owners) → [`detect`] (findings) → [`explain`] (stacks) → [`report`]. [`session`] wires them. `model` and
-//! `detect` do no I/O and know no clock.
+//! owners) → [`detect`] (findings) → [`explain`] (stacks) → [`report`] (text, JSON) → [`export`] (what
+//! leaves the daemon). [`session`] wires a look, [`mod@daemon`] the service, by its [`settings`]. `model` and `detect` do no I/O and
+//! know no clock.
 
 pub mod census;
 pub mod cli;

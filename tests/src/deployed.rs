@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// `nobody`.
@@ -39,6 +40,9 @@ fn private_deadlock(directory: &Path) -> Result<PathBuf> {
 
 /// `target/dist`, made now: the static binary and what belongs to it.
 pub fn dist() -> Result<PathBuf> {
+    // Two at a time would pack what the other one is writing.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let output = xtask(&["dist"]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     let archive = PathBuf::from(String::from_utf8(output.stdout)?.trim());

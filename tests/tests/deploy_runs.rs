@@ -10,6 +10,7 @@ use observer_tests::skip;
 use observer_tests::victim::Victim;
 use serde_json::Value;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// The deadlock is found, and the functions of a program that only its owner may read have names.
@@ -30,7 +31,10 @@ fn missing(doctor: &str) -> Result<Vec<String>> {
     ensure!(doctor["census"]["source"] == "iter_task", "{}", doctor["census"]);
     ensure!(doctor["probes"]["rungs"]["poll"].as_str().is_some_and(|rung| !rung.starts_with("none")), "{doctor:#}");
     let facts = doctor["capability"]["facts"].as_array().context("facts")?;
-    let lacking = facts.iter().filter(|fact| fact["present"] == false && fact["optional"] != true);
+    // The tests themselves may run in a PID namespace of their own.
+    let inside = fs::read_link("/proc/self/ns/pid")? != Path::new("pid:[4026531836]");
+    let is_ours = |fact: &&Value| inside && fact["name"] == "initial PID namespace";
+    let lacking = facts.iter().filter(|fact| fact["present"] == false && fact["optional"] != true && !is_ours(fact));
     Ok(lacking.filter_map(|fact| Some(fact["name"].as_str()?.to_owned())).collect())
 }
 

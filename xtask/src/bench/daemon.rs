@@ -20,7 +20,7 @@ const SOCKETS: u32 = 5_000;
 
 /// Until the daemon is up and has identified every process: not measured.
 const WARM_UP: Duration = Duration::from_secs(10);
-const MEASURED: Duration = Duration::from_secs(120);
+const MEASURED: Duration = Duration::from_secs(60);
 const QUICK: Duration = Duration::from_secs(15);
 
 /// What one run cost.
