@@ -4,16 +4,15 @@ mod silence;
 
 use crate::detect::{Change, Life, Moment, Turn};
 use crate::export::{Entity, FindingEvent, Item, Profiler, Pulse, Sampler, Sink, SinkStats};
+use crate::host::clock::whole_ns;
 use crate::model::{Filter, Scope};
-use crate::session::{Session, SessionError};
+use crate::session::{FIRST_GAP, Session, SessionError};
 use crate::settings::Settings;
 use silence::Teller;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The second census follows the first so soon: a finding needs two.
-const FIRST_GAP: Duration = Duration::from_millis(300);
 /// What the sinks may take for their last items, all together.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -29,7 +28,7 @@ pub fn scope(settings: &Settings) -> Scope {
             excludes: only.excludes.clone(),
             ..Filter::default()
         },
-        threshold_ns: u64::try_from(settings.threshold.as_nanos()).unwrap_or(u64::MAX),
+        threshold_ns: whole_ns(settings.threshold),
     }
 }
 

@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The second census of a look follows the first so soon: a finding needs two.
+pub const FIRST_GAP: Duration = Duration::from_millis(300);
 /// Rounds of questions after one census: a holder found in one may be asked about in the next.
 const ROUNDS: usize = 8;
 /// In a look at the whole host the locks of runtimes are read at every so many censuses, and at each while a
@@ -281,7 +283,7 @@ impl Session {
     fn gather(&mut self) -> Facts {
         let mut all = Facts::default();
         let mut asked = BTreeSet::new();
-        let mut far_ends = self.far_ends();
+        let mut far_ends = None;
         for round in 0..ROUNDS {
             let wants = self.judge.host.wants(&self.judge.scope, &asked);
             if wants.is_empty() && round > 0 {
@@ -309,6 +311,9 @@ impl Session {
             let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
             self.add_kernel_stacks(&stacks, &mut facts);
             self.add_file_locks(&wants, &mut facts);
+            if far_ends.is_none() && wants.iter().any(|want| want.far_end.is_some()) {
+                far_ends = self.far_ends();
+            }
             if let Some(far_ends) = &mut far_ends {
                 far_ends.add(&wants, &mut facts.threads);
                 for (reason, count) in far_ends.take_lost() {
@@ -429,7 +434,7 @@ fn name(pods: &Snapshot, process: &mut ProcessFacts) {
 
 /// Time since then.
 fn nanoseconds(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    host::clock::whole_ns(start.elapsed())
 }
 
 #[derive(Default)]

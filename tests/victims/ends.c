@@ -408,14 +408,10 @@ int main(int argc, char **argv) {
         child(waits_pidfd);
         await(1);
     } else {
-        die("usage: ends pipes|socketpair|fifos|child|tcp|veth|chain|poll|epoll|select|pidfd|waitid DIR");
+        die("usage: ends pipes|socketpair|fifos|child|tcp|veth|chain|poll|epoll|select|pidfd|waitid|unread|threads DIR");
     }
     char pids[128] = "";
-    for (int i = 0; i < seat_count; i++) {
-        await_seat(&seats[i]);
-        size_t used = strlen(pids);
-        snprintf(pids + used, sizeof pids - used, "%s%d", i ? "," : "", seats[i].pid);
-    }
+    list_pids(pids, sizeof pids);
     print_truth(seats[0].pid, mode, ",\"pids\":[%s],\"ends\":[%s],\"pidfd\":%d", pids, text, shared->fds[0]);
     stay();
 }

@@ -129,11 +129,7 @@ int main(int argc, char **argv) {
         die("usage: healthy_ends pipeline|worker|self-pipe|both-ends|ping-pong|socket-pong");
     }
     char pids[128] = "";
-    for (int i = 0; i < seat_count; i++) {
-        await_seat(&seats[i]);
-        size_t used = strlen(pids);
-        snprintf(pids + used, sizeof pids - used, "%s%d", i ? "," : "", seats[i].pid);
-    }
+    list_pids(pids, sizeof pids);
     print_truth(seats[0].pid, mode, ",\"pids\":[%s]", pids);
     stay();
 }

@@ -202,6 +202,15 @@ static inline void await_seat(struct seat *s) {
     die("thread %s never reached %s", s->name, s->syscall ? s->syscall : s->state);
 }
 
+/* Waits for every seat and writes their processes' ids, with commas between them. */
+static inline void list_pids(char *text, size_t size) {
+    size_t used = 0;
+    for (int i = 0; i < seat_count && used < size; i++) {
+        await_seat(&seats[i]);
+        used += (size_t)snprintf(text + used, size - used, "%s%d", i ? "," : "", seats[i].pid);
+    }
+}
+
 static inline void print_seat(const struct seat *s) {
     printf("{\"name\":\"%s\",\"tid\":%d,\"pid\":%d,\"state\":\"%c\",\"since_ns\":%llu", s->name, seat_tid(s), seat_pid(s),
            s->seen_state, (unsigned long long)s->since_ns);

@@ -2,6 +2,7 @@
 
 use super::look::{End, Look, LookArgs};
 use crate::census;
+use crate::host::clock::whole_ns;
 use crate::model::Scope;
 use crate::proc;
 use std::collections::BTreeSet;
@@ -47,11 +48,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         eprintln!("observer: {error}");
     }
     let parents = if args.children { pids.iter().copied().collect() } else { Vec::new() };
-    let scope = Scope {
-        processes: Some(pids),
-        threshold_ns: u64::try_from(args.look.threshold.as_nanos()).unwrap_or(u64::MAX),
-        ..Scope::default()
-    };
+    let scope = Scope { processes: Some(pids), threshold_ns: whole_ns(args.look.threshold), ..Scope::default() };
     super::look::run(Look {
         args: &args.look,
         scope,

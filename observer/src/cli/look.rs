@@ -9,13 +9,11 @@ use crate::host;
 use crate::model::Scope;
 use crate::recording::{Header, Recorder, SCHEMA};
 use crate::report::Setting;
-use crate::session::Session;
+use crate::session::{FIRST_GAP, Session};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The second census follows the first so soon: a finding needs two.
-const FIRST_GAP: Duration = Duration::from_millis(300);
 /// Facts that are wanted again at once get that much time to become others.
 const SOONEST: Duration = Duration::from_millis(100);
 /// What the stacks of a report may take, all threads of the processes looked at together.

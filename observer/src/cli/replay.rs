@@ -3,6 +3,7 @@
 use super::output::{Format, Output};
 use super::{FOUND, NOTHING};
 use crate::detect::Judge;
+use crate::host::clock::whole_ns;
 use crate::recording::{Recording, RecordingError};
 use crate::report::{Account, Setting};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let mut recording = Recording::open(&args.file)?;
     let mut scope = recording.header.scope();
     if let Some(threshold) = args.threshold {
-        scope.threshold_ns = u64::try_from(threshold.as_nanos()).unwrap_or(u64::MAX);
+        scope.threshold_ns = whole_ns(threshold);
     }
     let mut judge = Judge::new(scope);
     let mut account = Account::default();

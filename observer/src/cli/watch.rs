@@ -2,6 +2,7 @@
 
 use super::look::{End, Look, LookArgs};
 use crate::census;
+use crate::host::clock::whole_ns;
 use crate::model::{Filter, Scope};
 
 /// Look at the whole host.
@@ -53,11 +54,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         namespaces: args.namespace.clone(),
         excludes: args.exclude.clone(),
     };
-    let scope = Scope {
-        processes: None,
-        filter,
-        threshold_ns: u64::try_from(args.look.threshold.as_nanos()).unwrap_or(u64::MAX),
-    };
+    let scope = Scope { processes: None, filter, threshold_ns: whole_ns(args.look.threshold) };
     super::look::run(Look {
         args: &args.look,
         scope,

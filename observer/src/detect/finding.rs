@@ -78,8 +78,17 @@ pub struct Moment(pub u64);
 impl Moment {
     /// From `CLOCK_MONOTONIC`, by the clocks of a census.
     pub fn from_mono(ns: u64, clocks: Clocks) -> Self {
-        let offset = i128::from(clocks.real_ns) - i128::from(clocks.mono_ns);
-        Self(u64::try_from(i128::from(ns) + offset).unwrap_or(0))
+        Self::on_another_clock(ns, clocks.mono_ns, clocks.real_ns)
+    }
+
+    /// From `CLOCK_BOOTTIME`, on which processes start, by the clocks of a census.
+    pub fn from_boot(ns: u64, clocks: Clocks) -> Self {
+        Self::on_another_clock(ns, clocks.boot_ns, clocks.real_ns)
+    }
+
+    /// A time on a clock that shows `its_now` while it is `now`.
+    fn on_another_clock(ns: u64, its_now: u64, now: u64) -> Self {
+        Self(u64::try_from(i128::from(ns) + i128::from(now) - i128::from(its_now)).unwrap_or(0))
     }
 }
 

@@ -56,11 +56,7 @@ impl Entity {
     /// What the host knows of a process.
     pub fn of(host: &Host, process: ProcessId) -> Self {
         let facts = host.process(process);
-        let started = host.clocks().map(|clocks| {
-            // Start times are on the boot clock.
-            let boot = i128::from(clocks.real_ns) - i128::from(clocks.boot_ns);
-            Moment(u64::try_from(boot + i128::from(process.start_ns)).unwrap_or(0))
-        });
+        let started = host.clocks().map(|clocks| Moment::from_boot(process.start_ns, clocks));
         Self {
             process,
             started: started.unwrap_or_default(),

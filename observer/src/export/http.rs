@@ -6,7 +6,7 @@
 //! keeps the others from an answer.
 
 use super::prometheus::{Format, page};
-use super::{Item, Pulse, QueueStats, Sample, Sink, SinkStats};
+use super::{Item, Losses, Pulse, QueueStats, Sample, Sink, SinkStats, await_end};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE};
@@ -14,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -66,13 +66,7 @@ struct Shared {
     pulse: Arc<Pulse>,
     newest: Mutex<Option<Arc<Sample>>>,
     answered: AtomicU64,
-    lost: Mutex<BTreeMap<String, u64>>,
-}
-
-impl Shared {
-    fn lose(&self, reason: &str) {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner).entry(reason.to_owned()).or_default() += 1;
-    }
+    lost: Losses,
 }
 
 /// The server.
@@ -105,7 +99,7 @@ impl Http {
             .build()
             .map_err(ListenError::Start)?;
         let shared =
-            Arc::new(Shared { pulse, newest: Mutex::default(), answered: AtomicU64::new(0), lost: Mutex::default() });
+            Arc::new(Shared { pulse, newest: Mutex::default(), answered: AtomicU64::new(0), lost: Losses::default() });
         let (end, ended) = oneshot::channel();
         let server = std::thread::Builder::new().name("observer-http".into()).spawn({
             let shared = shared.clone();
@@ -141,15 +135,14 @@ impl Sink for Http {
     }
 
     fn stats(&self) -> SinkStats {
-        let lost = self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        SinkStats { name: "prometheus", queue: QueueStats::default(), sent: self.shared.answered.load(Relaxed), lost }
+        let Shared { answered, lost, .. } = &*self.shared;
+        let (queue, sent, lost) = (QueueStats::default(), answered.load(Relaxed), lost.so_far());
+        SinkStats { name: "prometheus", queue, sent, lost }
     }
 
     fn close(self: Box<Self>, until: Instant) {
         let _ = self.end.send(());
-        while !self.server.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        await_end(&self.server, until);
     }
 }
 
@@ -170,13 +163,13 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, limits: Limits) {
                     && let Some(oldest) = open.pop_front()
                 {
                     oldest.abort();
-                    shared.lose("too many connections");
+                    shared.lost.add("too many connections", 1);
                 }
                 open.push_back(tokio::spawn(converse(stream, shared.clone(), limits)).abort_handle());
             }
             // Out of descriptors: those in use end within their time.
             Err(error) => {
-                shared.lose(&error.kind().to_string());
+                shared.lost.add(&error.kind().to_string(), 1);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -203,12 +196,12 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>, limits: Limits) {
             shared.answered.fetch_add(1, Relaxed);
         }
         Ok(Ok(())) => {}
-        Ok(Err(error)) if error.is_timeout() => shared.lose("client too slow"),
+        Ok(Err(error)) if error.is_timeout() => shared.lost.add("client too slow", 1),
         Ok(Err(error)) => {
             log::debug!("a client of /metrics: {error}");
-            shared.lose("client failed");
+            shared.lost.add("client failed", 1);
         }
-        Err(_) => shared.lose("client too slow"),
+        Err(_) => shared.lost.add("client too slow", 1),
     }
 }
 

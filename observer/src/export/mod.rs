@@ -25,7 +25,10 @@ pub use queue::{Queue, QueueStats};
 pub use sample::{Point, Sample, Sampler, Value};
 pub use stdout::Stdout;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What a sink is given.
 #[derive(Clone, Debug)]
@@ -48,7 +51,7 @@ pub struct SinkStats {
     /// Records that its receiver took.
     pub sent: u64,
     /// Records lost after the queue, by reason.
-    pub lost: std::collections::BTreeMap<String, u64>,
+    pub lost: BTreeMap<String, u64>,
 }
 
 /// Somebody who takes items. `offer` never waits.
@@ -66,5 +69,30 @@ pub trait Sink: Send {
     /// How it fares.
     fn stats(&self) -> SinkStats;
     /// Sends what it has, at most until then, and ends.
-    fn close(self: Box<Self>, until: std::time::Instant);
+    fn close(self: Box<Self>, until: Instant);
+}
+
+/// What was lost behind a queue, by reason.
+#[derive(Debug, Default)]
+struct Losses(Mutex<BTreeMap<String, u64>>);
+
+impl Losses {
+    fn add(&self, reason: &str, records: usize) {
+        if records > 0 {
+            // Nothing under this lock panics.
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason.to_owned()).or_default() +=
+                records as u64;
+        }
+    }
+
+    fn so_far(&self) -> BTreeMap<String, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Waits for a sink's thread to end, at most until then: one that hangs is left behind.
+fn await_end(thread: &JoinHandle<()>, until: Instant) {
+    while !thread.is_finished() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -59,7 +59,7 @@ impl Profiler {
             if blocked_ns == 0 || !judge.scope.contains(row, host) {
                 continue;
             }
-            let class = host.wait(row.tid).map_or(Class::Other, |wait| wait.class);
+            let class = host.class(row).unwrap_or(Class::Other);
             let (_, sum) = shared.entry((row.process, class, Arc::as_ptr(stack))).or_insert((row.tid, 0));
             *sum = sum.saturating_add(blocked_ns);
         }

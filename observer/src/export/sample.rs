@@ -162,7 +162,7 @@ impl Sampler {
         let mut by_class: BTreeMap<&'static str, u64> = self.classes.iter().map(|class| (*class, 0)).collect();
         let mut waiting: BTreeMap<ProcessId, BTreeMap<&str, u64>> = BTreeMap::new();
         for row in host.rows().iter().filter(|row| row.is_blocked() && judge.scope.contains(row, host)) {
-            let class = host.wait(row.tid).map_or(Class::Other, |wait| wait.class);
+            let class = host.class(row).unwrap_or(Class::Other);
             *by_class.entry(class.name()).or_default() += 1;
             if WAITS.contains(&class) {
                 *waiting.entry(row.process).or_default().entry(class.name()).or_default() += 1;

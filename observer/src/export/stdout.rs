@@ -1,10 +1,9 @@
 //! Findings on stdout, one a line: for journals and pipes.
 
-use super::{Item, Queue, Sink, SinkStats};
-use std::collections::BTreeMap;
+use super::{Item, Losses, Queue, Sink, SinkStats, await_end};
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ const TOGETHER: usize = 64;
 struct Shared {
     queue: Queue<Item>,
     sent: AtomicU64,
-    lost: Mutex<BTreeMap<String, u64>>,
+    lost: Losses,
 }
 
 /// Writes findings to stdout from a thread of its own: a pipe that nobody reads must not stop the census.
@@ -31,7 +30,7 @@ impl Stdout {
     /// # Errors
     /// No thread can be started.
     pub fn start() -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { queue: Queue::new(QUEUE), sent: AtomicU64::new(0), lost: Mutex::default() });
+        let shared = Arc::new(Shared { queue: Queue::new(QUEUE), sent: AtomicU64::new(0), lost: Losses::default() });
         let writer = std::thread::Builder::new().name("observer-stdout".into()).spawn({
             let shared = shared.clone();
             move || write_all(&shared)
@@ -51,10 +50,7 @@ fn write_all(shared: &Shared) {
                 Ok(()) => {
                     shared.sent.fetch_add(1, Relaxed);
                 }
-                Err(error) => {
-                    let mut lost = shared.lost.lock().unwrap_or_else(PoisonError::into_inner);
-                    *lost.entry(error.kind().to_string()).or_default() += 1;
-                }
+                Err(error) => shared.lost.add(&error.kind().to_string(), 1),
             }
         }
     }
@@ -68,14 +64,12 @@ impl Sink for Stdout {
     }
 
     fn stats(&self) -> SinkStats {
-        let lost = self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        SinkStats { name: "stdout", queue: self.shared.queue.stats(), sent: self.shared.sent.load(Relaxed), lost }
+        let Shared { queue, sent, lost } = &*self.shared;
+        SinkStats { name: "stdout", queue: queue.stats(), sent: sent.load(Relaxed), lost: lost.so_far() }
     }
 
     fn close(self: Box<Self>, until: Instant) {
         self.shared.queue.close();
-        while !self.writer.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        await_end(&self.writer, until);
     }
 }

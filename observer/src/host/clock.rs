@@ -2,6 +2,7 @@
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The clocks at one census.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,11 @@ pub fn real_ns() -> u64 {
 /// All three, read one after the other.
 pub fn now() -> Clocks {
     Clocks { mono_ns: monotonic_ns(), boot_ns: boot_ns(), real_ns: real_ns() }
+}
+
+/// A length of time in nanoseconds; 584 years at most.
+pub fn whole_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// `CLOCK_REALTIME - CLOCK_MONOTONIC`, nanoseconds; right until somebody sets the clock.

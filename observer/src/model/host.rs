@@ -314,6 +314,17 @@ impl Host {
         }
     }
 
+    /// What a thread waits for, without the rest of its wait: this is asked of every blocked thread.
+    pub fn class(&self, row: &ThreadRow) -> Option<Class> {
+        if let Some(at) = self.runtime_locks.get(row.tid).filter(|at| at.is_plausible()) {
+            return Some(at.wait.class);
+        }
+        if self.suspects.contains_key(&row.tid) || self.stacks.get(row.tid).is_some() {
+            return self.fresh_wait(row.tid).map(|wait| wait.class);
+        }
+        self.decode(row, None).filter(|_| row.is_blocked()).map(|wait| wait.class)
+    }
+
     /// The wait of a thread whose memory or stack was read, confirmed or not.
     pub(super) fn fresh_wait(&self, tid: Pid) -> Option<&Wait> {
         match self.suspects.get(&tid) {

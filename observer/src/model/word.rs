@@ -4,15 +4,11 @@
 //! only for the thread that has slept longest on the word, which a wake-up would have reached first, and only while nothing
 //! in its process could hold up a thread that was woken. What the word means is for `detect` to say.
 
-use super::decode::Memory;
+use super::decode::{CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET, Memory};
 use super::host::Host;
 use crate::census::{Pid, ThreadRow};
 use std::collections::{BTreeSet, HashMap};
 
-const FUTEX_WAIT: u64 = 0;
-const FUTEX_WAIT_BITSET: u64 = 9;
-const FUTEX_PRIVATE: u64 = 0x80;
-const CMD_MASK: u64 = 0x7f;
 /// `futex` in the table of x86-64.
 const SYS_FUTEX: u32 = 202;
 /// A thread that waits for a CPU this long may be the one that was woken.

@@ -139,11 +139,7 @@ fn thread(host: &Host, graph: &Graph, row: &ThreadRow) -> Value {
 pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
     let facts = host.process(view.id);
     let main = host.row(view.id.pid);
-    let start = host.clocks().map(|clocks| {
-        // Start times are on the boot clock.
-        let boot = i128::from(clocks.real_ns) - i128::from(clocks.boot_ns);
-        Moment(u64::try_from(boot + i128::from(view.id.start_ns)).unwrap_or(0))
-    });
+    let start = host.clocks().map(|clocks| Moment::from_boot(view.id.start_ns, clocks));
     json!({
         "pid": view.id.pid,
         "start_time": start.map(timestamp),

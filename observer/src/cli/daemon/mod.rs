@@ -14,6 +14,7 @@ use crate::daemon::{self, Daemon};
 use crate::detect::Moment;
 use crate::export::otlp::env;
 use crate::export::{Http, Otlp, Pulse, Sink, Stdout};
+use crate::host::clock::real_ns;
 use crate::kube::{self, Names};
 use crate::session::Session;
 use keys::Keys;
@@ -23,7 +24,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// Censuses after which the first findings are possible: the service is up.
 const UP: u64 = 2;
@@ -79,9 +80,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     if let Some(otlp) = Otlp::start(&settings)? {
         sinks.push(Box::new(otlp));
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let since = Moment(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-    let mut daemon = Daemon::new(settings, session, sinks, since);
+    let mut daemon = Daemon::new(settings, session, sinks, Moment(real_ns()));
     daemon.show_pulse(pulse);
     live(daemon, &sources, &signals)?;
     Ok(NOTHING)

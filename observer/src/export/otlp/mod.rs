@@ -16,14 +16,13 @@ mod transport;
 
 pub use transport::SetupError;
 
-use super::{BlockedStack, FindingEvent, Item, Profile, Queue, QueueStats, Sample, Sink, SinkStats};
+use super::{BlockedStack, FindingEvent, Item, Losses, Profile, Queue, QueueStats, Sample, Sink, SinkStats, await_end};
 use crate::settings::Settings;
 use encode::{Encoder, Series};
 use resource::Own;
 use retry::{Backoff, Outcome};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -61,7 +60,7 @@ struct Shared {
     /// Until then the receiver knows no profiles.
     profiles_off: Mutex<Option<Instant>>,
     sent: AtomicU64,
-    lost: Mutex<BTreeMap<String, u64>>,
+    lost: Losses,
     /// When all is over, once that is known.
     end: Mutex<Option<Instant>>,
 }
@@ -93,7 +92,7 @@ impl Otlp {
             wanted: (otlp.events, otlp.metrics, otlp.profiles),
             profiles_off: Mutex::default(),
             sent: AtomicU64::new(0),
-            lost: Mutex::default(),
+            lost: Losses::default(),
             end: Mutex::default(),
         });
         let courier = |signal| -> Result<Courier, SetupError> {
@@ -145,7 +144,7 @@ impl Sink for Otlp {
             Item::Finding(event) if self.shared.wanted.0 => self.shared.events.offer(event),
             Item::Metrics(sample) if self.shared.wanted.1 => self.shared.metrics.offer(sample),
             Item::Profile(profile) if self.wants_profiles() => {
-                self.shared.lose("too_many_stacks", usize::try_from(profile.left_out).unwrap_or(usize::MAX));
+                self.shared.lost.add("too_many_stacks", usize::try_from(profile.left_out).unwrap_or(usize::MAX));
                 self.shared.profiles.offer(profile);
             }
             Item::Finding(_) | Item::Metrics(_) | Item::Profile(_) => {}
@@ -170,7 +169,7 @@ impl Sink for Otlp {
             dropped: lanes.iter().map(|lane| lane.dropped).sum(),
             offered: lanes.iter().map(|lane| lane.offered).sum(),
         };
-        SinkStats { name: "otlp", queue, sent: self.shared.sent.load(Relaxed), lost: self.shared.lost().clone() }
+        SinkStats { name: "otlp", queue, sent: self.shared.sent.load(Relaxed), lost: shared.lost.so_far() }
     }
 
     fn close(self: Box<Self>, until: Instant) {
@@ -178,9 +177,7 @@ impl Sink for Otlp {
         self.shared.events.close();
         self.shared.metrics.close();
         self.shared.profiles.close();
-        while !self.worker.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        await_end(&self.worker, until);
         let stats = self.stats();
         if stats.queue.dropped > 0 || !stats.lost.is_empty() {
             log::warn!("OTLP: lost {} items in the queue, records after it: {:?}", stats.queue.dropped, stats.lost);
@@ -189,16 +186,6 @@ impl Sink for Otlp {
 }
 
 impl Shared {
-    fn lost(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lose(&self, reason: &str, records: usize) {
-        if records > 0 {
-            *self.lost().entry(reason.to_owned()).or_default() += records as u64;
-        }
-    }
-
     fn are_profiles_off(&self) -> bool {
         let until = *self.profiles_off.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
@@ -291,14 +278,14 @@ impl Courier {
             Outcome::Taken { rejected, message } => {
                 let rejected = usize::try_from(rejected).map_or(records, |rejected| rejected.min(records));
                 self.shared.sent.fetch_add((records - rejected) as u64, Relaxed);
-                self.shared.lose("partial_success", rejected);
+                self.shared.lost.add("partial_success", rejected);
                 if !message.is_empty() {
                     self.tell(&format!("the receiver rejected {rejected} of {records} records: {message}"));
                 }
                 None
             }
             Outcome::Refused { reason, message } => {
-                self.shared.lose(&reason, records);
+                self.shared.lost.add(&reason, records);
                 if matches!(request, Request::Profiles(_)) && retry::is_unknown_signal(&reason) {
                     let until = Instant::now() + PROFILES_OFF;
                     *self.shared.profiles_off.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
@@ -333,7 +320,7 @@ async fn send_events(mut courier: Courier, encoder: Encoder) {
         while !rest.is_empty() {
             let (request, count) = first_request(&encoder, &rest);
             if request.len() > LARGEST {
-                shared.lose("too_large", count);
+                shared.lost.add("too_large", count);
             } else if let Some(pause) = courier.deliver(&request, count).await {
                 // Where they are the first to be lost.
                 lane.queue.put_back(std::mem::take(&mut rest));
@@ -344,7 +331,7 @@ async fn send_events(mut courier: Courier, encoder: Encoder) {
             rest.drain(..count.min(rest.len()));
         }
     }
-    shared.lose("closing", lane.queue.take(usize::MAX, Instant::now()).len());
+    shared.lost.add("closing", lane.queue.take(usize::MAX, Instant::now()).len());
 }
 
 /// A request of as many of the first findings as it may hold, and how many these are.
@@ -373,7 +360,7 @@ async fn send_metrics(mut courier: Courier, encoder: Encoder) {
         }
     }
     let left = lane.queue.take(usize::MAX, Instant::now());
-    shared.lose("closing", left.iter().map(|sample| sample.points.len()).sum());
+    shared.lost.add("closing", left.iter().map(|sample| sample.points.len()).sum());
 }
 
 /// One sample, in as many requests as it needs. One that failed in the middle is sent again as a whole: the same points at the same time.
@@ -387,7 +374,7 @@ async fn send_sample(courier: &mut Courier, encoder: &Encoder, sample: &Sample) 
                 return Some(pause);
             }
         } else if part.len() <= 1 {
-            courier.shared.lose("too_large", part.len());
+            courier.shared.lost.add("too_large", part.len());
         } else {
             let (first, second) = part.split_at(part.len() / 2);
             parts.extend([second, first]);
@@ -407,7 +394,7 @@ async fn send_profiles(mut courier: Courier, encoder: Encoder) {
             }
         }
     }
-    shared.lose("closing", lane.queue.take(usize::MAX, Instant::now()).len());
+    shared.lost.add("closing", lane.queue.take(usize::MAX, Instant::now()).len());
 }
 
 /// One profile, in as many requests as it needs. A pause, and the stacks that were not taken: those that were would count twice.
@@ -423,14 +410,14 @@ async fn send_profile(
         let count = message.resource_profiles.len();
         let request = Request::Profiles(message);
         if courier.shared.are_profiles_off() {
-            courier.shared.lose("no_profiles", count);
+            courier.shared.lost.add("no_profiles", count);
         } else if request.len() <= LARGEST {
             if let Some(pause) = courier.deliver(&request, count).await {
                 parts.push(part);
                 return Some((pause, parts.into_iter().rev().flatten().cloned().collect()));
             }
         } else if part.len() <= 1 {
-            courier.shared.lose("too_large", count);
+            courier.shared.lost.add("too_large", count);
         } else {
             let (first, second) = part.split_at(part.len() / 2);
             parts.extend([second, first]);

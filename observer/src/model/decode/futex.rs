@@ -8,13 +8,13 @@ use super::{Call, Known, Memory, musl};
 use crate::model::wait::{Class, OwnerScope, OwnerWord, Resource, ResourceKind, Wait};
 use crate::proc::{Libc, MemoryRange};
 
-const FUTEX_WAIT: u64 = 0;
+pub(in crate::model) const FUTEX_WAIT: u64 = 0;
 const FUTEX_LOCK_PI: u64 = 6;
-const FUTEX_WAIT_BITSET: u64 = 9;
+pub(in crate::model) const FUTEX_WAIT_BITSET: u64 = 9;
 const FUTEX_WAIT_REQUEUE_PI: u64 = 11;
 const FUTEX_LOCK_PI2: u64 = 13;
-const FUTEX_PRIVATE: u64 = 0x80;
-const CMD_MASK: u64 = 0x7f;
+pub(in crate::model) const FUTEX_PRIVATE: u64 = 0x80;
+pub(in crate::model) const CMD_MASK: u64 = 0x7f;
 
 pub(super) const FUTEX_WAITERS: u32 = 0x8000_0000;
 pub(super) const FUTEX_OWNER_DIED: u32 = 0x4000_0000;

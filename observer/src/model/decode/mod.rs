@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use ends::{in_words, with_ends};
 pub use futex::may_be_lock;
+pub(super) use futex::{CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET};
 pub use syscalls::{Call, TimeoutAt};
 pub use timeout::{ABSURD_NS, has_suspicious_millis};
 

@@ -71,8 +71,7 @@ fn shown(host: &Host, waiter: &ThreadRow, threads: &[&ThreadRow]) -> (Option<Pid
     };
     let of_it: Vec<&&ThreadRow> = threads.iter().filter(|row| row.process.pid == process).collect();
     let is_at_work = |row: &&&&ThreadRow| {
-        let class = host.wait(row.tid).map(|wait| wait.class);
-        !matches!(class, Some(Class::Condition | Class::Event | Class::Sleep | Class::Accept))
+        !matches!(host.class(row), Some(Class::Condition | Class::Event | Class::Sleep | Class::Accept))
     };
     let mut at_work = of_it.iter().filter(is_at_work);
     match (of_it.as_slice(), at_work.next(), at_work.next()) {

@@ -14,6 +14,7 @@ use super::pool::Clock;
 use super::stat::{Identity, errno_name, identity};
 use super::{ConnectingSocket, SocketFact};
 use crate::census::{Pid, ProcessId};
+use crate::host::clock::whole_ns;
 use nix::sched::{CloneFlags, setns};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -170,7 +171,7 @@ impl Sockets {
                 if let Some(socket) = socket
                     && let (Some(local), Some(remote)) = (socket.local, socket.remote)
                 {
-                    let since = socket.connecting_for.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+                    let since = socket.connecting_for.map(whole_ns);
                     found.push(ConnectingSocket {
                         process,
                         fd,

@@ -242,7 +242,7 @@ fn the_end_is_waited_for_and_no_longer() {
         let began = Instant::now();
         sink.close(began + Duration::from_secs(3));
         assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-        let closing = || shared.lost().get("closing").copied();
+        let closing = || shared.lost.so_far().get("closing").copied();
         until("the count", || closing() == Some(3));
         assert!(receiver.got().len() < 5, "no hammering: {}", receiver.got().len());
     }
@@ -326,7 +326,7 @@ mod tls {
             for sink in refused {
                 let shared = sink.shared.clone();
                 sink.close(Instant::now() + Duration::from_secs(2));
-                until("the count", || shared.lost().get("closing") == Some(&1));
+                until("the count", || shared.lost.so_far().get("closing").copied() == Some(1));
             }
             assert_eq!(ids(&receiver.got()), named(0..2), "nothing of those who are not trusted, or do not trust");
         }
