@@ -14,7 +14,10 @@ pub mod row;
 mod source;
 mod translate;
 
-pub use event::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
+pub use event::{
+    EventKind, Family, ProbeEvent, ProbeReading, SiteStack, SiteStats, ThreadWakes, TimeoutHistory, TimeoutKind,
+    WaitStats, WordWakes,
+};
 pub use iter::IterSource;
 pub use ladder::{Fall, FamilyStatus, Rung};
 pub use object::OBJECT_SHA256;

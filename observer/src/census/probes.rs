@@ -52,6 +52,10 @@ pub struct ProbeSettings {
     pub rungs: Vec<Rung>,
     /// Room for calls in flight (one per blocked thread of an observed process).
     pub in_flight: u32,
+    /// Every call site is told apart, and its stack kept once: for the audit of a few processes.
+    pub sites: bool,
+    /// Who wakes which futex word and thread is kept.
+    pub wakes: bool,
 }
 
 impl Default for ProbeSettings {
@@ -63,6 +67,8 @@ impl Default for ProbeSettings {
             log_level: LevelFilter::Off,
             rungs: Rung::ALL.to_vec(),
             in_flight: 32_768,
+            sites: false,
+            wakes: false,
         }
     }
 }
@@ -244,7 +250,7 @@ impl ProbePlane {
                 account.insert(name.to_owned(), count);
             }
         }
-        Ok(ProbeReading { events, stats, account })
+        Ok(ProbeReading { events, stats, account, ..ProbeReading::default() })
     }
 
     fn stats(&mut self, outside: &mut u64) -> Result<Vec<WaitStats>, ProbeError> {

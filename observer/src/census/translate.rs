@@ -72,6 +72,8 @@ pub(super) fn translate(event: &Event, in_initial_namespace: bool, view: &HashMa
         args: event.args,
         local: address(event.address_family, event.local, event.ports & 0xffff),
         remote: address(event.address_family, event.remote, event.ports >> 16),
+        history: None,
+        site: 0,
     })
 }
 
@@ -110,6 +112,8 @@ mod tests {
             ports: 443 << 16,
             local: [0; 16],
             remote: [192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            history: None,
+            site: 0,
             comm: *b"a\xffb\0cccccccccccc",
         }
     }

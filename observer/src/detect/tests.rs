@@ -353,6 +353,8 @@ fn bad_timeouts_by_wait_and_by_event() {
         args: [0; 6],
         local: None,
         remote: None,
+        history: None,
+        site: 0,
     };
     let mut judge = judge();
     let reading = ProbeReading { events: vec![event.clone(), event], ..ProbeReading::default() };

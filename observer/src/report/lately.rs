@@ -50,6 +50,7 @@ pub(super) fn to_json(host: &Host, pid: Pid) -> Value {
                     EventKind::BadTimeout => "bad_timeout",
                     EventKind::LongWait => "long_wait",
                     EventKind::Connect => "connect",
+                    EventKind::Habit => "habit",
                 },
                 "at": at,
                 "tid": event.tid,
@@ -112,6 +113,8 @@ mod tests {
             args: [0; 6],
             local: None,
             remote: "127.0.0.1:80".parse().ok(),
+            history: None,
+            site: 0,
         }
     }
 
