@@ -112,8 +112,6 @@ mod tests {
             ports: 443 << 16,
             local: [0; 16],
             remote: [192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            history: None,
-            site: 0,
             comm: *b"a\xffb\0cccccccccccc",
         }
     }
