@@ -45,6 +45,8 @@ unsafe impl Border for observer_ebpf::CensusHead {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::TaskRecord {}
 // SAFETY: as above.
+unsafe impl Border for observer_ebpf::SettledRecord {}
+// SAFETY: as above.
 unsafe impl Border for observer_ebpf::CensusTail {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::StackRecord {}

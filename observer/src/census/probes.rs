@@ -149,7 +149,7 @@ impl ProbePlane {
             realtime_offset_ns: clock::realtime_offset_ns(),
         };
         let offsets = types.map_or(Offsets::NONE, |types| types.offsets);
-        let sizes = [("IN_FLIGHT", settings.in_flight.max(1)), ("WANTED", 1)];
+        let sizes = [("IN_FLIGHT", settings.in_flight.max(1)), ("WANTED", 1), ("SETTLED", 1)];
         let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes)
             .map_err(|error| ProbeError::Load { reason: reason(&error) })?;
 
