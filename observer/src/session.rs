@@ -477,13 +477,25 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, stops, blocked_reads, file_locks, lost } =
-        more;
+    let Facts {
+        threads,
+        stacks,
+        runtime_locks,
+        processes,
+        connecting,
+        unread,
+        stops,
+        blocked_reads,
+        file_locks,
+        lost,
+        goroutines,
+    } = more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
     all.runtime_locks.extend(runtime_locks);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
+    all.goroutines.extend(goroutines);
     all.connecting = connecting;
     all.unread = unread;
     all.stops = stops;
