@@ -24,6 +24,6 @@ pub use ladder::{Fall, FamilyStatus, Rung};
 pub use object::OBJECT_SHA256;
 pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
-pub use programs::{ProgramLoad, load_each};
+pub use programs::{LoadOutcome, ProgramLoad, load_each};
 pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
 pub use source::{CensusError, Source};

@@ -5,8 +5,8 @@ use super::object::{self, reason};
 use super::source::CensusError;
 use crate::host::KernelTypes;
 use ::object::{Object, ObjectSection, ObjectSymbol};
-use aya::Ebpf;
 use aya::programs::{Program, ProgramError};
+use aya::{BtfError, Ebpf};
 use observer_ebpf::{ABI_VERSION, FILTER_LISTED, Globals, Offsets};
 use std::collections::BTreeMap;
 
@@ -17,9 +17,19 @@ pub struct ProgramLoad {
     pub name: String,
     /// Its section, which says of what kind it is: `fentry`, `tp_btf/sys_enter`.
     pub section: String,
-    /// Instructions the verifier walked through, over all paths (`None` before 5.16, which does not say); or why the
-    /// kernel refuses it.
-    pub outcome: Result<Option<u32>, String>,
+    /// What came of it.
+    pub outcome: LoadOutcome,
+}
+
+/// What the kernel did with a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoadOutcome {
+    /// Taken. Instructions the verifier walked through, over all paths; `None` before 5.16, which does not say.
+    Loaded(Option<u32>),
+    /// The kernel has no such function or tracepoint: what is missing.
+    Absent(String),
+    /// Refused: why.
+    Refused(String),
 }
 
 /// Loads every program, by name, and takes it out again; none is attached. `before` is called with each name
@@ -62,29 +72,42 @@ fn sections() -> Result<BTreeMap<String, String>, ::object::Error> {
     Ok(sections)
 }
 
-fn load(ebpf: &mut Ebpf, name: &str, section: &str, types: Option<&KernelTypes>) -> Result<Option<u32>, String> {
+fn load(ebpf: &mut Ebpf, name: &str, section: &str, types: Option<&KernelTypes>) -> LoadOutcome {
     let hook = section.split_once('/').map_or("", |(_, hook)| hook);
     let function = |kind: &str| match hook {
         "" => format!("__x64_sys_{}", name.strip_prefix(kind).unwrap_or(name).trim_start_matches('_')),
         hook => hook.to_owned(),
     };
-    let btf = types.map(|types| &types.btf).ok_or("the kernel's BTF is not known");
-    let program = ebpf.program_mut(name).ok_or("not in the object")?;
-    let loaded: Result<(), ProgramError> = match program {
-        Program::Iter(program) => program.load(hook, btf?),
-        Program::BtfTracePoint(program) => program.load(hook, btf?),
-        Program::FEntry(program) => program.load(&function("fentry"), btf?),
-        Program::FExit(program) => program.load(&function("fexit"), btf?),
-        Program::KProbe(program) => program.load(),
-        Program::TracePoint(program) => program.load(),
-        Program::RawTracePoint(program) => program.load(),
-        other => return Err(format!("a kind that is not known here: {:?}", other.prog_type())),
+    let refused = |why: &str| LoadOutcome::Refused(why.to_owned());
+    let Some(program) = ebpf.program_mut(name) else { return refused("not in the object") };
+    let typed =
+        matches!(program, Program::Iter(_) | Program::BtfTracePoint(_) | Program::FEntry(_) | Program::FExit(_));
+    let btf = match types {
+        Some(types) => Some(&types.btf),
+        None if typed => return refused("the kernel's BTF is not known"),
+        None => None,
     };
-    loaded.map_err(|error| reason(&error))?;
+    let loaded = match (&mut *program, btf) {
+        (Program::Iter(program), Some(btf)) => program.load(hook, btf),
+        (Program::BtfTracePoint(program), Some(btf)) => program.load(hook, btf),
+        (Program::FEntry(program), Some(btf)) => program.load(&function("fentry"), btf),
+        (Program::FExit(program), Some(btf)) => program.load(&function("fexit"), btf),
+        (Program::KProbe(program), _) => program.load(),
+        (Program::TracePoint(program), _) => program.load(),
+        (Program::RawTracePoint(program), _) => program.load(),
+        (other, _) => return LoadOutcome::Refused(format!("a kind that is not known: {:?}", other.prog_type())),
+    };
+    match loaded {
+        Ok(()) => {}
+        Err(error @ ProgramError::Btf(BtfError::UnknownBtfTypeName { .. })) => {
+            return LoadOutcome::Absent(reason(&error));
+        }
+        Err(error) => return LoadOutcome::Refused(reason(&error)),
+    }
     let count = program.info().ok().and_then(|info| info.verified_instruction_count());
     // What it took stays counted; the program itself is not needed.
     unload(program);
-    Ok(count)
+    LoadOutcome::Loaded(count)
 }
 
 fn unload(program: &mut Program) {

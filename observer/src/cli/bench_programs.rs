@@ -1,7 +1,7 @@
 //! `observer bench-programs`: each kernel program loaded by itself, for `cargo xtask vm`.
 
 use super::{FAILED, NOTHING};
-use crate::census::load_each;
+use crate::census::{LoadOutcome, load_each};
 use serde_json::json;
 use std::io::Write;
 
@@ -17,12 +17,14 @@ pub(super) fn run() -> anyhow::Result<u8> {
     })?;
     announced?;
     for load in &loads {
-        let line = match &load.outcome {
-            Ok(instructions) => json!({ "program": load.name, "section": load.section, "instructions": instructions }),
-            Err(refused) => json!({ "program": load.name, "section": load.section, "refused": refused }),
+        let (key, value) = match &load.outcome {
+            LoadOutcome::Loaded(instructions) => ("instructions", json!(instructions)),
+            LoadOutcome::Absent(what) => ("absent", json!(what)),
+            LoadOutcome::Refused(why) => ("refused", json!(why)),
         };
+        let line = json!({ "program": load.name, "section": load.section, key: value });
         writeln!(out, "{line}")?;
     }
     out.flush()?;
-    Ok(if loads.iter().all(|load| load.outcome.is_ok()) { NOTHING } else { FAILED })
+    Ok(if loads.iter().any(|load| matches!(load.outcome, LoadOutcome::Refused(_))) { FAILED } else { NOTHING })
 }
