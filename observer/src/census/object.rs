@@ -4,7 +4,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use observer_ebpf::{Event, Globals, Offsets, ProcessKey, ProcessWaits};
 
 /// The object built from `observer-ebpf`, aligned as its reader wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
 
 /// SHA-256 of the embedded kernel object, in hexadecimal.
 pub const OBJECT_SHA256: &str = env!("OBSERVER_OBJECT_SHA256");
