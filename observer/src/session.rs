@@ -1,19 +1,22 @@
 //! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
 //! host; what it produces are turns.
 
-use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source, ThreadRow};
+use crate::census::{
+    Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
+};
 use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::kube::{Names, Snapshot};
+use crate::model::audit::Descriptors;
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, ProcessFacts, RuntimeLocks, RuntimeWant, StackFact,
-    StackWant, ThreadWant, children_of, file_locks, stop_fact,
+    Facts, FarEnds, FdFact, GatherSettings, Gatherer, LockWaiter, ProcessFacts, RuntimeLocks, RuntimeWant, SiteFact,
+    SiteWant, StackFact, StackWant, ThreadWant, children_of, file_locks, stop_fact,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +32,10 @@ const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
 const FOR_REPORT: Duration = Duration::from_secs(1);
 
+/// Call sites whose stacks wait to be explained.
+const MOST_SITES: usize = 1024;
+/// How often one is asked for.
+const SITE_TRIES: u32 = 20;
 /// Stopped processes of which a turn reads who stopped them.
 const MOST_STOPPED: usize = 64;
 /// What it spends on finding who holds a file lock.
@@ -59,6 +66,8 @@ pub struct Session {
     unexplained: usize,
     /// Stacks explained between two turns: they belong to the next observation.
     between: Vec<StackFact>,
+    /// Call sites whose stacks are not known yet, by process and site, with how often they were asked for.
+    sites_wanted: BTreeMap<(Pid, u64), (SiteWant, u32)>,
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
@@ -86,6 +95,7 @@ impl Session {
             explainer: Explainer::new(ExplainSettings::default()),
             unexplained: 0,
             between: Vec::new(),
+            sites_wanted: BTreeMap::new(),
             kallsyms: None,
             recorder: None,
             names: None,
@@ -125,9 +135,11 @@ impl Session {
     /// One census, its judgement, and the facts for the next one.
     pub fn turn(&mut self) -> Result<Turn, SessionError> {
         let census = self.source.take()?;
-        let reading = self.read_probes(&census);
+        let mut reading = self.read_probes(&census);
         self.account.note_census(&census);
         self.follow(&census);
+        // Before the judgement: a finding shows the stack at its call. They are facts from then on.
+        let sites = self.explain_sites(&census, std::mem::take(&mut reading.stacks));
         let kept = self.recorder.is_some().then(|| (census.clone(), reading.clone()));
         let judging = Instant::now();
         let turn = self.judge.advance(census, reading);
@@ -137,6 +149,7 @@ impl Session {
         self.account.note_probes(history.account(), history.forgotten());
         let mut facts = self.gather();
         facts.stacks.append(&mut self.between);
+        facts.sites = sites;
         let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
         self.account.explain_ns += nanoseconds(explaining);
@@ -191,6 +204,46 @@ impl Session {
         facts.blocked_reads.extend(self.explainer.blocked());
     }
 
+    /// The stacks of call sites that are new.
+    fn explain_sites(&mut self, census: &Census, captured: Vec<SiteStack>) -> Vec<SiteFact> {
+        let mut lost = 0;
+        for stack in captured {
+            let row =
+                census.rows.binary_search_by_key(&stack.pid, |row| row.tid).ok().and_then(|at| census.rows.get(at));
+            let Some(row) = row.filter(|_| self.sites_wanted.len() < MOST_SITES) else {
+                lost += 1;
+                continue;
+            };
+            let SiteStack { pid, site, ip, sp, bp, bytes, .. } = stack;
+            let registers = Registers { ip, sp, bp: Some(bp) };
+            self.sites_wanted.insert((pid, site), (SiteWant { process: row.process, site, registers, bytes }, 0));
+        }
+        if lost > 0 {
+            self.account.lose("site_stack", lost);
+        }
+        if self.sites_wanted.is_empty() {
+            return Vec::new();
+        }
+        let began = Instant::now();
+        let wants: Vec<SiteWant> = self.sites_wanted.values().map(|(want, _)| want.clone()).collect();
+        let explained = self.explainer.sites(&wants, FOR_JUDGEMENT);
+        self.account.fail_unwinds(&explained.lost);
+        for fact in &explained.sites {
+            self.sites_wanted.remove(&(fact.process.pid, fact.site));
+        }
+        // One that a busy reader never comes to must not be asked for for ever.
+        self.sites_wanted.values_mut().for_each(|(_, asked)| *asked += 1);
+        let before = self.sites_wanted.len();
+        self.sites_wanted.retain(|_, (_, asked)| *asked < SITE_TRIES);
+        self.account.lose("site_stack", (before - self.sites_wanted.len()) as u64);
+        self.judge.learn_stacks(&explained.stacks);
+        self.between.extend(explained.stacks);
+        self.judge.learn_runtime_locks(explained.runtime_locks);
+        self.judge.host.learn_sites(&explained.sites);
+        self.account.explain_ns += nanoseconds(began);
+        explained.sites
+    }
+
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
         self.judge.host.has_fresh_stacks()
@@ -220,6 +273,37 @@ impl Session {
         wants.len()
     }
 
+    /// What these descriptors of a process are, and which limits its sockets have.
+    pub fn descriptors(&mut self, process: ProcessId, fds: &BTreeSet<i32>) -> Descriptors {
+        let want = |fd: &i32| ThreadWant {
+            process,
+            tid: process.pid,
+            switches: 0,
+            memory: Vec::new(),
+            fd: Some(*fd),
+            kernel_stack: false,
+            file_lock: false,
+            set: None,
+            far_end: None,
+        };
+        let wants: Vec<ThreadWant> = fds.iter().map(want).collect();
+        let facts = self.gatherer.gather(&wants, &[], &[], &[]);
+        self.account.lose_facts(&facts.lost);
+        let facts: BTreeMap<i32, FdFact> =
+            facts.threads.into_iter().filter_map(|thread| thread.fd).map(|fact| (fact.fd, fact)).collect();
+        let has_socket = facts.values().any(|fact| fact.target.starts_with("socket:"));
+        let limits = match has_socket.then(|| self.source.socket_limits(process.pid)) {
+            Some(Ok(limits)) => limits,
+            Some(Err(error)) => {
+                log::debug!("limits of sockets: {error}");
+                self.account.lose("socket_limits", 1);
+                BTreeMap::new()
+            }
+            None => BTreeMap::new(),
+        };
+        Descriptors { facts, limits }
+    }
+
     /// Runtimes whose locks are read in this turn: those looked at always, others of the host now and then.
     fn runtimes(&self) -> Vec<RuntimeWant> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
@@ -244,6 +328,10 @@ impl Session {
         self.account.fail_unwinds(&explained.lost);
         self.unexplained = explained.pending;
         self.judge.learn_stacks(&explained.stacks);
+        self.judge.host.learn_sites(&explained.sites);
+        for fact in &explained.sites {
+            self.sites_wanted.remove(&(fact.process.pid, fact.site));
+        }
         (explained.stacks, explained.runtime_locks)
     }
 
@@ -446,10 +534,22 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, stops, blocked_reads, file_locks, lost } =
-        more;
+    let Facts {
+        threads,
+        stacks,
+        sites,
+        runtime_locks,
+        processes,
+        connecting,
+        unread,
+        stops,
+        blocked_reads,
+        file_locks,
+        lost,
+    } = more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
+    all.sites.extend(sites);
     all.runtime_locks.extend(runtime_locks);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));

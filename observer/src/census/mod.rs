@@ -23,5 +23,5 @@ pub use ladder::{Fall, FamilyStatus, Rung};
 pub use object::OBJECT_SHA256;
 pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
-pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
+pub use row::{Census, Clocks, Pid, ProcessId, Registers, SocketLimit, SocketLimits, SyscallInProgress, ThreadRow};
 pub use source::{CensusError, Source};
