@@ -1,11 +1,11 @@
 //! The census stream, record by record, into rows. Bytes in, rows out; no I/O.
 
 use super::object::read;
-use super::row::{ProcessId, Registers, SyscallInProgress, ThreadRow};
+use super::row::{ProcessId, Registers, SocketLimit, SocketLimits, SyscallInProgress, ThreadRow};
 use super::source::CensusError;
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix, StackRecord,
-    TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_SOCKET, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
+    SocketRecord, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// Takes the stream in pieces of any size.
@@ -18,6 +18,7 @@ pub(super) struct Decoder {
     pub(super) tail: Option<CensusTail>,
     pub(super) rows: Vec<ThreadRow>,
     pub(super) stacks: Vec<StackRecord>,
+    pub(super) sockets: Vec<SocketRecord>,
     /// Threads without an id in observer's PID namespace: on their way out, or never inside.
     pub(super) outside_view: u64,
 }
@@ -78,10 +79,35 @@ impl Decoder {
                 let stack = read(bytes).ok_or_else(|| self.malformed("a short stack"))?;
                 self.stacks.push(stack);
             }
+            RECORD_SOCKET => {
+                let socket = read(bytes).ok_or_else(|| self.malformed("a short socket"))?;
+                self.sockets.push(socket);
+            }
             _ => return Err(self.malformed("a record of unknown kind")),
         }
         Ok(())
     }
+}
+
+/// The limits in a record; `None` if the length of a tick cannot be told.
+pub(super) fn socket_limits(record: &SocketRecord) -> Option<SocketLimits> {
+    let limit = |ticks: u64| match i64::try_from(ticks) {
+        Ok(i64::MAX) | Err(_) => Some(SocketLimit::None),
+        Ok(_) => Some(SocketLimit::After(ticks.saturating_mul(tick_ns(record.jiffies, record.mono_ns)?))),
+    };
+    Some(SocketLimits { receive: limit(record.receive)?, send: limit(record.send)? })
+}
+
+/// The length of a tick: of the usual rates the one by which the ticks so far took the time so far.
+fn tick_ns(jiffies: u64, mono_ns: u64) -> Option<u64> {
+    const RATES: [u64; 6] = [1000, 300, 250, 100, 500, 1200];
+    let rate = RATES.into_iter().find(|rate| {
+        // `INITIAL_JIFFIES` (include/linux/jiffies.h).
+        let ticks = jiffies.wrapping_sub((1 << 32) - 300 * rate);
+        let took = u128::from(ticks) * 1_000_000_000 / u128::from(*rate);
+        took.abs_diff(u128::from(mono_ns)) < u128::from(mono_ns) / 50 + 2_000_000_000
+    });
+    rate.map(|rate| 1_000_000_000 / rate)
 }
 
 /// A thread name as the kernel keeps it: bytes up to NUL, not necessarily UTF-8.
