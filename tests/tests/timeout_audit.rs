@@ -4,7 +4,9 @@ use anyhow::{Context, Result, ensure};
 use observer_tests::blocked::GO;
 use observer_tests::compile::{Recipe, installed, sources};
 use observer_tests::contract::check_finding;
-use observer_tests::observer::{Observer, Output, look_at};
+use observer_tests::deadline::wait_until;
+use observer_tests::observer::{OLD_ENOUGH, Observer, Output, look_at};
+use observer_tests::report::Report;
 use observer_tests::skip;
 use observer_tests::victim::{Unready, Victim};
 use serde_json::Value;
@@ -135,7 +137,6 @@ fn a_process_that_ends_during_its_audit() -> Result<()> {
     let mut victim = Victim::start("healthy_waits", &["eventfd"])?;
     let pid = victim.truth.pid.to_string();
     let live = Observer::new(&["timeouts", &pid, "--for", "60s"])?.start()?;
-    std::thread::scope(|_| ());
     victim.guard().close_stdin();
     let run = live.finish(Duration::from_secs(30))?;
     ensure!(run.code == Some(0) || run.code == Some(2), "{run:#?}");
@@ -166,20 +167,62 @@ fn incident_1_from_a_cold_attach() -> Result<()> {
     Ok(())
 }
 
+/// A live look in JSON, at a victim that begins once it is on; the report, if these probes keep histories.
+fn look_on(mut unready: Unready, age: Duration) -> Result<Option<(Victim, Report)>> {
+    let directory = tempfile::tempdir()?;
+    let recording = directory.path().join("recording");
+    let options = ["--output", "json", "--for", "8s", "--record", recording.to_str().context("a path")?];
+    let live = Observer::attach(&[unready.pid()], &options)?.start()?;
+    // The first turn tells the probes whom to listen to, and is written down at its end, behind a header.
+    let lines = || Ok(std::fs::read_to_string(&recording).unwrap_or_default().lines().nth(2).map(str::len));
+    wait_until("the probes listen", Duration::from_secs(20), lines)?;
+    unready.tell("now")?;
+    let victim = unready.ready()?;
+    victim.older_than(age)?;
+    let report = live.finish(Duration::from_secs(60))?.report()?;
+    let keeps = !report.json["account"]["probes"]["habits_replaced"].is_null();
+    Ok(keeps.then_some((victim, report)))
+}
+
 #[test]
 fn incident_1_while_we_look_on() -> Result<()> {
     if !installed("go") {
         skip!("go is not installed");
     }
-    let mut unready = Unready::start_program(&bad_poll()?, &["after-line"])?;
-    let mut live = Observer::attach(&[unready.pid()], &["--output", "ndjson", "--for", "30s"])?.start()?;
-    // The probes are in place once the first census is out: a healthy wait gives no line, so ask the process.
-    live.wait_for_probes(Duration::from_secs(20))?;
-    unready.tell("now")?;
-    let victim = unready.ready()?;
-    let line = live.finding(Duration::from_secs(10), |f| f["kind"] == "bad_timeout")?;
-    check_finding(&line)?;
+    let unready = Unready::start_program(&bad_poll()?, &["after-line"])?;
+    let Some((victim, report)) = look_on(unready, OLD_ENOUGH)? else { skip!("these probes keep no histories") };
     let collector = victim.truth.thread("collector")?;
-    observer_tests::report::Finding(&line).expect("confidence", "certain")?.expect_threads([collector.tid])?;
+    let finding = report.only("bad_timeout", &victim.truth)?.expect("confidence", "certain")?;
+    finding.expect_threads([collector.tid])?;
+    let finding = finding.0;
+    ensure!(finding["evidence"]["history"]["zero"] == victim.truth.number("calls")?, "{finding:#}");
+    let explanation = finding["explanation"].as_str().context("explanation")?;
+    ensure!(explanation.contains("0 in 5,000 calls, then -5"), "{explanation}");
+    let call = finding["call_site"].to_string();
+    for function in ["main.waitForEvents", "main.collectGarbage"] {
+        ensure!(call.contains(function), "no {function}: {call}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_habit_that_changes_at_a_silent_peer_is_found() -> Result<()> {
+    let unready = Unready::start("habits", &["peer"])?;
+    let Some((victim, report)) = look_on(unready, OLD_ENOUGH)? else { skip!("these probes keep no histories") };
+    let waiter = victim.truth.thread("waiter")?;
+    let finding = report.only("bad_timeout", &victim.truth)?.expect("confidence", "likely")?;
+    finding.expect("severity", "warning")?.expect_threads([waiter.tid])?;
+    ensure!(finding.0["evidence"]["history"]["finite"] == victim.truth.number("calls")?, "{:#}", finding.0);
+    ensure!(finding.0["call_site"].to_string().contains("wait_once"), "{:#}", finding.0);
+    Ok(())
+}
+
+#[test]
+fn loops_whose_timers_come_and_go_are_left_alone() -> Result<()> {
+    for mode in ["several", "eventfd", "self-pipe", "epoll", "select", "condition", "listener"] {
+        let unready = Unready::start("habits", &[mode])?;
+        let Some((_, report)) = look_on(unready, OLD_ENOUGH)? else { skip!("these probes keep no histories") };
+        report.expect_silence(mode)?;
+    }
     Ok(())
 }

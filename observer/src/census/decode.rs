@@ -172,6 +172,30 @@ fn row(head: &CensusHead, task: &TaskRecord) -> Option<ThreadRow> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn limits_of_sockets() {
+        let record = |receive, rate: u64, up_s: u64| SocketRecord {
+            prefix: RecordPrefix { kind: RECORD_SOCKET, len: 48 },
+            view_tgid: 1,
+            fd: 3,
+            receive,
+            send: i64::MAX as u64,
+            jiffies: (1 << 32) - 300 * rate + up_s * rate,
+            mono_ns: up_s * 1_000_000_000,
+        };
+        let after = |record| socket_limits(&record).map(|limits| (limits.receive, limits.send));
+        for rate in [100, 250, 300, 1000] {
+            for up_s in [30, 86_400, 400 * 86_400] {
+                // A third of a nanosecond is lost with 300 ticks a second.
+                let tick = 1_000_000_000 / rate;
+                let expected = Some((SocketLimit::After(5 * rate * tick), SocketLimit::None));
+                assert_eq!(after(record(5 * rate, rate, up_s)), expected, "{rate} Hz, up {up_s} s");
+            }
+        }
+        assert_eq!(after(record(i64::MAX as u64, 100, 30)), Some((SocketLimit::None, SocketLimit::None)));
+        assert_eq!(after(SocketRecord { jiffies: 7, ..record(5, 100, 86_400) }), None, "a tick of unknown length");
+    }
+
     fn head_bytes(mono: u64, arrival: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&RECORD_HEAD.to_ne_bytes());

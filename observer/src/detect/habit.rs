@@ -10,6 +10,7 @@ use crate::model::decode::Call;
 use crate::model::probes::Habit;
 use crate::model::wait::Member;
 use crate::model::{Confidence, Host, ResourceKind, Wait, duration};
+use crate::proc::FarEnd;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ impl Rule for ChangeOfHabit {
             if row.process.pid != pid || !context.scope.contains(row, host) || !is_that_call(host, row, number, habit) {
                 continue;
             }
-            let Some((severity, thing)) = judge(wait, &habit.history) else { continue };
+            let Some((severity, thing)) = judge(row, wait, &habit.history) else { continue };
             if verdict.is_ripe(host.since(row).ns, context) {
                 verdict.findings.push(finding(host, row, wait, habit, (severity, &thing)));
             }
@@ -49,7 +50,7 @@ fn is_that_call(host: &Host, row: &ThreadRow, number: u32, habit: &Habit) -> boo
 }
 
 /// How bad it is that this wait has no limit, and what it waits for; `None` if it may be meant.
-fn judge(wait: &Wait, history: &TimeoutHistory) -> Option<(Severity, String)> {
+fn judge(row: &ThreadRow, wait: &Wait, history: &TimeoutHistory) -> Option<(Severity, String)> {
     let call = Call::named(wait.syscall);
     let always = history.zero + history.finite >= CALLS && history.infinite == 0 && history.other == 0;
     if !always || !call.is_poll() || wait.syscall.starts_with("epoll") || wait.timeout.kind != TimeoutKind::Infinite {
@@ -60,11 +61,16 @@ fn judge(wait: &Wait, history: &TimeoutHistory) -> Option<(Severity, String)> {
     if wait.members_cut > 0 {
         return None;
     }
-    Some((severity(only)?, only.describe()))
+    Some((severity(only, row)?, only.describe()))
 }
 
-fn severity(member: &Member) -> Option<Severity> {
+fn severity(member: &Member, row: &ThreadRow) -> Option<Severity> {
     let thing = &member.resource;
+    // Another thread of its own wakes it that way.
+    let others = |end: &FarEnd| end.holders.iter().any(|holder| holder.process != row.process);
+    if member.far_end.as_ref().is_some_and(|end| !others(end) && end.unsearched == 0) {
+        return None;
+    }
     match thing.kind {
         // A listening socket has no peer: nobody owes anything there.
         ResourceKind::Tcp | ResourceKind::Udp if has_peer(thing.remote.as_deref()) => Some(Severity::Warning),
