@@ -36,6 +36,8 @@ const FOR_REPORT: Duration = Duration::from_secs(1);
 const MOST_SITES: usize = 1024;
 /// How often one is asked for.
 const SITE_TRIES: u32 = 20;
+/// How often descriptors are asked for: on a busy machine one deadline is short, and some sockets are of no known kind.
+const DESCRIPTOR_TRIES: usize = 5;
 /// Stopped processes of which a turn reads who stopped them.
 const MOST_STOPPED: usize = 64;
 /// What it spends on finding who holds a file lock.
@@ -287,10 +289,20 @@ impl Session {
             far_end: None,
         };
         let wants: Vec<ThreadWant> = fds.iter().map(want).collect();
-        let facts = self.gatherer.gather(&wants, &[], &[], &[]);
-        self.account.lose_facts(&facts.lost);
-        let facts: BTreeMap<i32, FdFact> =
-            facts.threads.into_iter().filter_map(|thread| thread.fd).map(|fact| (fact.fd, fact)).collect();
+        let mut facts: BTreeMap<i32, FdFact> = BTreeMap::new();
+        for _ in 0..DESCRIPTOR_TRIES {
+            let is_settled = |fd: i32| {
+                facts.get(&fd).is_some_and(|fact| fact.socket.is_some() || !fact.target.starts_with("socket:"))
+            };
+            let left: Vec<ThreadWant> =
+                wants.iter().filter(|want| want.fd.is_some_and(|fd| !is_settled(fd))).cloned().collect();
+            if left.is_empty() {
+                break;
+            }
+            let gathered = self.gatherer.gather(&left, &[], &[], &[]);
+            self.account.lose_facts(&gathered.lost);
+            facts.extend(gathered.threads.into_iter().filter_map(|thread| thread.fd).map(|fact| (fact.fd, fact)));
+        }
         let has_socket = facts.values().any(|fact| fact.target.starts_with("socket:"));
         let limits = match has_socket.then(|| self.source.socket_limits(process.pid)) {
             Some(Ok(limits)) => limits,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use observer_tests::blocked::GO;
-use observer_tests::compile::{Recipe, installed, sources};
+use observer_tests::compile::{Recipe, installed, java_classes, sources};
 use observer_tests::contract::check_finding;
 use observer_tests::deadline::wait_until;
 use observer_tests::observer::{OLD_ENOUGH, Observer, Output, look_at};
@@ -225,4 +225,34 @@ fn loops_whose_timers_come_and_go_are_left_alone() -> Result<()> {
         report.expect_silence(mode)?;
     }
     Ok(())
+}
+
+fn python(mode: &str) -> Result<Unready> {
+    let mut command = Command::new(PYTHON);
+    command.arg(sources().join("selects.py")).arg(mode);
+    Unready::start_command(command, format!("selects.py {mode}"))
+}
+
+#[test]
+fn python_select_poll() -> Result<()> {
+    if !Path::new(PYTHON).exists() {
+        skip!("{PYTHON} is not installed");
+    }
+    let Some((victim, report)) = look_on(python("peer")?, OLD_ENOUGH)? else { skip!("these probes keep no histories") };
+    let finding = report.only("bad_timeout", &victim.truth)?;
+    finding.expect("confidence", "likely")?.expect_threads([victim.truth.thread("waiter")?.tid])?;
+    let Some((_, report)) = look_on(python("loop")?, OLD_ENOUGH)? else { skip!("these probes keep no histories") };
+    report.expect_silence("a main loop in Python")
+}
+
+#[test]
+fn java_selectors_with_and_without_timers() -> Result<()> {
+    if !installed("javac") {
+        skip!("javac is not installed");
+    }
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(java_classes("Selects")?).arg("Selects");
+    let unready = Unready::start_command(command, "Selects".to_owned())?;
+    let Some((_, report)) = look_on(unready, OLD_ENOUGH)? else { skip!("these probes keep no histories") };
+    report.expect_silence("a selector in Java")
 }

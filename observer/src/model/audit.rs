@@ -162,6 +162,9 @@ impl Site {
             matches!(self.class, Class::Read | Class::Write | Class::Connect) || self.class == Class::Event && single;
         let is_loop = self.syscall.starts_with("epoll") || self.syscall.starts_with("io_");
         let kind = self.resource.as_ref().map(|resource| resource.kind);
+        // A peer may be behind it: which one is not known.
+        let hidden = self.remote.is_none() && matches!(kind, None | Some(ResourceKind::Socket | ResourceKind::Other));
+        let listens = self.class == Class::Event && kind == Some(ResourceKind::Tcp) && self.remote.is_none();
         let own = matches!(
             kind,
             Some(ResourceKind::Eventfd | ResourceKind::Time | ResourceKind::Signal | ResourceKind::Terminal)
@@ -174,7 +177,11 @@ impl Site {
             Risk::Absurd
         } else if unlimited && self.class == Class::Lock {
             Risk::LockUnlimited
-        } else if unlimited && (is_loop || own || !single || matches!(self.class, Class::Condition | Class::Accept)) {
+        } else if unlimited && peer && !is_loop && hidden {
+            Risk::Unknown
+        } else if unlimited
+            && (is_loop || own || listens || !single || matches!(self.class, Class::Condition | Class::Accept))
+        {
             Risk::RestUnlimited
         } else if unlimited {
             Risk::LocalUnlimited
@@ -397,6 +404,12 @@ fn of_sleep(tid: Pid, sleep: &Sleep, (ongoing, counted): (bool, bool), known: &D
         [only] if !wait.syscall.starts_with("epoll") && wait.members_cut == 0 => Some(only.resource.clone()),
         _ => wait.resource.clone(),
     };
+    // What was not found in time then may have been found in the end.
+    let vague = site.resource.as_ref().filter(|r| matches!(r.kind, ResourceKind::Socket | ResourceKind::Other));
+    let fact = vague.and_then(|resource| known.facts.get(&resource.fd?)).filter(|fact| fact.socket.is_some());
+    if let Some(fact) = fact {
+        site.resource = Some(decode::described(fact));
+    }
     site.remote = site.resource.as_ref().and_then(is_remote);
     site
 }
