@@ -39,6 +39,8 @@ pub const RECORD_TAIL: u32 = 3;
 pub const RECORD_STACK: u32 = 4;
 /// Kind of a [`SettledRecord`].
 pub const RECORD_SETTLED: u32 = 5;
+/// Kind of a [`SocketRecord`].
+pub const RECORD_SOCKET: u32 = 6;
 
 /// First record of a census: the clocks, read in the kernel by the thread that reads the census.
 #[repr(C)]
@@ -221,6 +223,26 @@ pub struct StackRecord {
     pub frames: i64,
     /// Return addresses, innermost first.
     pub ips: [u64; STACK_FRAMES],
+}
+
+/// The time limits of one socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SocketRecord {
+    /// Kind and length.
+    pub prefix: RecordPrefix,
+    /// Process id in observer's PID namespace.
+    pub view_tgid: u32,
+    /// Its descriptor there.
+    pub fd: u32,
+    /// `sk->sk_rcvtimeo` (`SO_RCVTIMEO`), ticks; `i64::MAX` is no limit.
+    pub receive: u64,
+    /// `sk->sk_sndtimeo` (`SO_SNDTIMEO`), ticks.
+    pub send: u64,
+    /// Ticks now; they began 300 s below 2^32 when the kernel started.
+    pub jiffies: u64,
+    /// `CLOCK_MONOTONIC` now, nanoseconds: with `jiffies` it tells how long a tick is.
+    pub mono_ns: u64,
 }
 
 /// Probe family: `poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2`.
@@ -472,6 +494,9 @@ pub struct Offsets {
     pub sock_v6_daddr: u32,
     pub sock_protocol: u32,
     pub sock_err: u32,
+    pub sock_rcvtimeo: u32,
+    pub sock_sndtimeo: u32,
+    pub socket_sk: u32,
 }
 
 impl Offsets {
@@ -496,5 +521,6 @@ const _: () = {
     assert!(size_of::<ProcessWaits>() == 8 * (TIMEOUT_KINDS + WAIT_BUCKETS + 3));
     assert!(size_of::<Event>() == 176);
     assert!(size_of::<Globals>() == 40);
-    assert!(size_of::<Offsets>() == 60 * 4);
+    assert!(size_of::<SocketRecord>() == 48);
+    assert!(size_of::<Offsets>() == 63 * 4);
 };

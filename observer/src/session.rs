@@ -1,26 +1,29 @@
 //! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
 //! host; what it produces are turns.
 
-use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source, ThreadRow};
+mod gather;
+
+use crate::census::{
+    Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
+};
 use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
 use crate::kube::{Names, Snapshot};
+use crate::model::audit::Descriptors;
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    ConnectingSocket, Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, ProcessFacts, RuntimeLocks, RuntimeWant,
-    StackFact, StackWant, ThreadWant, children_of, file_locks, stop_fact,
+    ConnectingSocket, Facts, FdFact, GatherSettings, Gatherer, ProcessFacts, RuntimeLocks, RuntimeWant, SiteFact,
+    SiteWant, StackFact, StackWant, ThreadWant, children_of,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The second census of a look follows the first so soon: a finding needs two.
 pub const FIRST_GAP: Duration = Duration::from_millis(300);
-/// Rounds of questions after one census: a holder found in one may be asked about in the next.
-const ROUNDS: usize = 8;
 /// In a look at the whole host the locks of runtimes are read at every so many censuses, and at each while a
 /// thread is at one: what is known of it must not be older than the census.
 const RUNTIME_LOCKS_EVERY: u64 = 5;
@@ -29,15 +32,12 @@ const FOR_JUDGEMENT: Duration = Duration::from_millis(250);
 /// What it spends on the stacks of a finding that is about to be printed.
 const FOR_REPORT: Duration = Duration::from_secs(1);
 
-/// Stopped processes of which a turn reads who stopped them.
-const MOST_STOPPED: usize = 64;
-/// What it spends on finding who holds a file lock.
-const FOR_FILE_LOCKS: Duration = Duration::from_millis(50);
-/// What it spends on finding who has the other ends of pipes and sockets: for processes that were asked for, and in a
-/// look at the whole host.
-const FOR_FAR_ENDS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(100));
-/// The next search waits for so many times what the last one took: a tenth of the time, or 2 %.
-const FAR_ENDS_EVERY: (u32, u32) = (10, 50);
+/// Call sites whose stacks wait to be explained.
+const MOST_SITES: usize = 1024;
+/// How often one is asked for.
+const SITE_TRIES: u32 = 20;
+/// How often descriptors are asked for: on a busy machine one deadline is short, and some sockets are of no known kind.
+const DESCRIPTOR_TRIES: usize = 5;
 
 /// Why a look could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,8 @@ pub struct Session {
     unexplained: usize,
     /// Stacks explained between two turns: they belong to the next observation.
     between: Vec<StackFact>,
+    /// Call sites whose stacks are not known yet, by process and site, with how often they were asked for.
+    sites_wanted: BTreeMap<(Pid, u64), (SiteWant, u32)>,
     /// Loaded when the first kernel stack is to be named.
     kallsyms: Option<Kallsyms>,
     recorder: Option<Recorder>,
@@ -88,6 +90,7 @@ impl Session {
             explainer: Explainer::new(ExplainSettings::default()),
             unexplained: 0,
             between: Vec::new(),
+            sites_wanted: BTreeMap::new(),
             kallsyms: None,
             recorder: None,
             names: None,
@@ -132,9 +135,11 @@ impl Session {
             // With the rows it had: a host is mostly asleep.
             None => self.source.take_again(self.judge.host.give_rows())?,
         };
-        let reading = self.read_probes(&census);
+        let mut reading = self.read_probes(&census);
         self.account.note_census(&census);
         self.follow(&census);
+        // Before the judgement: a finding shows the stack at its call. They are facts from then on.
+        let sites = self.explain_sites(&census, std::mem::take(&mut reading.stacks));
         let kept = self.recorder.is_some().then(|| (census.clone(), reading.clone()));
         let judging = Instant::now();
         let turn = self.judge.advance(census, reading);
@@ -144,6 +149,7 @@ impl Session {
         self.account.note_probes(history.account(), history.forgotten());
         let mut facts = self.gather();
         facts.stacks.append(&mut self.between);
+        facts.sites = sites;
         let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
         self.account.explain_ns += nanoseconds(explaining);
@@ -203,6 +209,46 @@ impl Session {
         facts.blocked_reads.extend(self.explainer.blocked());
     }
 
+    /// The stacks of call sites that are new.
+    fn explain_sites(&mut self, census: &Census, captured: Vec<SiteStack>) -> Vec<SiteFact> {
+        let mut lost = 0;
+        for stack in captured {
+            let row =
+                census.rows.binary_search_by_key(&stack.pid, |row| row.tid).ok().and_then(|at| census.rows.get(at));
+            let Some(row) = row.filter(|_| self.sites_wanted.len() < MOST_SITES) else {
+                lost += 1;
+                continue;
+            };
+            let SiteStack { pid, site, ip, sp, bp, bytes, .. } = stack;
+            let registers = Registers { ip, sp, bp: Some(bp) };
+            self.sites_wanted.insert((pid, site), (SiteWant { process: row.process, site, registers, bytes }, 0));
+        }
+        if lost > 0 {
+            self.account.lose("site_stack", lost);
+        }
+        if self.sites_wanted.is_empty() {
+            return Vec::new();
+        }
+        let began = Instant::now();
+        let wants: Vec<SiteWant> = self.sites_wanted.values().map(|(want, _)| want.clone()).collect();
+        let explained = self.explainer.sites(&wants, FOR_JUDGEMENT);
+        self.account.fail_unwinds(&explained.lost);
+        for fact in &explained.sites {
+            self.sites_wanted.remove(&(fact.process.pid, fact.site));
+        }
+        // One that a busy reader never comes to must not be asked for for ever.
+        self.sites_wanted.values_mut().for_each(|(_, asked)| *asked += 1);
+        let before = self.sites_wanted.len();
+        self.sites_wanted.retain(|_, (_, asked)| *asked < SITE_TRIES);
+        self.account.lose("site_stack", (before - self.sites_wanted.len()) as u64);
+        self.judge.learn_stacks(&explained.stacks);
+        self.between.extend(explained.stacks);
+        self.judge.learn_runtime_locks(explained.runtime_locks);
+        self.judge.host.learn_sites(&explained.sites);
+        self.account.explain_ns += nanoseconds(began);
+        explained.sites
+    }
+
     /// Whether the next turn will know stacks that this one did not.
     pub fn awaits_stacks(&self) -> bool {
         self.judge.host.has_fresh_stacks()
@@ -232,6 +278,47 @@ impl Session {
         wants.len()
     }
 
+    /// What these descriptors of a process are, and which limits its sockets have.
+    pub fn descriptors(&mut self, process: ProcessId, fds: &BTreeSet<i32>) -> Descriptors {
+        let want = |fd: &i32| ThreadWant {
+            process,
+            tid: process.pid,
+            switches: 0,
+            memory: Vec::new(),
+            fd: Some(*fd),
+            kernel_stack: false,
+            file_lock: false,
+            set: None,
+            far_end: None,
+        };
+        let wants: Vec<ThreadWant> = fds.iter().map(want).collect();
+        let mut facts: BTreeMap<i32, FdFact> = BTreeMap::new();
+        for _ in 0..DESCRIPTOR_TRIES {
+            let is_settled = |fd: i32| {
+                facts.get(&fd).is_some_and(|fact| fact.socket.is_some() || !fact.target.starts_with("socket:"))
+            };
+            let left: Vec<ThreadWant> =
+                wants.iter().filter(|want| want.fd.is_some_and(|fd| !is_settled(fd))).cloned().collect();
+            if left.is_empty() {
+                break;
+            }
+            let gathered = self.gatherer.gather(&left, &[], &[], &[]);
+            self.account.lose_facts(&gathered.lost);
+            facts.extend(gathered.threads.into_iter().filter_map(|thread| thread.fd).map(|fact| (fact.fd, fact)));
+        }
+        let has_socket = facts.values().any(|fact| fact.target.starts_with("socket:"));
+        let limits = match has_socket.then(|| self.source.socket_limits(process.pid)) {
+            Some(Ok(limits)) => limits,
+            Some(Err(error)) => {
+                log::debug!("limits of sockets: {error}");
+                self.account.lose("socket_limits", 1);
+                BTreeMap::new()
+            }
+            None => BTreeMap::new(),
+        };
+        Descriptors { facts, limits }
+    }
+
     /// Runtimes whose locks are read in this turn: those looked at always, others of the host now and then.
     fn runtimes(&self) -> Vec<RuntimeWant> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
@@ -256,6 +343,10 @@ impl Session {
         self.account.fail_unwinds(&explained.lost);
         self.unexplained = explained.pending;
         self.judge.learn_stacks(&explained.stacks);
+        self.judge.host.learn_sites(&explained.sites);
+        for fact in &explained.sites {
+            self.sites_wanted.remove(&(fact.process.pid, fact.site));
+        }
         (explained.stacks, explained.runtime_locks)
     }
 
@@ -290,171 +381,6 @@ impl Session {
             ProbeReading::default()
         })
     }
-
-    /// Asks about suspects until no new ones turn up, and lets the judge learn the answers.
-    fn gather(&mut self) -> Facts {
-        let mut all = Facts::default();
-        let mut asked = BTreeSet::new();
-        let mut far_ends = None;
-        for round in 0..ROUNDS {
-            let (host, scope) = (&mut self.judge.host, &self.judge.scope);
-            let wants = if round == 0 { host.wants(scope) } else { host.wants_more(scope, &asked) };
-            if wants.is_empty() && round > 0 {
-                break;
-            }
-            asked.extend(wants.iter().map(|want| want.tid));
-            // Who a process is matters once one of its words is odd.
-            let whole = wants.iter().filter(|want| !self.judge.host.is_glance(want.tid));
-            let mut processes: BTreeSet<ProcessId> = whole.map(|want| want.process).collect();
-            let mut sockets_of = Vec::new();
-            let mut unread_of = Vec::new();
-            let mut stopped = Vec::new();
-            if round == 0 {
-                let extra = self.whole_processes();
-                processes.extend(extra.identify);
-                sockets_of = self.due(extra.sockets_of);
-                unread_of = extra.unread_of;
-                stopped = extra.stopped;
-            }
-            let processes: Vec<ProcessId> = processes.into_iter().collect();
-            let mut facts = self.gatherer.gather(&wants, &processes, &sockets_of, &unread_of);
-            if let Some(pods) = self.pods() {
-                facts.processes.iter_mut().for_each(|process| name(&pods, process));
-            }
-            let stacks: Vec<Pid> = wants.iter().filter(|want| want.kernel_stack).map(|want| want.tid).collect();
-            self.add_kernel_stacks(&stacks, &mut facts);
-            self.add_file_locks(&wants, &mut facts);
-            if far_ends.is_none() && wants.iter().any(|want| want.far_end.is_some()) {
-                far_ends = self.far_ends();
-            }
-            if let Some(far_ends) = &mut far_ends {
-                far_ends.add(&wants, &mut facts.threads);
-                for (reason, count) in far_ends.take_lost() {
-                    *facts.lost.entry(reason).or_default() += count;
-                }
-            }
-            if round == 0 && sockets_of.is_empty() {
-                facts.connecting.clone_from(&self.connecting.0);
-            }
-            if round == 0 {
-                self.connecting.0.clone_from(&facts.connecting);
-                facts.stops = stopped.iter().filter_map(|process| stop_fact(*process)).collect();
-            } else {
-                // Sockets were asked for in the first round only.
-                facts.connecting.clone_from(&all.connecting);
-                facts.unread.clone_from(&all.unread);
-                facts.stops.clone_from(&all.stops);
-            }
-            self.judge.learn(facts.clone());
-            merge(&mut all, facts);
-        }
-        if let Some(took) = far_ends.map(|far_ends| far_ends.took()).filter(|took| !took.is_zero()) {
-            self.no_far_ends_until = Some(Instant::now() + took * self.of_look(FAR_ENDS_EVERY));
-        }
-        all
-    }
-
-    /// Of two settings, that for processes that were asked for, or that for the whole host.
-    fn of_look<T>(&self, (attached, host): (T, T)) -> T {
-        if self.judge.scope.processes.is_some() { attached } else { host }
-    }
-
-    /// The processes whose connection attempts are to be listed now. To list those of a host means a walk through the tables of
-    /// every network namespace: twice in the time that makes one of them a finding.
-    fn due(&mut self, processes: Vec<ProcessId>) -> Vec<ProcessId> {
-        if self.judge.scope.processes.is_some() {
-            return processes;
-        }
-        let now = Instant::now();
-        if self.connecting.1.is_some_and(|due| now < due) {
-            return Vec::new();
-        }
-        self.connecting.1 = Some(now + Duration::from_nanos(self.judge.scope.threshold_ns / 2));
-        processes
-    }
-
-    /// A search for the other ends of what suspects wait at, among all processes: those looked at first. `None` while it
-    /// is too early for another.
-    fn far_ends(&self) -> Option<FarEnds> {
-        if self.no_far_ends_until.is_some_and(|until| Instant::now() < until) {
-            return None;
-        }
-        let (host, scope) = (&self.judge.host, &self.judge.scope);
-        let living = host.rows().iter().filter(|row| !row.is_kernel_thread() && !row.is_exiting());
-        let among: BTreeSet<ProcessId> = living.map(|row| row.process).collect();
-        let asked_for = |id: &ProcessId| scope.processes.as_ref().is_some_and(|pids| pids.contains(&id.pid));
-        let (first, rest): (Vec<ProcessId>, Vec<ProcessId>) = among.into_iter().partition(asked_for);
-        let among = first.into_iter().chain(rest).collect();
-        Some(FarEnds::new(among, host.now_ns(), host::clock::monotonic_ns, self.of_look(FOR_FAR_ENDS)))
-    }
-
-    fn whole_processes(&self) -> WholeProcesses {
-        let (host, scope) = (&self.judge.host, &self.judge.scope);
-        let by_filter = scope.processes.is_none() && scope.filter.needs_identity();
-        let mut whole = WholeProcesses::default();
-        let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_kernel_thread() && !row.is_exiting();
-        for row in host.rows().iter().filter(leads) {
-            let in_scope = scope.contains(row, host);
-            if by_filter || in_scope && scope.processes.is_some() {
-                whole.identify.push(row.process);
-            }
-            if row.is_stopped() && (in_scope || host.is_chased(row.tid)) && whole.stopped.len() < MOST_STOPPED {
-                whole.stopped.push(row.process);
-            }
-            if in_scope {
-                whole.sockets_of.push(row.process);
-                // The other threads are looked through only where the first one is stopped.
-                if row.is_stopped() && host.is_process_stopped(row.process.pid) {
-                    whole.unread_of.push(row.process);
-                }
-            }
-        }
-        whole
-    }
-
-    /// Reads the list of file locks if one of these waits for one.
-    fn add_file_locks(&self, wants: &[ThreadWant], facts: &mut Facts) {
-        let waits = wants.iter().zip(&facts.threads).filter(|(want, _)| want.file_lock);
-        let waiters: Vec<LockWaiter> = waits
-            .map(|(want, thread)| LockWaiter {
-                pid: want.process.pid,
-                inode: thread.fd.as_ref().and_then(|fd| fd.inode),
-                path: thread.fd.as_ref().map(|fd| fd.target.clone()),
-            })
-            .collect();
-        if waiters.is_empty() {
-            return;
-        }
-        let (host, scope) = (&self.judge.host, &self.judge.scope);
-        let leaders = host.rows().iter().filter(|row| row.tid == row.process.pid && !row.is_kernel_thread());
-        let among: Vec<ProcessId> = leaders.filter(|row| scope.contains(row, host)).map(|row| row.process).collect();
-        facts.file_locks = file_locks(&waiters, &among, Instant::now() + FOR_FILE_LOCKS, &mut facts.lost);
-    }
-
-    fn add_kernel_stacks(&mut self, tids: &[Pid], facts: &mut Facts) {
-        if tids.is_empty() {
-            return;
-        }
-        let stacks = match self.source.kernel_stacks(tids) {
-            Ok(stacks) => stacks,
-            Err(error) => {
-                log::debug!("kernel stacks: {error}");
-                *facts.lost.entry("kernel_stack".to_owned()).or_default() += tids.len() as u64;
-                return;
-            }
-        };
-        let kallsyms = self.kallsyms.get_or_insert_with(|| {
-            Kallsyms::load().unwrap_or_else(|error| {
-                log::warn!("{error}");
-                Kallsyms::default()
-            })
-        });
-        for thread in &mut facts.threads {
-            if let Some(frames) = stacks.get(&thread.tid) {
-                thread.kernel_stack = frames.iter().map(|address| kallsyms.name(*address)).collect();
-            }
-        }
-    }
 }
 
 fn name(pods: &Snapshot, process: &mut ProcessFacts) {
@@ -466,43 +392,4 @@ fn name(pods: &Snapshot, process: &mut ProcessFacts) {
 /// Time since then.
 fn nanoseconds(start: Instant) -> u64 {
     host::clock::whole_ns(start.elapsed())
-}
-
-#[derive(Default)]
-struct WholeProcesses {
-    identify: Vec<ProcessId>,
-    sockets_of: Vec<ProcessId>,
-    unread_of: Vec<ProcessId>,
-    stopped: Vec<ProcessId>,
-}
-
-fn merge(all: &mut Facts, more: Facts) {
-    let Facts {
-        threads,
-        stacks,
-        runtime_locks,
-        processes,
-        connecting,
-        unread,
-        stops,
-        blocked_reads,
-        file_locks,
-        lost,
-        goroutines,
-    } = more;
-    all.threads.extend(threads);
-    all.stacks.extend(stacks);
-    all.runtime_locks.extend(runtime_locks);
-    let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
-    all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
-    all.goroutines.extend(goroutines);
-    all.connecting = connecting;
-    all.unread = unread;
-    all.stops = stops;
-    all.blocked_reads = blocked_reads;
-    let known: BTreeSet<u64> = all.file_locks.iter().map(|lock| lock.inode).collect();
-    all.file_locks.extend(file_locks.into_iter().filter(|lock| !known.contains(&lock.inode)));
-    for (reason, count) in lost {
-        *all.lost.entry(reason).or_default() += count;
-    }
 }

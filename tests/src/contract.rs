@@ -23,7 +23,8 @@ const PROCESS: &[&str] = &[
 const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "stack_end", "kernel_stack"];
 const FRAME: &[&str] = &["function", "file", "line", "module", "offset", "inlined", "address", "build_id", "found_by"];
 const FOUND_BY: &[&str] = &["registers", "unwinding", "frame_pointer", "scan"];
-const WAIT: &[&str] = &["syscall", "args", "class", "timeout", "resource", "holder", "reading", "far_end", "members"];
+const WAIT: &[&str] =
+    &["syscall", "args", "class", "timeout", "resource", "holder", "reading", "far_end", "members", "woken_by"];
 const MEMBER: &[&str] = &["fd", "kind", "detail", "local", "remote", "events", "far_end"];
 const EVENTS: &[&str] =
     &["in", "pri", "out", "err", "hup", "nval", "rdnorm", "rdband", "wrnorm", "wrband", "msg", "rdhup"];
@@ -51,9 +52,10 @@ const FINDING: &[&str] = &[
     "remedy",
     "chain",
     "evidence",
+    "call_site",
     "stacks",
 ];
-const EDGE: &[&str] = &["from", "waits_for", "held_by", "confidence", "how"];
+const EDGE: &[&str] = &["from", "waits_for", "held_by", "confidence", "how", "woken_by"];
 
 const CLASSES: &[&str] = &[
     "lock",
@@ -223,6 +225,10 @@ pub fn check_finding(finding: &Value) -> Result<()> {
         one_of("edge confidence", &edge["confidence"], CONFIDENCES)?;
     }
     list("threads", &finding["threads"])?;
+    if !finding["call_site"].is_null() {
+        keys("call_site", &finding["call_site"], &["tid", "frames", "end"])?;
+        check_stack(&finding["call_site"]["frames"])?;
+    }
     for group in list("stacks", &finding["stacks"])? {
         keys("stacks", group, &["threads", "frames", "end"])?;
         check_stack(&group["frames"])?;
@@ -240,7 +246,7 @@ mod tests {
             "confidence": "certain", "state": "open", "since": "2026-01-01T00:00:00Z",
             "first_seen": "2026-01-01T00:00:01Z", "last_seen": "2026-01-01T00:00:01Z", "pid": 1, "comm": "a",
             "container": null, "pod": null, "threads": [1], "title": "t", "explanation": "e", "remedy": "r",
-            "chain": [], "evidence": {}, "stacks": [] })
+            "chain": [], "evidence": {}, "call_site": null, "stacks": [] })
     }
 
     #[test]

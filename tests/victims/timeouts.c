@@ -4,8 +4,11 @@
  *
  * Healthy: poll-infinite poll-zero poll-50ms poll-intmax ppoll-null ppoll-finite select-null select-finite
  *          pselect-null pselect-finite epoll-infinite epoll-50ms epoll-pwait2-null epoll-pwait2-finite
+ *          futex-past                 a deadline that has passed: returns at once
  * Wrong:   poll-neg5 epoll-neg7       negative and not -1: the kernel waits for ever, nobody meant it
  *          poll-30h ppoll-year select-year epoll-pwait2-year futex-year     absurd: over 24 hours
+ *          futex-century              absurd: a deadline in a hundred years
+ *          ppoll-neg epoll-pwait2-neg     negative seconds: EINVAL each time, in a loop
  *          ppoll-invalid              tv_nsec of a second and more: EINVAL each time, in a loop
  *
  * The truth's "timeout" is what the call was given: {"kind", "raw"}.
@@ -42,6 +45,10 @@ static const struct mode modes[] = {
     {"epoll-pwait2-null", "epoll_pwait2", SYS_epoll_pwait2, "infinite", "NULL", false},
     {"epoll-pwait2-finite", "epoll_pwait2", SYS_epoll_pwait2, "finite", "3600 s", false},
     {"epoll-pwait2-year", "epoll_pwait2", SYS_epoll_pwait2, "absurd", "31536000 s", false},
+    {"ppoll-neg", "ppoll", SYS_ppoll, "negative", "tv_sec -1", true},
+    {"epoll-pwait2-neg", "epoll_pwait2", SYS_epoll_pwait2, "negative", "tv_sec -1", true},
+    {"futex-century", "futex", SYS_futex, "absurd", "a deadline", false},
+    {"futex-past", "futex", SYS_futex, "zero", "a deadline", true},
     {"futex-year", "futex", SYS_futex, "absurd", "31536000 s", false},
 };
 static const struct mode *mode;
@@ -50,6 +57,11 @@ static struct seat *seat;
 static pthread_barrier_t begin;
 
 static bool starts(const char *with) { return strncmp(mode->name, with, strlen(with)) == 0; }
+
+static bool returns_at_once(void) {
+    return is_mode(mode->name, "poll-zero") || is_mode(mode->name, "ppoll-invalid") || is_mode(mode->name, "ppoll-neg") ||
+           is_mode(mode->name, "epoll-pwait2-neg") || is_mode(mode->name, "futex-past");
+}
 
 static NOINLINE void wait_once(void) {
     struct pollfd p = {fd, POLLIN, 0};
@@ -61,6 +73,7 @@ static NOINLINE void wait_once(void) {
     struct timeval tv = {3600, 0};
     bool endless = strstr(mode->name, "-null") != NULL;
     if (strstr(mode->name, "-year")) ts.tv_sec = tv.tv_sec = YEAR;
+    if (strstr(mode->name, "-neg") && !strstr(mode->name, "-neg5") && !strstr(mode->name, "-neg7")) ts.tv_sec = -1;
     if (strstr(mode->name, "-invalid")) { ts.tv_sec = 0; ts.tv_nsec = 1000000000; }
     if (starts("poll-")) {
         syscall(SYS_poll, &p, 1, atoi(mode->raw));
@@ -75,6 +88,13 @@ static NOINLINE void wait_once(void) {
         syscall(SYS_epoll_pwait2, ep, &ev, 1, endless ? NULL : &ts, NULL, 8);
     } else if (starts("epoll-")) {
         syscall(SYS_epoll_wait, ep, &ev, 1, atoi(mode->raw));
+    } else if (starts("futex-century") || starts("futex-past")) {
+        static int word = 1;
+        /* FUTEX_WAIT_BITSET | PRIVATE | CLOCK_REALTIME: an absolute deadline. */
+        struct timespec until;
+        CHECK(clock_gettime(CLOCK_REALTIME, &until));
+        until.tv_sec += starts("futex-past") ? -1 : 100 * YEAR;
+        syscall(SYS_futex, &word, 0x189, 1, &until, NULL, ~0);
     } else {
         static int word = 1;
         /* FUTEX_WAIT | PRIVATE: a relative timeout. */
@@ -89,7 +109,7 @@ static void *waiter(void *arg) {
     do {
         wait_once();
         /* A loop of calls that return at once must not eat the machine the tests share. */
-        if (is_mode(mode->name, "poll-zero") || is_mode(mode->name, "ppoll-invalid")) {
+        if (returns_at_once()) {
             struct timespec breath = {0, 2000000};
             nanosleep(&breath, NULL);
         }
@@ -107,9 +127,8 @@ int main(int argc, char **argv) {
     ep = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event ev = {.events = EPOLLIN};
     CHECK(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev));
-    /* The two that return at once sleep between calls, and the truth cannot promise which call one sees. */
-    bool at_once = is_mode(mode->name, "poll-zero") || is_mode(mode->name, "ppoll-invalid");
-    seat = at_once ? new_seat("waiter", NULL, 0) : new_seat("waiter", mode->syscall, mode->number);
+    /* Those that return at once sleep between calls, and the truth cannot promise which call one sees. */
+    seat = returns_at_once() ? new_seat("waiter", NULL, 0) : new_seat("waiter", mode->syscall, mode->number);
     PCHECK(pthread_barrier_init(&begin, NULL, 2));
     start_thread(waiter, NULL);
     if (argc > 2) await_line();

@@ -5,6 +5,7 @@ mod connect;
 mod event;
 mod futex;
 mod poll;
+mod socket_limits;
 mod stacks;
 mod syscall;
 mod thread_exit;

@@ -1,11 +1,11 @@
 //! The census stream, record by record, into rows. Bytes in, rows out; no I/O.
 
 use super::object::read;
-use super::row::{ProcessId, Registers, SyscallInProgress, ThreadRow};
+use super::row::{ProcessId, Registers, SocketLimit, SocketLimits, SyscallInProgress, ThreadRow};
 use super::source::CensusError;
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_SETTLED, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
-    SettledRecord, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_SETTLED, RECORD_SOCKET, RECORD_STACK, RECORD_TAIL, RECORD_TASK,
+    RecordPrefix, SettledRecord, SocketRecord, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// Takes the stream in pieces of any size.
@@ -18,6 +18,7 @@ pub(super) struct Decoder {
     pub(super) tail: Option<CensusTail>,
     pub(super) rows: Vec<ThreadRow>,
     pub(super) stacks: Vec<StackRecord>,
+    pub(super) sockets: Vec<SocketRecord>,
     /// Threads without an id in observer's PID namespace: on their way out, or never inside.
     pub(super) outside_view: u64,
     /// Rows of the pass before that are still ahead of us, in its order.
@@ -100,10 +101,35 @@ impl Decoder {
                 let stack = read(bytes).ok_or_else(|| self.malformed("a short stack"))?;
                 self.stacks.push(stack);
             }
+            RECORD_SOCKET => {
+                let socket = read(bytes).ok_or_else(|| self.malformed("a short socket"))?;
+                self.sockets.push(socket);
+            }
             _ => return Err(self.malformed("a record of unknown kind")),
         }
         Ok(())
     }
+}
+
+/// The limits in a record; `None` if the length of a tick cannot be told.
+pub(super) fn socket_limits(record: &SocketRecord) -> Option<SocketLimits> {
+    let limit = |ticks: u64| match i64::try_from(ticks) {
+        Ok(i64::MAX) | Err(_) => Some(SocketLimit::None),
+        Ok(_) => Some(SocketLimit::After(ticks.saturating_mul(tick_ns(record.jiffies, record.mono_ns)?))),
+    };
+    Some(SocketLimits { receive: limit(record.receive)?, send: limit(record.send)? })
+}
+
+/// The length of a tick: of the usual rates the one by which the ticks so far took the time so far.
+fn tick_ns(jiffies: u64, mono_ns: u64) -> Option<u64> {
+    const RATES: [u64; 6] = [1000, 300, 250, 100, 500, 1200];
+    let rate = RATES.into_iter().find(|rate| {
+        // `INITIAL_JIFFIES` (include/linux/jiffies.h).
+        let ticks = jiffies.wrapping_sub((1 << 32) - 300 * rate);
+        let took = u128::from(ticks) * 1_000_000_000 / u128::from(*rate);
+        took.abs_diff(u128::from(mono_ns)) < u128::from(mono_ns) / 50 + 2_000_000_000
+    });
+    rate.map(|rate| 1_000_000_000 / rate)
 }
 
 /// A thread name as the kernel keeps it: bytes up to NUL, not necessarily UTF-8.
@@ -167,6 +193,30 @@ fn row(head: &CensusHead, task: &TaskRecord) -> Option<ThreadRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_of_sockets() {
+        let record = |receive, rate: u64, up_s: u64| SocketRecord {
+            prefix: RecordPrefix { kind: RECORD_SOCKET, len: 48 },
+            view_tgid: 1,
+            fd: 3,
+            receive,
+            send: i64::MAX as u64,
+            jiffies: (1 << 32) - 300 * rate + up_s * rate,
+            mono_ns: up_s * 1_000_000_000,
+        };
+        let after = |record| socket_limits(&record).map(|limits| (limits.receive, limits.send));
+        for rate in [100, 250, 300, 1000] {
+            for up_s in [30, 86_400, 400 * 86_400] {
+                // A third of a nanosecond is lost with 300 ticks a second.
+                let tick = 1_000_000_000 / rate;
+                let expected = Some((SocketLimit::After(5 * rate * tick), SocketLimit::None));
+                assert_eq!(after(record(5 * rate, rate, up_s)), expected, "{rate} Hz, up {up_s} s");
+            }
+        }
+        assert_eq!(after(record(i64::MAX as u64, 100, 30)), Some((SocketLimit::None, SocketLimit::None)));
+        assert_eq!(after(SocketRecord { jiffies: 7, ..record(5, 100, 86_400) }), None, "a tick of unknown length");
+    }
 
     fn head_bytes(mono: u64, arrival: u64) -> Vec<u8> {
         let mut bytes = Vec::new();

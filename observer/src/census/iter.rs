@@ -1,8 +1,8 @@
 //! The census through `iter/task`: one pass in the kernel, nothing attached anywhere.
 
-use super::decode::Decoder;
+use super::decode::{self, Decoder};
 use super::object::{self, reason};
-use super::row::{Census, Clocks, Pid, ThreadRow};
+use super::row::{Census, Clocks, Pid, SocketLimits, ThreadRow};
 use super::source::{CensusError, Source};
 use crate::host::{KernelTypes, clock};
 use aya::Ebpf;
@@ -28,7 +28,8 @@ pub struct IterSource {
     ebpf: Ebpf,
     program: &'static str,
     refused: Option<String>,
-    stacks: Stacks,
+    stacks: Extra,
+    sockets: Extra,
     buffer: Box<[u8]>,
     /// Of the threads that the kernel leaves out because it wrote them earlier; 0 if it is to write all of them.
     generation: u32,
@@ -36,7 +37,8 @@ pub struct IterSource {
     given: usize,
 }
 
-enum Stacks {
+/// A program that is loaded when it is first needed.
+enum Extra {
     NotTried,
     Loaded,
     Refused(String),
@@ -61,10 +63,10 @@ impl IterSource {
             [("IN_FLIGHT", 1), ("PROCESSES", 1), ("SOCKETS", 1), ("FILTER", 1), ("EVENTS", 4096), ("AYA_LOGS", 4096)];
         let mut ebpf = object::load(&types.offsets, &globals, 0, &sizes)
             .map_err(|error| CensusError::Load { reason: reason(&error) })?;
-        let (program, refused) = match load(&mut ebpf, "census", types) {
+        let (program, refused) = match load(&mut ebpf, "census", "task", types) {
             Ok(()) => ("census", None),
             Err(first) => {
-                load(&mut ebpf, "census_by_stack", types)?;
+                load(&mut ebpf, "census_by_stack", "task", types)?;
                 log::debug!("{first}; registers are found on the kernel stacks");
                 ("census_by_stack", (types.offsets.task_stack == ABSENT).then(|| first.to_string()))
             }
@@ -73,7 +75,8 @@ impl IterSource {
             ebpf,
             program,
             refused,
-            stacks: Stacks::NotTried,
+            stacks: Extra::NotTried,
+            sockets: Extra::NotTried,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             generation: 0,
             given: 0,
@@ -92,6 +95,20 @@ impl IterSource {
         let failed = |reason: String| CensusError::Refused { program: "stacks", reason };
         let map = self.ebpf.map_mut("WANTED").ok_or_else(|| failed("no map WANTED".to_owned()))?;
         BpfHashMap::try_from(map).and_then(|mut map| change(&mut map)).map_err(|error| failed(reason(&error)))
+    }
+
+    /// Runs one iterator for what is wanted.
+    fn pass_for(&mut self, program: &'static str, wanted: &[Pid]) -> Result<Pass, CensusError> {
+        self.want(|map| wanted.iter().try_for_each(|id| map.insert(id, 1, 0)))?;
+        let pass = self.pass(program, Vec::new());
+        self.want(|map| {
+            for id in wanted {
+                // Twice in the list: the second removal finds nothing.
+                let _ = map.remove(id);
+            }
+            Ok(())
+        })?;
+        pass
     }
 
     /// Runs one iterator to its end.
@@ -126,6 +143,22 @@ impl IterSource {
     }
 }
 
+impl Extra {
+    fn load(&mut self, ebpf: &mut Ebpf, program: &'static str, over: &str) -> Result<(), CensusError> {
+        if matches!(self, Self::NotTried) {
+            let types = KernelTypes::get().map_err(CensusError::Types)?;
+            *self = match load(ebpf, program, over, types) {
+                Ok(()) => Self::Loaded,
+                Err(error) => Self::Refused(error.to_string()),
+            };
+        }
+        match self {
+            Self::Refused(reason) => Err(CensusError::Refused { program, reason: reason.clone() }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// One pass over all threads.
 struct Pass {
     decoded: Decoder,
@@ -139,9 +172,9 @@ fn iterator<'a>(ebpf: &'a mut Ebpf, program: &'static str) -> Result<&'a mut Ite
     ebpf.program_mut(program).ok_or_else(missing)?.try_into().map_err(|_| missing())
 }
 
-fn load(ebpf: &mut Ebpf, program: &'static str, types: &KernelTypes) -> Result<(), CensusError> {
+fn load(ebpf: &mut Ebpf, program: &'static str, over: &str, types: &KernelTypes) -> Result<(), CensusError> {
     iterator(ebpf, program)?
-        .load("task", &types.btf)
+        .load(over, &types.btf)
         .map_err(|error| CensusError::Refused { program, reason: reason(&error) })
 }
 
@@ -150,27 +183,10 @@ impl Source for IterSource {
     /// A thread that is gone or running is missing or has an empty stack; beyond 1,024 threads the rest
     /// is left out.
     fn kernel_stacks(&mut self, tids: &[Pid]) -> Result<HashMap<Pid, Vec<u64>>, CensusError> {
-        if matches!(self.stacks, Stacks::NotTried) {
-            let types = KernelTypes::get().map_err(CensusError::Types)?;
-            self.stacks = match load(&mut self.ebpf, "stacks", types) {
-                Ok(()) => Stacks::Loaded,
-                Err(error) => Stacks::Refused(error.to_string()),
-            };
-        }
-        if let Stacks::Refused(reason) = &self.stacks {
-            return Err(CensusError::Refused { program: "stacks", reason: reason.clone() });
-        }
+        self.stacks.load(&mut self.ebpf, "stacks", "task")?;
         let wanted = &tids[..tids.len().min(MOST_WANTED)];
-        self.want(|map| wanted.iter().try_for_each(|tid| map.insert(tid, 1, 0)))?;
-        let pass = self.pass("stacks", Vec::new());
-        self.want(|map| {
-            for tid in wanted {
-                // Twice in the list: the second removal finds nothing.
-                let _ = map.remove(tid);
-            }
-            Ok(())
-        })?;
-        Ok(pass?
+        let pass = self.pass_for("stacks", wanted)?;
+        Ok(pass
             .decoded
             .stacks
             .iter()
@@ -179,6 +195,15 @@ impl Source for IterSource {
                 (stack.view_tid, stack.ips[..frames].to_vec())
             })
             .collect())
+    }
+
+    /// Time limits of the sockets of a process; empty without the kernel's help (`bpf_sock_from_file`, 5.11).
+    fn socket_limits(&mut self, pid: Pid) -> Result<BTreeMap<i32, SocketLimits>, CensusError> {
+        self.sockets.load(&mut self.ebpf, "socket_limits", "task_file")?;
+        let pass = self.pass_for("socket_limits", &[pid])?;
+        let limits = pass.decoded.sockets.iter().filter(|socket| socket.view_tgid == pid);
+        let limits = limits.filter_map(|socket| Some((i32::try_from(socket.fd).ok()?, decode::socket_limits(socket)?)));
+        Ok(limits.collect())
     }
 
     fn take(&mut self) -> Result<Census, CensusError> {

@@ -25,5 +25,5 @@ pub use object::OBJECT_SHA256;
 pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
 pub use programs::{LoadOutcome, ProgramLoad, load_each};
-pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
+pub use row::{Census, Clocks, Pid, ProcessId, Registers, SocketLimit, SocketLimits, SyscallInProgress, ThreadRow};
 pub use source::{CensusError, Source};

@@ -50,6 +50,8 @@ unsafe impl Border for observer_ebpf::SettledRecord {}
 unsafe impl Border for observer_ebpf::CensusTail {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::StackRecord {}
+// SAFETY: as above.
+unsafe impl Border for observer_ebpf::SocketRecord {}
 
 /// Creates the maps and prepares the programs; none is loaded yet.
 pub(super) fn load(

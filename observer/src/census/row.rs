@@ -209,3 +209,22 @@ pub struct Census {
     /// Threads the source passed over or failed to read, by reason; `rows.len() + sum = threads seen`.
     pub lost: std::collections::BTreeMap<String, u64>,
 }
+
+/// How long calls on a socket wait at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SocketLimit {
+    /// For ever.
+    None,
+    /// So long, nanoseconds.
+    After(u64),
+}
+
+/// The time limits of a socket: `SO_RCVTIMEO` and `SO_SNDTIMEO`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketLimits {
+    /// Of `recv`, `accept` and `read`.
+    pub receive: SocketLimit,
+    /// Of `send`, `write` and `connect`.
+    pub send: SocketLimit,
+}

@@ -1,8 +1,8 @@
 //! Where censuses come from.
 
-use super::{Census, Pid, ThreadRow};
+use super::{Census, Pid, SocketLimits, ThreadRow};
 use crate::host::TypesError;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use thiserror::Error;
 
@@ -21,6 +21,11 @@ pub trait Source {
     /// A source that cannot tell answers with none.
     fn kernel_stacks(&mut self, _tids: &[Pid]) -> Result<HashMap<Pid, Vec<u64>>, CensusError> {
         Ok(HashMap::new())
+    }
+    /// The time limits of the sockets of a process (id of observer's PID namespace), by descriptor. A source that cannot
+    /// tell answers with none.
+    fn socket_limits(&mut self, _pid: Pid) -> Result<BTreeMap<i32, SocketLimits>, CensusError> {
+        Ok(BTreeMap::new())
     }
 }
 

@@ -110,7 +110,7 @@ pub(super) enum ProbeChoice {
 }
 
 impl ProbeChoice {
-    fn rungs(self) -> Vec<Rung> {
+    pub(super) fn rungs(self) -> Vec<Rung> {
         match self {
             Self::Auto => Rung::ALL.to_vec(),
             Self::None => Vec::new(),
@@ -159,19 +159,25 @@ pub(super) fn source(choice: CensusChoice) -> anyhow::Result<Box<dyn census::Sou
 /// Attaches the probes. Without them the census alone still finds hangs, so this never fails: the
 /// status says why there are none.
 pub(super) fn probes(args: &LookArgs, filter: Filter) -> (Option<ProbePlane>, serde_json::Value) {
-    let rungs = args.probes.rungs();
-    if rungs.is_empty() {
-        return (None, families(|_| "none: not wanted (--probes none)".to_owned()));
-    }
     let settings = ProbeSettings {
-        rungs,
+        rungs: args.probes.rungs(),
         long_wait: args.threshold,
         slow_connect: args.threshold,
         filter,
         log_level: log::max_level(),
+        // Who wakes whom is a hint for lock waits: of the processes that are looked at.
+        wakes: true,
         ..ProbeSettings::default()
     };
-    match ProbePlane::attach(&settings) {
+    attach(&settings)
+}
+
+/// Attaches probes with these settings, and says where they stand.
+pub(super) fn attach(settings: &ProbeSettings) -> (Option<ProbePlane>, serde_json::Value) {
+    if settings.rungs.is_empty() {
+        return (None, families(|_| "none: not wanted (--probes none)".to_owned()));
+    }
+    match ProbePlane::attach(settings) {
         Ok(plane) => {
             let status = status_json(plane.status());
             (Some(plane), status)

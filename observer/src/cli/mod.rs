@@ -11,6 +11,7 @@ mod look;
 mod output;
 mod replay;
 mod signals;
+mod timeouts;
 mod watch;
 
 use clap::error::ErrorKind;
@@ -46,6 +47,8 @@ enum Command {
     Watch(watch::Args),
     /// The service: findings and metrics of this host, until it is told to end
     Daemon(Box<daemon::Args>),
+    /// Audit timeouts: every call site of a process that waits, with its limits, the riskiest first
+    Timeouts(timeouts::Args),
     /// Judge a recording again (made with --record)
     Replay(replay::Args),
     /// Can it run here: kernel, BTF, capabilities, the rung of each probe, and what is lost without what
@@ -94,6 +97,7 @@ pub fn run() -> ExitCode {
         Command::Attach(args) => attach::run(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Daemon(args) => daemon::run(&args),
+        Command::Timeouts(args) => timeouts::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => generate::completions(&args),

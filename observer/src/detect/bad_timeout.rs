@@ -1,11 +1,12 @@
 //! `bad_timeout`: a negative (not -1), absurd or invalid timeout, seen in a wait that lasts now or by the
 //! probes at the call.
 
-use super::{Context, Finding, Kind, Rule, Severity, Verdict};
-use crate::census::{Pid, ProcessId, TimeoutKind};
+use super::{CallSite, Context, Finding, Kind, Rule, Severity, Verdict, habit};
+use crate::census::{Pid, ProcessId, TimeoutHistory, TimeoutKind};
 use crate::model::decode::{Call, TimeoutAt};
 use crate::model::{Confidence, Host, duration};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A bad timeout that was passed longer ago than this is over.
 const RECENT_NS: u64 = 60_000_000_000;
@@ -24,6 +25,9 @@ struct Sight {
     first_ns: u64,
     calls: u64,
     requested_ns: Option<i64>,
+    /// What the thread passed before, and the call site: of the first call.
+    before: Option<(Pid, TimeoutHistory)>,
+    site: Option<(Pid, u64)>,
 }
 
 impl Rule for BadTimeout {
@@ -69,6 +73,8 @@ impl Rule for BadTimeout {
             sight.threads.insert(key.tid);
             sight.calls += bad.count;
             sight.first_ns = sight.first_ns.min(bad.first_ns);
+            sight.before = sight.before.or(bad.history.map(|history| (key.tid, history)));
+            sight.site = sight.site.or((bad.site != 0).then_some((key.tid, bad.site)));
         }
         let findings = mistakes.iter().map(|(mistake, sight)| finding(host, mistake, sight)).collect();
         Verdict { findings, ripe_at_ns: None }
@@ -78,7 +84,7 @@ impl Rule for BadTimeout {
 impl Sight {
     fn new(kind: TimeoutKind, first_ns: u64) -> Self {
         let (threads, waiting) = (BTreeSet::new(), BTreeSet::new());
-        Self { kind, threads, waiting, first_ns, calls: 0, requested_ns: None }
+        Self { kind, threads, waiting, first_ns, calls: 0, requested_ns: None, before: None, site: None }
     }
 }
 
@@ -91,6 +97,12 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
         .fact("timeout_kind", public_name(sight.kind))
         .fact("calls", sight.calls)
         .fact("waiting_now", sight.waiting.len());
+    if let Some((tid, history)) = sight.before {
+        finding.evidence.insert("history".to_owned(), habit::history(tid, &history));
+    }
+    let stack = sight.site.and_then(|(tid, site)| Some((tid, host.probes().site_stack(process.pid, site)?)));
+    finding.call = stack.map(|(tid, stack)| CallSite { tid, stack: Arc::clone(stack) });
+    let before = sight.before.and_then(|(_, history)| habit::in_words(&history, raw)).unwrap_or_default();
     let who = match sight.threads.first() {
         Some(tid) if sight.threads.len() == 1 => host.name(*tid),
         _ => format!("{} threads of {}", sight.threads.len(), finding.comm),
@@ -123,7 +135,7 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
             finding.title = format!("{who} passed the negative timeout {raw}{unit} to {syscall}()");
             let (means, calls) = (meaning(syscall), count(sight.calls));
             finding.explanation = format!(
-                "The timeout passed is {raw}{unit}{calls}; only -1 is documented to mean \"for ever\".{now} {means} Some computation of the time left went below zero."
+                "The timeout passed is {raw}{unit}{calls}; only -1 is documented to mean \"for ever\".{before}{now} {means} Some computation of the time left went below zero."
             );
             finding.remedy =
                 "Clamp the time left at 0 before the call (deadline minus now, when the deadline has passed)."
@@ -133,7 +145,7 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
             finding.confidence = Confidence::Certain;
             finding.title = format!("{who} passed an invalid timeout to {syscall}(), which fails with EINVAL");
             finding.explanation = format!(
-                "The timeout is malformed (seconds {raw}, nanoseconds out of range){}: the kernel refuses it, so the call returns at once and a loop around it spins.",
+                "The timeout is malformed (seconds {raw}, nanoseconds out of range){}: the kernel refuses it, so the call returns at once and a loop around it spins.{before}",
                 count(sight.calls)
             );
             finding.remedy = "Normalise the timespec: 0 ≤ tv_nsec < 1,000,000,000 and tv_sec ≥ 0.".to_owned();

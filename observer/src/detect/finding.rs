@@ -3,8 +3,10 @@
 use crate::census::{Clocks, Pid, ProcessId};
 use crate::model::graph::{Graph, Hop, Nature};
 use crate::model::{Confidence, Host, Owner, Resource};
+use crate::proc::Stack;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The kinds of the public schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +120,15 @@ pub struct Link {
     pub how: String,
 }
 
+/// The call a finding is about, as its stack was when it was made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallSite {
+    /// The thread that made it.
+    pub tid: Pid,
+    /// Its stack then.
+    pub stack: Arc<Stack>,
+}
+
 /// Something wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
@@ -143,6 +154,8 @@ pub struct Finding {
     pub remedy: String,
     /// Who waits for what held by whom.
     pub chain: Vec<Link>,
+    /// The call it is about, where the probes saw it.
+    pub call: Option<CallSite>,
     /// Facts, by name.
     pub evidence: Map<String, Value>,
     /// Stable across repeats.
@@ -165,6 +178,7 @@ impl Finding {
             explanation: String::new(),
             remedy: String::new(),
             chain: Vec::new(),
+            call: None,
             evidence: Map::new(),
             id: id(kind, process, key),
         }

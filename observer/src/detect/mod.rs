@@ -7,6 +7,7 @@ pub mod abandoned_lock;
 pub mod bad_timeout;
 pub mod deadlock;
 pub mod finding;
+pub mod habit;
 pub mod judge;
 pub mod ledger;
 pub mod lock_wait;
@@ -16,7 +17,7 @@ pub mod stuck_connect;
 pub mod uninterruptible;
 pub mod unreadable;
 
-pub use finding::{Finding, Kind, Link, Moment, Severity, ThreadRef};
+pub use finding::{CallSite, Finding, Kind, Link, Moment, Severity, ThreadRef};
 pub use judge::{Judge, Turn};
 pub use ledger::{Change, Ledger, Life};
 
@@ -101,6 +102,7 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
         Box::new(stopped::Stopped),
         Box::new(unreadable::Unreadable),
         Box::new(bad_timeout::BadTimeout),
+        Box::new(habit::ChangeOfHabit),
     ]
 }
 

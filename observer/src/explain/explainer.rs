@@ -4,7 +4,7 @@ use super::job::{Outcome, Question, explain};
 use super::library::Library;
 use crate::census::ProcessId;
 use crate::proc::pool::{PoolSettings, PoolStats, ReaderPool};
-use crate::proc::{BlockedRead, RuntimeLocks, RuntimeWant, StackFact, StackWant};
+use crate::proc::{BlockedRead, RuntimeLocks, RuntimeWant, SiteFact, SiteWant, StackFact, StackWant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -32,6 +32,8 @@ impl Default for ExplainSettings {
 pub struct Explained {
     /// One per thread asked for, now or earlier, that is finished by now.
     pub stacks: Vec<StackFact>,
+    /// One per call site asked for, now or earlier, that is finished by now.
+    pub sites: Vec<SiteFact>,
     /// Threads at locks of their runtime, of the processes asked for.
     pub runtime_locks: Vec<RuntimeLocks>,
     /// Stacks without their root, unusable files, refusals: by reason.
@@ -74,10 +76,17 @@ impl Explainer {
         self.answer(wants, &[], deadline)
     }
 
-    /// The same, and the threads at locks of these runtimes.
+    /// The stacks of call sites, from what was captured at the call.
+    pub fn sites(&mut self, wants: &[SiteWant], deadline: Duration) -> Explained {
+        let mut by_process: BTreeMap<ProcessId, Question> = BTreeMap::new();
+        for want in wants {
+            by_process.entry(want.process).or_default().sites.push(want.clone());
+        }
+        self.ask(by_process, deadline)
+    }
+
+    /// As [`stacks`](Self::stacks), and the threads at locks of these runtimes.
     pub fn answer(&mut self, wants: &[StackWant], runtimes: &[RuntimeWant], deadline: Duration) -> Explained {
-        let until = Instant::now() + deadline;
-        let mut explained = Explained::default();
         let mut by_process: BTreeMap<ProcessId, Question> = BTreeMap::new();
         for want in wants {
             by_process.entry(want.process).or_default().stacks.push(want.clone());
@@ -85,6 +94,12 @@ impl Explainer {
         for want in runtimes {
             by_process.entry(want.process).or_default().runtime = Some(want.clone());
         }
+        self.ask(by_process, deadline)
+    }
+
+    fn ask(&mut self, mut by_process: BTreeMap<ProcessId, Question>, deadline: Duration) -> Explained {
+        let until = Instant::now() + deadline;
+        let mut explained = Explained::default();
         let asked: BTreeSet<ProcessId> = by_process.keys().copied().collect();
         loop {
             by_process.retain(|process, question| {
@@ -101,6 +116,7 @@ impl Explainer {
                 Ok((process, outcome)) => {
                     if let Some(question) = by_process.get_mut(&process) {
                         question.stacks.retain(|want| !outcome.stacks.iter().any(|fact| is_answer(fact, want)));
+                        question.sites.retain(|want| !outcome.sites.iter().any(|fact| fact.site == want.site));
                     }
                     self.take(process, outcome, &mut explained);
                 }
@@ -109,7 +125,7 @@ impl Explainer {
             }
         }
         for question in by_process.values() {
-            explained.lose("stack: deadline", question.stacks.len());
+            explained.lose("stack: deadline", question.size());
         }
         // Not begun: better asked again with fresh registers than walked late.
         for process in self.pool.withdraw() {
@@ -127,10 +143,10 @@ impl Explainer {
     }
 
     fn submit(&mut self, process: ProcessId, question: Question, explained: &mut Explained) {
-        if question.stacks.is_empty() && question.runtime.is_none() {
+        if question.size() == 0 && question.runtime.is_none() {
             return;
         }
-        let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), question.stacks.len());
+        let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), question.size());
         let submitted = self.pool.submit(process, move |steps| {
             let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
             let outcome = outcome.fill(|| explain(&library, process, &question, steps));
@@ -149,10 +165,11 @@ impl Explainer {
 
     fn take(&mut self, process: ProcessId, outcome: Outcome, explained: &mut Explained) {
         self.pending.remove(&process);
-        let Outcome { stacks, runtime_locks, lost, walk_ns } = outcome;
+        let Outcome { stacks, sites, runtime_locks, lost, walk_ns } = outcome;
         explained.runtime_locks.extend(runtime_locks);
         explained.walk_ns += walk_ns;
         explained.stacks.extend(stacks);
+        explained.sites.extend(sites);
         for (reason, count) in lost {
             *explained.lost.entry(reason).or_default() += count;
         }

@@ -11,7 +11,8 @@ use crate::census::{Pid, ProcessId};
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
 use crate::proc::{
-    Frame, MemoryFact, MemoryRange, Mention, RuntimeLocks, RuntimeWant, Stack, StackEnd, StackFact, StackWant, memory,
+    Frame, MemoryFact, MemoryRange, Mention, RuntimeLocks, RuntimeWant, SiteFact, SiteWant, Stack, StackEnd, StackFact,
+    StackWant, memory,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ const ROOTS: [&str; 8] = ["_start", "__clone", "clone", "__clone3", "clone3", "s
 
 /// Threads whose stacks are in our memory at the same time.
 const TOGETHER: usize = 256;
+/// The usual size of a stack: around one whose mapping is gone nothing is read.
+const STACK: u64 = 8 << 20;
 /// A process that keeps a reader busy for longer (by its size, or by files made to) gets no more names.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -29,14 +32,23 @@ const LONGEST: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Question {
     pub(super) stacks: Vec<StackWant>,
+    pub(super) sites: Vec<SiteWant>,
     /// Whether the locks of its runtime are wanted.
     pub(super) runtime: Option<RuntimeWant>,
+}
+
+impl Question {
+    /// Stacks that are asked for.
+    pub(super) fn size(&self) -> usize {
+        self.stacks.len() + self.sites.len()
+    }
 }
 
 /// What came out of one process.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) stacks: Vec<StackFact>,
+    pub(super) sites: Vec<SiteFact>,
     pub(super) runtime_locks: Option<RuntimeLocks>,
     /// Stacks that did not reach their root, and files that could not be used, by reason.
     pub(super) lost: BTreeMap<String, u64>,
@@ -51,7 +63,7 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
     steps.begin("maps");
     let (via, mappings) = match mappings(process.pid, wants) {
         Ok(found) => found,
-        Err(error) => return outcome.none(wants, &error),
+        Err(error) => return outcome.none(process, question, &error),
     };
     if let Some(want) = &question.runtime {
         steps.begin("locks of its runtime");
@@ -61,7 +73,7 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
             false => cpython::read(want, via, &mappings, library),
         });
     }
-    if wants.is_empty() {
+    if wants.is_empty() && question.sites.is_empty() {
         return outcome;
     }
     steps.begin("program files");
@@ -86,6 +98,12 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
             let (tid, switches, sought) = (want.tid, want.switches, want.sought.clone());
             outcome.stacks.push(StackFact { tid, process, switches, stack, sought, mentions });
         }
+    }
+    for want in &question.sites {
+        steps.begin("stacks");
+        let stack = names.site(&mappings, want, &mut outcome);
+        steps.compute();
+        outcome.sites.push(SiteFact { process, site: want.site, stack });
     }
     outcome
 }
@@ -136,13 +154,17 @@ impl Outcome {
         *self.lost.entry(format!("stack: {reason}")).or_default() += 1;
     }
 
-    fn none(mut self, wants: &[StackWant], why: &str) -> Self {
+    fn none(mut self, process: ProcessId, question: &Question, why: &str) -> Self {
         let stack = Arc::new(Stack::missing(why));
-        for want in wants {
+        for want in &question.stacks {
             self.count(kind_of(why));
             let (tid, process, switches) = (want.tid, want.process, want.switches);
             let (stack, sought) = (Arc::clone(&stack), want.sought.clone());
             self.stacks.push(StackFact { tid, process, switches, stack, sought, mentions: Vec::new() });
+        }
+        for want in &question.sites {
+            self.count("its process was gone before its call site was looked up");
+            self.sites.push(SiteFact { process, site: want.site, stack: Arc::clone(&stack) });
         }
         self
     }
@@ -186,6 +208,23 @@ struct Naming<'a> {
 }
 
 impl Naming<'_> {
+    /// The stack of a call site, from what was captured at the call.
+    fn site(&mut self, mappings: &[Mapping], want: &SiteWant, outcome: &mut Outcome) -> Arc<Stack> {
+        let began = Instant::now();
+        let sp = want.registers.sp;
+        let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&sp));
+        // Unmapped since: what lies there now is nothing of this stack either.
+        let around = mapping.map_or((sp, sp.saturating_add(STACK)), |mapping| (mapping.start, mapping.end));
+        let mut memory = StackMemory::captured(self.via, (sp, want.bytes.clone()), around);
+        let walked = walk(self.space, &mut memory, want.registers, self.until);
+        outcome.walk_ns += began.elapsed().as_nanos() as u64;
+        let end = walked.end();
+        if let StackEnd::Stopped(why) = &end {
+            outcome.count(kind_of(why));
+        }
+        self.stack(walked.frames, end)
+    }
+
     fn stack(&mut self, raw: Vec<RawFrame>, end: StackEnd) -> Arc<Stack> {
         let key = (raw, end);
         if let Some(known) = self.known.get(&key) {

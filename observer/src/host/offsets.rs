@@ -89,6 +89,9 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         // A bit field before 5.6.
         sock_protocol: sock("sk_protocol", 2),
         sock_err: sock("sk_err", 4),
+        sock_rcvtimeo: sock("sk_rcvtimeo", 8),
+        sock_sndtimeo: sock("sk_sndtimeo", 8),
+        socket_sk: optional(btf.offset("socket", "sk", 8)),
     })
 }
 
@@ -105,6 +108,7 @@ pub fn missing(offsets: &Offsets) -> Vec<(&'static str, &'static str)> {
         (offsets.task_cgroups, "cgroups", "container attribution by cgroup id"),
         (offsets.task_blocker, "blocker", "which lock a D state thread waits for (kernel 6.16)"),
         (offsets.task_jobctl, "jobctl", "recognising frozen cgroups"),
+        (offsets.sock_rcvtimeo, "sk_rcvtimeo", "the time limits of sockets in `observer timeouts`"),
         (offsets.sock_protocol, "sk_protocol", "the TCP state probe with types"),
     ]
     .into_iter()

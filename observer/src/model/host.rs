@@ -1,17 +1,17 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
-use super::decode::{self, Known, Memory};
+use super::decode::{self, Call, Known, Memory};
 use super::ends;
 use super::file_lock::{self, FileLock};
 use super::holding::{Named, Queue};
-use super::probes::ProbeHistory;
+use super::probes::{ProbeHistory, Waker};
 use super::runtime_locks::AtLocks;
 use super::stacks::{Stacks, sharpened};
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
 use super::word::{self, Changed, Sleepers};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
 use crate::proc::{
-    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SocketFact, StopFact, ThreadFacts,
+    BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SiteFact, SocketFact, StopFact, ThreadFacts,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -129,6 +129,8 @@ impl Host {
         self.processes.retain(|id, _| processes.contains(id));
         self.epolls.retain(|(id, _), _| processes.contains(id));
         self.probes.learn(reading, now);
+        let tids = &self.tids;
+        self.probes.forget(|id| tids.binary_search(&id).is_ok() || processes.iter().any(|process| process.pid == id));
     }
 
     /// Gives the rows of the last census away: there is none until the next one.
@@ -153,6 +155,7 @@ impl Host {
     /// Facts gathered after the last census.
     pub fn learn(&mut self, facts: Facts) {
         self.learn_stacks(&facts.stacks);
+        self.probes.learn_sites(&facts.sites);
         let runtime_locks = facts.runtime_locks;
         for process in facts.processes {
             self.processes.insert(process.process, process);
@@ -299,6 +302,17 @@ impl Host {
             Some(ns) => Since { ns, exact: true },
             None => Since { ns: self.first_seen.get(&row.tid).map_or(self.now_ns(), |seen| seen.1), exact: false },
         }
+    }
+
+    /// Takes stacks of call sites.
+    pub fn learn_sites(&mut self, sites: &[SiteFact]) {
+        self.probes.learn_sites(sites);
+    }
+
+    /// Who usually wakes the futex word a thread sleeps at, or else the thread itself. It says nothing of who holds a lock.
+    pub fn waker(&self, row: &ThreadRow) -> Option<Waker> {
+        let call = row.syscall.filter(|call| row.is_blocked() && Call::lookup(call.number, row.compat).is_futex())?;
+        self.probes.word_waker(row.process.pid, call.args[0]).or_else(|| self.probes.thread_waker(row.tid))
     }
 
     /// How long it is off the CPU, nanoseconds; 0 for a thread that is not blocked.

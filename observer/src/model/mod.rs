@@ -1,5 +1,6 @@
 //! Waits, locks and owners of one host; pure: no I/O, no clock. Time comes with each census.
 
+pub mod audit;
 pub mod blocker;
 pub mod decode;
 mod ends;
@@ -21,6 +22,7 @@ pub mod word;
 
 pub use host::{Host, Since, switches};
 pub use observation::Observation;
+pub use probes::Waker;
 pub use scope::{Filter, Scope};
 pub use stacks::ByReference;
 pub use wait::{Class, Confidence, Owner, OwnerWord, Resource, ResourceKind, Timeout, Wait};

@@ -1,12 +1,20 @@
 //! What the probe plane has told so far, bounded.
 
-use crate::census::{EventKind, Pid, ProbeEvent, ProbeReading, TimeoutKind, WaitStats};
-use std::collections::{BTreeMap, VecDeque};
+use crate::census::{
+    EventKind, Pid, ProbeEvent, ProbeReading, SiteStats, ThreadWakes, TimeoutHistory, TimeoutKind, WaitStats, WordWakes,
+};
+use crate::proc::{SiteFact, Stack};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 /// Distinct bad timeouts kept; the least recently seen goes first.
 const BAD_TIMEOUTS: usize = 1024;
 /// Other events kept, newest.
 const EVENTS: usize = 1024;
+/// Threads with a change of habit kept; the oldest change goes first.
+const HABITS: usize = 1024;
+/// Stacks of call sites kept; of those, the first come stay.
+const STACKS: usize = 4096;
 
 /// Where a bad timeout was passed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +44,45 @@ pub struct BadTimeout {
     pub last_ns: u64,
     /// Argument registers of the last one.
     pub args: [u64; 6],
+    /// What the thread had passed to this call before the first one, where the probe knows.
+    pub history: Option<TimeoutHistory>,
+    /// Call site of the last one; 0 if not known.
+    pub site: u64,
+}
+
+/// A call without a limit, by a thread whose calls of this kind always had one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Habit {
+    /// When it was made, `CLOCK_MONOTONIC` nanoseconds.
+    pub start_ns: u64,
+    /// Argument registers.
+    pub args: [u64; 6],
+    /// What the thread had passed to this call before.
+    pub history: TimeoutHistory,
+    /// The call site; 0 if not known.
+    pub site: u64,
+}
+
+/// Who wakes a futex word or a thread, from the wake-ups seen since the probes were attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waker {
+    /// The thread that wakes most.
+    pub usual: Pid,
+    /// By how many wake-ups it leads over all others together; equal to `wakes` if it made all of them.
+    pub lead: u64,
+    /// Wake-ups seen.
+    pub wakes: u64,
+    /// The thread that woke last.
+    pub last: Pid,
+    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    pub last_ns: u64,
+}
+
+impl Waker {
+    /// One thread made more than half of the wake-ups, and there were some.
+    pub fn is_steady(&self) -> bool {
+        self.wakes >= 3 && self.lead.saturating_mul(2) > self.wakes
+    }
 }
 
 /// What the probe plane has told so far.
@@ -44,6 +91,11 @@ pub struct ProbeHistory {
     bad_timeouts: BTreeMap<BadTimeoutKey, BadTimeout>,
     recent: VecDeque<ProbeEvent>,
     stats: Vec<WaitStats>,
+    habits: BTreeMap<(Pid, u32), (Pid, Habit)>,
+    sites: Vec<SiteStats>,
+    stacks: HashMap<(Pid, u64), Arc<Stack>>,
+    word_wakes: HashMap<(Pid, u64), WordWakes>,
+    thread_wakes: HashMap<Pid, ThreadWakes>,
     account: BTreeMap<String, u64>,
     /// Events forgotten because the history is bounded.
     forgotten: u64,
@@ -54,6 +106,9 @@ impl ProbeHistory {
         for event in reading.events {
             match (event.kind, event.syscall) {
                 (EventKind::BadTimeout, Some(syscall)) => self.note_bad_timeout(&event, syscall),
+                (EventKind::Habit, Some(syscall)) if event.timeout == TimeoutKind::Infinite => {
+                    self.note_habit(&event, syscall);
+                }
                 _ => {
                     if self.recent.len() == EVENTS {
                         self.recent.pop_front();
@@ -64,6 +119,9 @@ impl ProbeHistory {
             }
         }
         self.stats = reading.stats;
+        self.sites = reading.sites;
+        self.word_wakes = reading.word_wakes.into_iter().map(|wakes| ((wakes.pid, wakes.address), wakes)).collect();
+        self.thread_wakes = reading.thread_wakes.into_iter().map(|wakes| (wakes.tid, wakes)).collect();
         self.account = reading.account;
         // Bad timeouts older than an hour say nothing about now.
         let before = self.bad_timeouts.len();
@@ -87,10 +145,69 @@ impl ProbeHistory {
             first_ns: event.start_ns,
             last_ns: event.start_ns,
             args: event.args,
+            history: event.history,
+            site: event.site,
         });
         bad.count += 1;
+        bad.site = event.site;
         bad.last_ns = bad.last_ns.max(event.start_ns);
         bad.args = event.args;
+    }
+
+    fn note_habit(&mut self, event: &ProbeEvent, syscall: u32) {
+        let Some(history) = event.history else { return };
+        let habit = Habit { start_ns: event.start_ns, args: event.args, history, site: event.site };
+        self.habits.insert((event.tid, syscall), (event.pid, habit));
+        if self.habits.len() > HABITS {
+            let oldest = self.habits.iter().min_by_key(|(_, (_, habit))| habit.start_ns).map(|(key, _)| *key);
+            self.habits.extract_if(.., |key, _| Some(*key) == oldest).count();
+            self.forgotten += 1;
+        }
+    }
+
+    /// Takes stacks of call sites; those of processes that are gone go at [`forget`](Self::forget).
+    pub(super) fn learn_sites(&mut self, sites: &[SiteFact]) {
+        for fact in sites {
+            let key = (fact.process.pid, fact.site);
+            if self.stacks.len() >= STACKS && !self.stacks.contains_key(&key) {
+                self.forgotten += 1;
+                continue;
+            }
+            self.stacks.insert(key, Arc::clone(&fact.stack));
+        }
+    }
+
+    /// Drops what belongs to threads and processes that are gone.
+    pub(super) fn forget(&mut self, lives: impl Fn(Pid) -> bool) {
+        self.habits.retain(|(tid, _), _| lives(*tid));
+        self.stacks.retain(|(pid, _), _| lives(*pid));
+    }
+
+    /// The change of habit of a thread in a system call, with its process.
+    pub fn habits(&self) -> impl Iterator<Item = (Pid, u32, Pid, &Habit)> {
+        self.habits.iter().map(|((tid, syscall), (pid, habit))| (*tid, *syscall, *pid, habit))
+    }
+
+    /// Call sites, since attach.
+    pub fn sites(&self) -> &[SiteStats] {
+        &self.sites
+    }
+
+    /// The stack at a call site, where it is known.
+    pub fn site_stack(&self, pid: Pid, site: u64) -> Option<&Arc<Stack>> {
+        self.stacks.get(&(pid, site))
+    }
+
+    /// Who wakes what sleeps at this word of a process.
+    pub fn word_waker(&self, pid: Pid, address: u64) -> Option<Waker> {
+        let WordWakes { wakes, last, last_ns, usual, lead, .. } = *self.word_wakes.get(&(pid, address))?;
+        Some(Waker { usual, lead, wakes, last, last_ns })
+    }
+
+    /// Who wakes a thread out of its futex waits.
+    pub fn thread_waker(&self, tid: Pid) -> Option<Waker> {
+        let ThreadWakes { wakes, last, last_ns, usual, lead, .. } = *self.thread_wakes.get(&tid)?;
+        Some(Waker { usual, lead, wakes, last, last_ns })
     }
 
     /// Bad timeouts seen, with how often and when.

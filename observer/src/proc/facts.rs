@@ -2,7 +2,7 @@
 
 use super::locks::FileLockFact;
 use super::runtime_locks::RuntimeLocks;
-use super::stack::StackFact;
+use super::stack::{SiteFact, StackFact};
 use super::stops::StopFact;
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -327,6 +327,9 @@ pub struct Facts {
     /// User stacks, of suspects and of what is reported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stacks: Vec<StackFact>,
+    /// Stacks at call sites, as they were at the call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<SiteFact>,
     /// Threads at locks of their runtimes.
     #[serde(default, skip_serializing_if = "Vec::is_empty", alias = "monitors")]
     pub runtime_locks: Vec<RuntimeLocks>,

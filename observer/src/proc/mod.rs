@@ -46,7 +46,7 @@ pub(crate) use in_root::open_in_root;
 pub use locks::{BlockedLock, FileLockFact, FileLockKind, LockRange, LockWaiter, file_locks};
 pub use runtime_locks::{RuntimeLock, RuntimeLockKind, RuntimeLocks, RuntimeWant};
 pub use sockets::Sockets;
-pub use stack::{FoundBy, Frame, Mention, Stack, StackEnd, StackFact, StackWant};
+pub use stack::{FoundBy, Frame, Mention, SiteFact, SiteWant, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
 pub use stops::{StopFact, stop_fact};
 pub use tree::children_of;

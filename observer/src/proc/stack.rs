@@ -137,3 +137,27 @@ pub struct StackFact {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mentions: Vec<Mention>,
 }
+
+/// A call site whose stack is wanted: what the probe kept of it at the call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteWant {
+    /// Its process.
+    pub process: ProcessId,
+    /// The site, as [`crate::census::SiteStack::site`] has it.
+    pub site: u64,
+    /// The registers with which the thread entered the kernel.
+    pub registers: Registers,
+    /// What lay from the stack pointer upwards.
+    pub bytes: Vec<u8>,
+}
+
+/// The stack at a call site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteFact {
+    /// Its process.
+    pub process: ProcessId,
+    /// The site.
+    pub site: u64,
+    /// The stack as it was at the call; without frames if the process was gone by then.
+    pub stack: Arc<Stack>,
+}

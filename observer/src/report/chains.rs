@@ -27,7 +27,7 @@ pub(super) fn to_json(host: &Host, graph: &Graph, tid: Pid) -> Value {
         End::Abandoned(Owner::Thread(tid) | Owner::Elsewhere(tid)) => thread("abandoned", tid),
         End::Unknown => json!({ "kind": "unknown", "pid": null, "tid": null }),
     };
-    let links: Vec<Value> = links(&chain.hops, host).iter().map(super::json::link).collect();
+    let links: Vec<Value> = links(&chain.hops, host).iter().map(|link| super::json::link(host, link)).collect();
     json!({ "links": links, "end": end })
 }
 

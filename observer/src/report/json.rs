@@ -1,8 +1,8 @@
 //! `observer.report/v1` and `observer.finding/v1`. Fields may be added here, never renamed or dropped.
 
-use super::{Account, ProcessView, Setting, lately, stacks};
+use super::{Account, ProcessView, Setting, lately, stacks, wakes};
 use crate::census::{ThreadRow, TimeoutKind};
-use crate::detect::{Life, Link, Moment};
+use crate::detect::{CallSite, Life, Link, Moment};
 use crate::model::frames::Reading;
 use crate::model::graph::{Graph, Hop};
 use crate::model::wait::Member;
@@ -50,7 +50,7 @@ pub fn confidence(confidence: Confidence) -> &'static str {
     }
 }
 
-fn resource(resource: &Resource) -> Value {
+pub(super) fn resource(resource: &Resource) -> Value {
     json!({
         "kind": resource.kind.name(),
         "address": resource.address.map(hex),
@@ -86,6 +86,7 @@ fn wait(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Value {
         "far_end": wait.far_end.as_ref().map(far_end),
         "members": wait.members.iter().map(member).collect::<Vec<_>>(),
         "members_cut": wait.members_cut,
+        "woken_by": wakes::to_json(host, row.tid),
     })
 }
 
@@ -163,7 +164,7 @@ pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
     })
 }
 
-pub(super) fn link(link: &Link) -> Value {
+pub(super) fn link(host: &Host, link: &Link) -> Value {
     json!({
         "from": { "pid": link.from.pid, "tid": link.from.tid },
         "waits_for": resource(&link.waits_for),
@@ -171,11 +172,18 @@ pub(super) fn link(link: &Link) -> Value {
         "relation": link.nature.name(),
         "confidence": confidence(link.confidence),
         "how": link.how,
+        // A hint where nobody is known to hold it.
+        "woken_by": if link.held_by.is_none() { wakes::to_json(host, link.from.tid) } else { Value::Null },
     })
 }
 
 fn stack_group(group: &stacks::Group<'_>) -> Value {
     json!({ "threads": group.tids, "frames": stacks::frames(group.stack), "end": stacks::end(group.stack) })
+}
+
+/// The call a finding is about, as its stack was then.
+fn call_site(call: &CallSite) -> Value {
+    json!({ "tid": call.tid, "frames": stacks::frames(&call.stack), "end": stacks::end(&call.stack) })
 }
 
 /// One finding.
@@ -200,8 +208,9 @@ pub fn finding(host: &Host, life: &Life) -> Value {
         "title": finding.title,
         "explanation": finding.explanation,
         "remedy": finding.remedy,
-        "chain": finding.chain.iter().map(link).collect::<Vec<_>>(),
+        "chain": finding.chain.iter().map(|one| link(host, one)).collect::<Vec<_>>(),
         "evidence": finding.evidence,
+        "call_site": finding.call.as_ref().map(call_site),
         "stacks": stacks::groups(host, finding.threads.iter().copied()).iter().map(stack_group).collect::<Vec<_>>(),
     })
 }

@@ -7,6 +7,8 @@ pub mod json;
 pub mod lately;
 mod stacks;
 pub mod text;
+pub mod timeouts;
+mod wakes;
 
 pub use account::Account;
 

@@ -30,7 +30,7 @@ pub(super) fn groups<'a>(host: &'a Host, tids: impl IntoIterator<Item = Pid>) ->
     groups
 }
 
-fn is_same_place(one: &Stack, other: &Stack) -> bool {
+pub(super) fn is_same_place(one: &Stack, other: &Stack) -> bool {
     let place = |frame: &Frame| frame.address;
     std::ptr::eq(one, other) || one.end == other.end && one.frames.iter().map(place).eq(other.frames.iter().map(place))
 }
@@ -81,7 +81,7 @@ pub(super) fn to_text(stack: &Stack, indent: &str) -> String {
     out
 }
 
-fn line(frame: &Frame) -> String {
+pub(super) fn line(frame: &Frame) -> String {
     let module = frame.module.as_deref().map_or("[code made at run time]", |m| m.rsplit('/').next().unwrap_or(m));
     let mut text = match (&frame.function, &frame.build_id) {
         (Some(function), _) => function.clone(),

@@ -1,8 +1,8 @@
 //! What a tired engineer reads: findings first, then the threads that matter, then one line for the rest.
 
-use super::{Account, ProcessView, Setting, chains, json, lately, stacks};
+use super::{Account, ProcessView, Setting, chains, json, lately, stacks, wakes};
 use crate::census::{Pid, ThreadRow, TimeoutKind};
-use crate::detect::{Change, Life, Link, Severity};
+use crate::detect::{CallSite, Change, Life, Link, Severity};
 use crate::model::decode::in_words;
 use crate::model::frames::{Reading, Rest};
 use crate::model::graph::{Graph, Hop, Nature};
@@ -108,9 +108,29 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     for frame in stack.into_iter().flatten().filter_map(|f| f.as_str()).take(12) {
         let _ = writeln!(out, "    {}", paint.dim(&clean(frame)));
     }
+    if let Some(call) = &finding.call {
+        let group = stacks::Group { tids: vec![call.tid], stack: &call.stack };
+        out.push_str(&call_stack(host, &group, "    ", paint));
+    }
     let groups = stacks::groups(host, finding.threads.iter().copied());
+    let groups: Vec<_> = groups.into_iter().filter(|group| !is_told(finding.call.as_ref(), group)).collect();
     out.push_str(&stack_groups(host, &groups, STACKS, "    ", paint));
     out.push_str(&wrap(&format!("→ {}", clean(&finding.remedy)), "  "));
+    out
+}
+
+/// Whether the stack at the call is the one the thread still stands at.
+fn is_told(call: Option<&CallSite>, group: &stacks::Group<'_>) -> bool {
+    call.is_some_and(|call| group.tids == [call.tid] && stacks::is_same_place(&call.stack, group.stack))
+}
+
+/// The stack at the call a finding is about.
+fn call_stack(host: &Host, group: &stacks::Group<'_>, indent: &str, paint: Paint) -> String {
+    let who = group.tids.iter().map(|tid| clean(&host.name(*tid))).collect::<Vec<_>>().join(", ");
+    let mut out = format!("{indent}stack at the call, of {who}:\n");
+    for line in stacks::to_text(group.stack, "").lines() {
+        let _ = writeln!(out, "{indent}  {}", paint.dim(&clean(line)));
+    }
     out
 }
 
@@ -118,7 +138,10 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
 fn steps(host: &Host, link: &Link) -> String {
     let held = match link.held_by {
         Some(held) => format!("{} {}", link.nature.verb(), host.name(held.tid)),
-        None => "holder unknown".to_owned(),
+        None => match wakes::to_text(host, link.from.tid) {
+            Some(waker) => format!("holder unknown, {waker}"),
+            None => "holder unknown".to_owned(),
+        },
     };
     let thing = if link.nature == Nature::Exit { "the exit".to_owned() } else { link.waits_for.describe() };
     clean(&format!("{} → {thing} → {held}", host.name(link.from.tid)))

@@ -20,13 +20,21 @@ pub(in crate::explain) struct StackMemory {
     /// First address, and the bytes from there.
     pieces: Vec<(u64, Vec<u8>)>,
     read: usize,
+    /// Where nothing more is read: the stack of a call that may be over.
+    sealed: (u64, u64),
 }
 
 impl StackMemory {
     /// The memory of the process that `tid` belongs to; `first` is what was read of it already.
     pub(in crate::explain) fn new(tid: Pid, first: Option<(u64, Vec<u8>)>) -> Self {
         let read = first.as_ref().map_or(0, |(_, bytes)| bytes.len());
-        Self { tid, pieces: first.into_iter().collect(), read }
+        Self { tid, pieces: first.into_iter().collect(), read, sealed: (0, 0) }
+    }
+
+    /// The stack as it was when `first` was captured: of the mapping it lies in (from, to) nothing else is read, since
+    /// the thread has moved on.
+    pub(in crate::explain) fn captured(tid: Pid, first: (u64, Vec<u8>), mapping: (u64, u64)) -> Self {
+        Self { sealed: mapping, ..Self::new(tid, Some(first)) }
     }
 
     /// The word at an address.
@@ -36,7 +44,7 @@ impl StackMemory {
         if let Some(word) = self.known(address) {
             return Some(word);
         }
-        if self.read >= MOST {
+        if self.read >= MOST || (self.sealed.0..self.sealed.1).contains(&address) {
             return None;
         }
         let start = address & !(PAGE - 1);

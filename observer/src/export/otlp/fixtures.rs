@@ -38,6 +38,7 @@ pub(super) fn event(id: usize, life: Life, entity: Entity, stacks: &str) -> Arc<
         explanation: "They wait for each other.".to_owned(),
         remedy: "One order.".to_owned(),
         chain: Vec::new(),
+        call: None,
         evidence: [("cycle".to_owned(), 2.into())].into_iter().collect(),
         id: format!("id-{id}"),
     };

@@ -174,7 +174,7 @@ fn resource(call: &Call, args: &[u64; 6], known: &Known<'_>) -> Option<Resource>
 }
 
 /// What a descriptor refers to.
-fn described(fact: &FdFact) -> Resource {
+pub(super) fn described(fact: &FdFact) -> Resource {
     let mut resource = Resource { fd: Some(fact.fd), ..Resource::of(kind_of(fact)) };
     if let Some(socket) = &fact.socket {
         resource.local.clone_from(&socket.local);
