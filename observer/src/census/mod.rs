@@ -11,6 +11,7 @@ mod object;
 mod probes;
 mod procfs;
 pub mod row;
+mod sites;
 mod source;
 mod translate;
 
