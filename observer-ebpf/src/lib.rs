@@ -41,6 +41,8 @@ pub const RECORD_TASK: u32 = 2;
 pub const RECORD_TAIL: u32 = 3;
 /// Kind of a [`StackRecord`].
 pub const RECORD_STACK: u32 = 4;
+/// Kind of a [`SettledRecord`].
+pub const RECORD_SETTLED: u32 = 5;
 
 /// First record of a census: the clocks, read in the kernel by the thread that reads the census.
 #[repr(C)]
@@ -155,6 +157,45 @@ pub const TASK_COMPAT: u32 = 1;
 pub const TASK_REGS: u32 = 1 << 1;
 /// `stint_ns` is meaningful.
 pub const TASK_STINT: u32 = 1 << 2;
+
+/// A thread that has slept since an earlier census of the same reader, and is as that one's [`TaskRecord`] said.
+///
+/// A sleeper changes nothing of itself. What others may change of it (parent, tracer, cgroup, name) is as old as its last
+/// whole record: that comes with every [`SETTLED_PASSES`]th census.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SettledRecord {
+    /// Kind and length.
+    pub prefix: RecordPrefix,
+    /// Initial thread id.
+    pub tid: u32,
+    /// Unused; keeps the structure free of padding.
+    pub reserved: u32,
+}
+
+/// Slots of the map `SETTLED`; a power of two.
+pub const SETTLED_SLOTS: u32 = 32_768;
+/// A settled thread is written whole once in so many censuses; a power of two.
+pub const SETTLED_PASSES: u32 = 16;
+
+/// What the census remembers of a sleeper, in the slot of its thread id: another thread with the same slot takes it over, and
+/// both are written whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Settled {
+    /// Initial thread id; 0 in an empty slot.
+    pub tid: u32,
+    /// `task->__state` bits.
+    pub state: u32,
+    /// `task->start_boottime`, nanoseconds: thread ids are used again.
+    pub start_boot_ns: u64,
+    /// Context switches: the same number means that it has not run.
+    pub switches: u64,
+    /// The map `GENERATION` when it was written: those of another one are forgotten.
+    pub generation: u32,
+    /// Unused; keeps the structure free of padding.
+    pub reserved: u32,
+}
 
 /// Last record of a census: what the kernel side did.
 #[repr(C)]
@@ -506,6 +547,8 @@ const _: () = {
     assert!(size_of::<RecordPrefix>() == 8);
     assert!(size_of::<CensusHead>() == 40);
     assert!(size_of::<TaskRecord>() == 256);
+    assert!(size_of::<SettledRecord>() == 16);
+    assert!(size_of::<Settled>() == 32);
     assert!(size_of::<CensusTail>() == 32);
     assert!(size_of::<StackRecord>() == 24 + 8 * STACK_FRAMES);
     assert!(size_of::<ProcessKey>() == 8);

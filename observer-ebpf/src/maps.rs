@@ -4,13 +4,23 @@ use crate::probes::Attempt;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use observer_ebpf::{
-    ACCOUNT_ENTRIES, FAMILIES, ProcessKey, ProcessWaits, SiteKey, SiteRecord, ThreadState, Wakes, WordKey, WordRecord,
+    ACCOUNT_ENTRIES, FAMILIES, ProcessKey, ProcessWaits, SETTLED_SLOTS, Settled, SiteKey, SiteRecord, ThreadState,
+    Wakes, WordKey, WordRecord,
 };
 
 /// Threads (view ids) whose kernel stack is wanted. A report shows a few dozen threads; 1,024 is
 /// what one pass can answer without its output outgrowing the census itself.
 #[map]
 pub(crate) static WANTED: HashMap<u32, u8> = HashMap::with_max_entries(1024, 0);
+
+/// Sleepers that an earlier census wrote whole, by the low bits of the thread id: slots of 32 bytes, 1 MiB. Thread ids
+/// are handed out in order, so few share a slot.
+#[map]
+pub(crate) static SETTLED: Array<Settled> = Array::with_max_entries(SETTLED_SLOTS, 0);
+
+/// Which entries of `SETTLED` the reader knows of; 0 to have every thread written whole.
+#[map]
+pub(crate) static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Initial process ids to observe under `FILTER_LISTED`: an operator names a handful, `--children`
 /// makes it some hundreds.

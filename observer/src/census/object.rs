@@ -6,7 +6,7 @@ use observer_ebpf::{
 };
 
 /// The object built from `observer-ebpf`, aligned as its reader wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
 
 /// SHA-256 of the embedded kernel object, in hexadecimal.
 pub const OBJECT_SHA256: &str = env!("OBSERVER_OBJECT_SHA256");
@@ -60,6 +60,8 @@ unsafe impl Border for observer_ebpf::RecordPrefix {}
 unsafe impl Border for observer_ebpf::CensusHead {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::TaskRecord {}
+// SAFETY: as above.
+unsafe impl Border for observer_ebpf::SettledRecord {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::CensusTail {}
 // SAFETY: as above.

@@ -200,6 +200,7 @@ impl ProbePlane {
         let sizes = [
             ("IN_FLIGHT", settings.in_flight.max(1)),
             ("WANTED", 1),
+            ("SETTLED", 1),
             ("SITES", if settings.sites { MOST_SITES } else { 1 }),
             ("STACKS", if settings.sites { AUDIT_STACKS } else { EVENT_STACKS }),
             ("WORDS", if settings.wakes { MOST_WAKES } else { 1 }),
