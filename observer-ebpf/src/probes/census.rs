@@ -3,7 +3,7 @@
 //! The whole pass runs in the context of the thread that reads the iterator; nothing is attached to
 //! any path of the observed processes.
 
-use crate::kernel::{Btf, Raw, Upid, Word, off};
+use crate::kernel::{Btf, Raw, STACK_SIZE, USER_CS, USER32_CS, Upid, Word, off};
 use crate::maps::{GENERATION, SETTLED};
 use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs};
@@ -399,12 +399,6 @@ fn remember(task: Btf, tid: u32) -> Memory {
 fn settled(tid: u32) -> SettledRecord {
     SettledRecord { prefix: prefix::<SettledRecord>(RECORD_SETTLED), tid, reserved: 0 }
 }
-
-/// `THREAD_SIZE` of x86-64 without KASAN, which doubles it.
-const STACK_SIZE: u64 = 16 * 1024;
-/// `__USER32_CS` and `__USER_CS`.
-const USER32_CS: u64 = 0x23;
-const USER_CS: u64 = 0x33;
 
 /// What `task_pt_regs` computes: the user registers are the last thing on the kernel stack. The code
 /// segment proves that they are; under Xen PV or KASAN it is another, and there are none.

@@ -53,14 +53,26 @@ impl IterSource {
             abi: ABI_VERSION,
             filter: FILTER_LISTED,
             view_pidns: 0,
-            reserved: 0,
+            sites: 0,
+            wakes: 0,
+            habit_after: u32::MAX,
             long_wait_ns: u64::MAX,
             slow_connect_ns: u64::MAX,
             realtime_offset_ns: 0,
         };
         // The probes' maps are not used here.
-        let sizes =
-            [("IN_FLIGHT", 1), ("PROCESSES", 1), ("SOCKETS", 1), ("FILTER", 1), ("EVENTS", 4096), ("AYA_LOGS", 4096)];
+        let sizes = [
+            ("IN_FLIGHT", 1),
+            ("PROCESSES", 1),
+            ("SOCKETS", 1),
+            ("FILTER", 1),
+            ("SITES", 1),
+            ("WORDS", 1),
+            ("WOKEN", 1),
+            ("EVENTS", 4096),
+            ("STACKS", 4096),
+            ("AYA_LOGS", 4096),
+        ];
         let mut ebpf = object::load(&types.offsets, &globals, 0, &sizes)
             .map_err(|error| CensusError::Load { reason: reason(&error) })?;
         let (program, refused) = match load(&mut ebpf, "census", "task", types) {

@@ -13,6 +13,7 @@ use aya::programs::{
 };
 use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
 use std::io::ErrorKind;
 
@@ -112,14 +113,20 @@ const FUTEX: &[Syscall] = &[
     newer("futex_waitv", 5), // 5.16
     newer("futex_wait", 6),  // 6.7
 ];
+/// Only for the wake history.
+const WAKES: &[Syscall] = &[newer("futex_wake", 4), newer("futex_requeue", 4)]; // 6.7
+const SOCKET: &[Syscall] =
+    &[call("read", 3), call("recvfrom", 6), call("recvmsg", 3), call("accept", 3), call("accept4", 4)];
 const CONNECT: &[Syscall] = &[call("connect", 3)];
 
-fn syscalls(family: Family) -> &'static [Syscall] {
-    match family {
-        Family::Poll => POLL,
-        Family::Futex => FUTEX,
-        Family::Connect => CONNECT,
-    }
+fn syscalls(family: Family, wakes: bool) -> impl Iterator<Item = &'static Syscall> {
+    let (calls, more): (_, &[Syscall]) = match family {
+        Family::Poll => (POLL, &[]),
+        Family::Futex => (FUTEX, if wakes { WAKES } else { &[] }),
+        Family::Connect => (CONNECT, &[]),
+        Family::Socket => (SOCKET, &[]),
+    };
+    calls.iter().chain(more)
 }
 
 /// Keeps a program attached until dropped.
@@ -128,9 +135,40 @@ type Link = Box<dyn Any + Send>;
 /// Everything that is attached.
 #[derive(Default)]
 pub(super) struct Links {
-    held: Vec<Link>,
-    /// The pair all families on `tp_btf` share.
-    pair: Option<Result<(), String>>,
+    /// By family: what only it uses.
+    families: HashMap<Family, Vec<Link>>,
+    /// What all families share; stays until the end.
+    shared: Vec<Link>,
+    /// Calls that only wake are attached, too.
+    wakes: bool,
+    /// The pair all families on `tp_btf` share, or why there is none.
+    pair: Option<Result<Vec<Link>, String>>,
+}
+
+impl Links {
+    /// Nothing yet. `wakes`: calls that only wake are to be attached, too.
+    pub(super) fn new(wakes: bool) -> Self {
+        Self { wakes, ..Self::default() }
+    }
+
+    /// Takes off what only this family uses.
+    pub(super) fn drop_family(&mut self, family: Family) {
+        detach(self.families.remove(&family).unwrap_or_default());
+    }
+
+    /// Takes off the shared pair; it can be attached again.
+    pub(super) fn drop_pair(&mut self) {
+        if let Some(Ok(held)) = self.pair.take() {
+            detach(held);
+        }
+    }
+}
+
+/// Entries before returns, the reverse of attaching: an entry whose return is not seen would stay in flight.
+fn detach(mut held: Vec<Link>) {
+    while let Some(link) = held.pop() {
+        drop(link);
+    }
 }
 
 /// Why a step did not work.
@@ -206,20 +244,21 @@ pub(super) fn attach(
     family: Family,
     rungs: &[Rung],
 ) -> FamilyStatus {
+    let wakes = links.wakes;
     let (status, mut held) = descend(rungs.iter().copied(), |rung, held| match (rung, types) {
         (Rung::Fentry | Rung::TpBtf, None) => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
-        (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, held),
-        (Rung::Kprobe, _) => each(family, |call| kprobe(ebpf, call, held)),
+        (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, wakes, held),
+        (Rung::Kprobe, _) => each(family, wakes, |call| kprobe(ebpf, call, held)),
         (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
-        (Rung::Tracepoint, _) => each(family, |call| tracepoint(ebpf, call, held)),
+        (Rung::Tracepoint, _) => each(family, wakes, |call| tracepoint(ebpf, call, held)),
     });
-    links.held.append(&mut held);
+    links.families.entry(family).or_default().append(&mut held);
     status
 }
 
 /// Runs a step for every call of the family; those the kernel may lack may be absent.
-fn each(family: Family, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -> Result<(), Failure> {
-    for call in syscalls(family) {
+fn each(family: Family, wakes: bool, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -> Result<(), Failure> {
+    for call in syscalls(family, wakes) {
         match step(call) {
             Err(Failure::Absent(_)) if call.optional => {}
             Err(Failure::Absent(reason)) => {
@@ -234,22 +273,28 @@ fn each(family: Family, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -
     Ok(())
 }
 
-fn fentry(ebpf: &mut Ebpf, types: &KernelTypes, family: Family, held: &mut Vec<Link>) -> Result<(), Failure> {
-    let outcome = each(family, |call| {
+fn fentry(
+    ebpf: &mut Ebpf,
+    types: &KernelTypes,
+    family: Family,
+    wakes: bool,
+    held: &mut Vec<Link>,
+) -> Result<(), Failure> {
+    let outcome = each(family, wakes, |call| {
         let function = format!("__x64_sys_{}", call.name);
         // Return before entry: an entry without its return would stay in flight.
         let exit: &mut FExit = program(ebpf, &format!("fexit_{}", call.name))?;
-        exit.load(&function, &types.btf)?;
+        load_once(exit.fd().is_ok(), || exit.load(&function, &types.btf))?;
         let link = exit.attach()?;
         held.push(Box::new(exit.take_link(link)?));
         let entry: &mut FEntry = program(ebpf, &format!("fentry_{}", call.name))?;
-        entry.load(&function, &types.btf)?;
+        load_once(entry.fd().is_ok(), || entry.load(&function, &types.btf))?;
         let link = entry.attach()?;
         held.push(Box::new(entry.take_link(link)?));
         Ok(())
     });
     if outcome.is_err() {
-        for call in syscalls(family) {
+        for call in syscalls(family, wakes) {
             // Those that were never loaded say so.
             if let Ok(entry) = program::<FEntry>(ebpf, &format!("fentry_{}", call.name)) {
                 let _ = entry.unload();
@@ -295,10 +340,7 @@ fn pair(ebpf: &mut Ebpf, links: &mut Links, types: &KernelTypes) -> Result<(), F
         let outcome = [("btf_exit", "sys_exit"), ("btf_enter", "sys_enter")]
             .into_iter()
             .try_for_each(|(name, event)| btf_tracepoint(ebpf, types, name, event, &mut held));
-        if outcome.is_ok() {
-            links.held.append(&mut held);
-        }
-        links.pair = Some(outcome.map_err(Failure::into_reason));
+        links.pair = Some(outcome.map(|()| held).map_err(Failure::into_reason));
     }
     match &links.pair {
         Some(Err(reason)) => Err(Failure::Refused(reason.clone())),
@@ -335,25 +377,28 @@ pub(super) fn attach_tcp_state(
         (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
         _ => plain_tracepoint(ebpf, "tcp_state_tracepoint", ("sock", "inet_sock_set_state"), held),
     });
-    links.held.append(&mut held);
+    links.families.entry(Family::Connect).or_default().append(&mut held);
     status
 }
 
-/// Attaches to the end of threads; `Err` says why calls in flight cannot keep their entries.
+/// Attaches to the end of threads and to `exec`, which ends a thread's id; `Err` says why calls in flight cannot keep
+/// their entries.
 pub(super) fn attach_thread_exit(
     ebpf: &mut Ebpf,
     links: &mut Links,
     types: Option<&KernelTypes>,
 ) -> Result<(), String> {
     let mut held = Vec::new();
-    let typed = match types {
-        Some(types) => btf_tracepoint(ebpf, types, "thread_exit_btf", "sched_process_exit", &mut held),
-        None => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
-    };
-    typed
-        .or_else(|_| plain_tracepoint(ebpf, "thread_exit_tracepoint", ("sched", "sched_process_exit"), &mut held))
-        .map_err(Failure::into_reason)?;
-    links.held.append(&mut held);
+    for (name, event) in [("thread_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")] {
+        let typed = match types {
+            Some(types) => btf_tracepoint(ebpf, types, &format!("{name}_btf"), event, &mut held),
+            None => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
+        };
+        typed
+            .or_else(|_| plain_tracepoint(ebpf, &format!("{name}_tracepoint"), ("sched", event), &mut held))
+            .map_err(Failure::into_reason)?;
+    }
+    links.shared.append(&mut held);
     Ok(())
 }
 

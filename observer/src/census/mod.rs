@@ -12,6 +12,7 @@ mod probes;
 mod procfs;
 mod programs;
 pub mod row;
+mod sites;
 mod source;
 mod translate;
 

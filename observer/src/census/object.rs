@@ -1,7 +1,9 @@
 //! The kernel object: embedded, given its offsets and settings, and loaded.
 
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
-use observer_ebpf::{Event, Globals, Offsets, ProcessKey, ProcessWaits};
+use observer_ebpf::{
+    Event, Globals, Offsets, ProcessKey, ProcessWaits, SiteKey, SiteRecord, ThreadState, Wakes, WordKey, WordRecord,
+};
 
 /// The object built from `observer-ebpf`, aligned as its reader wants it.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
@@ -22,6 +24,18 @@ unsafe impl Pod for Plain<Globals> {}
 unsafe impl Pod for Plain<ProcessKey> {}
 // SAFETY: as above.
 unsafe impl Pod for Plain<ProcessWaits> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<ThreadState> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<SiteKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<SiteRecord> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<WordKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<WordRecord> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<Wakes> {}
 
 /// Reads a structure of the kernel border from bytes; `None` if there are too few.
 pub(super) fn read<T: Border>(bytes: &[u8]) -> Option<T> {
@@ -38,6 +52,8 @@ pub(super) fn read<T: Border>(bytes: &[u8]) -> Option<T> {
 pub(super) unsafe trait Border: Copy {}
 // SAFETY: integers only, as `observer_ebpf` promises.
 unsafe impl Border for Event {}
+// SAFETY: as above.
+unsafe impl Border for observer_ebpf::UserStack {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::RecordPrefix {}
 // SAFETY: as above.

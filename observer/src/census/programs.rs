@@ -42,7 +42,10 @@ pub fn load_each(mut before: impl FnMut(&str)) -> Result<Vec<ProgramLoad>, Censu
         abi: ABI_VERSION,
         filter: FILTER_LISTED,
         view_pidns: 0,
-        reserved: 0,
+        // With all that can be asked for: the most that the verifier may have to walk.
+        sites: 1,
+        wakes: 1,
+        habit_after: 64,
         long_wait_ns: 1_000_000_000,
         slow_connect_ns: 1_000_000_000,
         realtime_offset_ns: 0,
