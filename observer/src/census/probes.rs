@@ -80,7 +80,7 @@ impl Default for ProbeSettings {
             in_flight: 32_768,
             sites: false,
             wakes: false,
-            habit_after: 64,
+            habit_after: 8,
         }
     }
 }
