@@ -84,7 +84,23 @@ impl Account {
     /// Takes the probes' account, and what of it is a loss.
     pub fn note_probes(&mut self, account: &BTreeMap<String, u64>, forgotten: u64) {
         self.probes.clone_from(account);
-        const NO_LOSS: [&str; 5] = ["seen", "filtered", "measured", "not_timed", "sent"];
+        // What was counted, found too short to matter, or ended another way than by a return.
+        const NO_LOSS: [&str; 14] = [
+            "seen",
+            "filtered",
+            "measured",
+            "not_timed",
+            "sent",
+            "repeated",
+            "interrupted",
+            "ended_in_wait",
+            "too_short",
+            "sites_new",
+            "wakes",
+            "words_new",
+            "woken_new",
+            "sampled_out",
+        ];
         self.events_dropped = account
             .iter()
             .filter(|(name, count)| !NO_LOSS.contains(&name.as_str()) && **count > 0)
