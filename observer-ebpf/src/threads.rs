@@ -52,6 +52,31 @@ pub struct Habit {
     pub bad_tick: u32,
 }
 
+/// What has been decoded of the call that is being entered.
+///
+/// It goes through the thread's memory so that the verifier forgets how each value came about: it walks what follows once,
+/// not once for every system call and kind of timeout.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Decoded {
+    /// Relative timeout, nanoseconds.
+    pub timeout_ns: i64,
+    /// Timeout as passed.
+    pub timeout_raw: i64,
+    /// System call number.
+    pub nr: u32,
+    /// `TIMEOUT_*`.
+    pub kind: u32,
+    /// `FAMILY_*`.
+    pub family: u32,
+    /// 1 for a poll of zero milliseconds.
+    pub zero: u32,
+    /// 1 for a negative or malformed timeout.
+    pub bad: u32,
+    /// The slot of this call in the thread's habits.
+    pub slot: u32,
+}
+
 /// What the probes keep by thread, under its `pid_tgid`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +87,8 @@ pub struct ThreadState {
     pub pending_zero: u32,
     /// The slot that the next call without one takes over.
     pub next: u32,
+    /// The call that is being entered.
+    pub decoded: Decoded,
     /// Timeouts by call.
     pub habits: [Habit; HABITS],
 }
@@ -205,7 +232,8 @@ pub struct WordRecord {
 const _: () = {
     assert!(size_of::<Call>() == 96);
     assert!(size_of::<Habit>() == 32);
-    assert!(size_of::<ThreadState>() == 104 + 32 * HABITS);
+    assert!(size_of::<Decoded>() == 40);
+    assert!(size_of::<ThreadState>() == 144 + 32 * HABITS);
     assert!(size_of::<History>() == 40);
     assert!(size_of::<SiteKey>() == 16);
     assert!(size_of::<SiteRecord>() == 8 * (TIMEOUT_KINDS + 7 + ARGS) + 16);

@@ -13,31 +13,35 @@ const BAD_TICKS: u32 = 96;
 #[inline(always)]
 pub(crate) fn slot(thread: *mut ThreadState, nr: u32) -> *mut Habit {
     let mut at = 0;
+    let mut found = HABITS as u32;
     while at < HABITS {
-        // SAFETY: in bounds of a live map value.
-        let habit = unsafe { (&raw mut (*thread).habits).cast::<Habit>().add(at) };
-        // SAFETY: a field of a live map value that only this thread writes.
-        let call = unsafe { (*habit).call };
-        if call == nr + 1 {
-            return habit;
-        }
-        if call == 0 {
-            // SAFETY: as above.
-            unsafe { (*habit).call = nr + 1 };
-            return habit;
+        // SAFETY: in bounds of a live map value, and a field that only this thread writes.
+        let call = unsafe { (*(&raw const (*thread).habits).cast::<Habit>().add(at)).call };
+        if call == nr + 1 || call == 0 {
+            found = at as u32;
+            break;
         }
         at += 1;
     }
-    count(ACCOUNT_HABITS_REPLACED);
-    // SAFETY: a field of a live map value that only this thread writes.
-    let at = unsafe { core::ptr::read_volatile(&raw const (*thread).next) } as usize & (HABITS - 1);
-    // SAFETY: as above; in bounds by the mask.
+    // SAFETY: fields of a live map value that only this thread writes. Through memory, as `Decoded` says.
+    let at = unsafe {
+        if found == HABITS as u32 {
+            count(ACCOUNT_HABITS_REPLACED);
+            found = (*thread).next;
+            (*thread).next = found.wrapping_add(1);
+        }
+        (&raw mut (*thread).decoded.slot).write_volatile(found);
+        (&raw const (*thread).decoded.slot).read_volatile() as usize & (HABITS - 1)
+    };
+    // SAFETY: in bounds by the mask.
+    let habit = unsafe { (&raw mut (*thread).habits).cast::<Habit>().add(at) };
+    // SAFETY: a live map value that only this thread writes.
     unsafe {
-        (*thread).next = (at + 1) as u32;
-        let habit = (&raw mut (*thread).habits).cast::<Habit>().add(at);
-        *habit = Habit { longest_ns: 0, zero: 0, finite: 0, infinite: 0, other: 0, call: nr + 1, bad_tick: 0 };
-        habit
+        if (*habit).call != nr + 1 {
+            *habit = Habit { longest_ns: 0, zero: 0, finite: 0, infinite: 0, other: 0, call: nr + 1, bad_tick: 0 };
+        }
     }
+    habit
 }
 
 /// Adds this call to what was passed before it.

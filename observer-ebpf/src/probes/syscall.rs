@@ -11,10 +11,10 @@ use aya_log_ebpf::debug;
 use observer_ebpf::{
     ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_INTERRUPTED, ACCOUNT_MEASURED, ACCOUNT_NOT_TIMED,
     ACCOUNT_PROCESSES_FULL, ACCOUNT_REPEATED, ACCOUNT_RETURN_MISSED, ACCOUNT_SAMPLED_OUT, ACCOUNT_SEEN,
-    ACCOUNT_UNPAIRED, ARGS, Call, EVENT_BAD_TIMEOUT, EVENT_HABIT, EVENT_LONG_WAIT, FAMILY_CONNECT, FAMILY_FUTEX,
-    FAMILY_POLL, FAMILY_SOCKET, FILTER_LISTED, FILTER_NAMESPACE, History, PENDING, ProcessKey, ProcessWaits,
-    THREAD_EXIT, TIMEOUT_INFINITE, TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE, TIMEOUT_ZERO, ThreadState,
-    WAIT_BUCKETS,
+    ACCOUNT_UNPAIRED, ARGS, Call, Decoded, EVENT_BAD_TIMEOUT, EVENT_HABIT, EVENT_LONG_WAIT, FAMILY_CONNECT,
+    FAMILY_FUTEX, FAMILY_POLL, FAMILY_SOCKET, FILTER_LISTED, FILTER_NAMESPACE, History, PENDING, ProcessKey,
+    ProcessWaits, THREAD_EXIT, TIMEOUT_INFINITE, TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE, TIMEOUT_ZERO,
+    ThreadState, WAIT_BUCKETS,
 };
 
 /// The family of a system call, `u32::MAX` if none.
@@ -137,17 +137,6 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
         count(ACCOUNT_SAMPLED_OUT);
         return;
     }
-    let mut call = Call {
-        start_ns: 0,
-        timeout_ns: timeout.ns,
-        timeout_raw: timeout.raw,
-        args: *args,
-        site: 0,
-        nr,
-        kind: timeout.kind,
-        family,
-        reserved: 0,
-    };
     let Some(thread) = thread(id) else {
         count(ACCOUNT_IN_FLIGHT_FULL);
         debug!((), "in-flight map full: a call of process {} is not measured", tgid);
@@ -157,14 +146,36 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
             aggregate(waits, timeout.kind, 1);
         }
         if bad {
-            // SAFETY: the helper has no preconditions.
-            call.start_ns = unsafe { bpf_ktime_get_ns() };
+            let call = Call {
+                // SAFETY: the helper has no preconditions.
+                start_ns: unsafe { bpf_ktime_get_ns() },
+                timeout_ns: timeout.ns,
+                timeout_raw: timeout.raw,
+                args: *args,
+                site: 0,
+                nr,
+                kind: timeout.kind,
+                family,
+                reserved: 0,
+            };
             let what = What { kind: EVENT_BAD_TIMEOUT, family, wait_ns: 0, ret: 0, history: History::NONE, site: 0 };
             send(&what, &Who::current(), &call, &Ends::UNKNOWN);
         }
         return;
     };
     let zero = family == FAMILY_POLL && poll::is_zero(nr, args[2], args[3]);
+    let (timeout_ns, timeout_raw, kind) = (timeout.ns, timeout.raw, timeout.kind);
+    let decoded =
+        Decoded { timeout_ns, timeout_raw, nr, kind, family, zero: u32::from(zero), bad: u32::from(bad), slot: 0 };
+    // SAFETY: a map value that only this thread writes.
+    let decoded = unsafe {
+        (&raw mut (*thread).decoded).write_volatile(decoded);
+        (&raw const (*thread).decoded).read_volatile()
+    };
+    let Decoded { timeout_ns, timeout_raw, nr, kind, family, .. } = decoded;
+    let (zero, bad) = (decoded.zero != 0, decoded.bad != 0);
+    let timeout = Timeout { kind, raw: timeout_raw, ns: timeout_ns };
+    let mut call = Call { start_ns: 0, timeout_ns, timeout_raw, args: *args, site: 0, nr, kind, family, reserved: 0 };
     if setting!(sites) != 0 {
         call.site = site::site(regs);
         if family == FAMILY_FUTEX || family == FAMILY_POLL {

@@ -334,6 +334,15 @@ impl ProbePlane {
         map.set(family_number(family), shift.min(31), 0).map_err(|error| map_error("SAMPLE", &error))
     }
 
+    /// Threads that the probes keep something of, and how many of these are in a call: at most so many as live, unless
+    /// something leaks. Walks a map: not for every turn.
+    pub fn threads_kept(&mut self) -> Result<(usize, usize), ProbeError> {
+        let map: BpfHashMap<_, u64, Plain<ThreadState>> = typed(self.ebpf.map_mut("IN_FLIGHT"), "IN_FLIGHT")?;
+        let threads = map.iter().filter_map(Result::ok);
+        Ok(threads
+            .fold((0, 0), |(all, busy), (_, Plain(thread))| (all + 1, busy + usize::from(thread.call.start_ns != 0))))
+    }
+
     /// The loaded object, for the kernel's own figures of each program.
     #[expect(dead_code, reason = "for the governor, which comes next")]
     pub(super) fn object(&self) -> &Ebpf {

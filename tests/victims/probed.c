@@ -1,0 +1,180 @@
+/* Makes the calls it is told to, one order a line on stdin, and answers each with a line: "done", or a number.
+ * For tests of the probes, which count what was called. */
+#include "victim.h"
+#include <linux/futex.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+
+static int ready[2]; /* a pipe with a byte in it: what polls it returns at once */
+static pthread_t waiter;
+static _Atomic uint32_t word;
+static volatile pid_t waiter_tid;
+
+static long futex(_Atomic uint32_t *at, int op, uint32_t value) {
+    return syscall(SYS_futex, at, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, FUTEX_BITSET_MATCH_ANY);
+}
+
+static NOINLINE int poll_ready(int timeout) {
+    struct pollfd fd = {ready[0], POLLIN, 0};
+    return poll(&fd, 1, timeout);
+}
+
+static NOINLINE void polls(int n, int timeout) {
+    for (int i = 0; i < n; i++)
+        if (poll(NULL, 0, timeout) != 0) die("poll");
+}
+
+/* Until another thread sleeps in the call. */
+static void asleep_in(pid_t tid, long call) {
+    char path[64], text[64];
+    snprintf(path, sizeof path, "/proc/self/task/%d/syscall", tid);
+    for (int i = 0; i < READY_DEADLINE_MS; i++) {
+        int fd = open(path, O_RDONLY);
+        ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+        if (fd >= 0) close(fd);
+        if (n > 0) {
+            text[n] = 0;
+            if (text[0] != 'r' && strtol(text, NULL, 10) == call) return;
+        }
+        usleep(1000);
+    }
+    die("thread %d never slept in %ld", tid, call);
+}
+
+static void *wait_for_turns(void *turns) {
+    waiter_tid = (pid_t)syscall(SYS_gettid);
+    for (long i = 0; i < (long)turns; i++) {
+        while (atomic_load(&word) == 0) futex(&word, FUTEX_WAIT, 0);
+        atomic_store(&word, 0);
+    }
+    return NULL;
+}
+
+/* Wakes one thread n times, each time out of a sleep. */
+static void handoff(long n) {
+    waiter_tid = 0;
+    PCHECK(pthread_create(&waiter, NULL, wait_for_turns, (void *)n));
+    while (waiter_tid == 0) sched_yield();
+    for (long i = 0; i < n; i++) {
+        asleep_in(waiter_tid, SYS_futex);
+        atomic_store(&word, 1);
+        if (futex(&word, FUTEX_WAKE, 1) != 1) die("nobody was woken");
+        while (atomic_load(&word) != 0) sched_yield();
+    }
+    PCHECK(pthread_join(waiter, NULL));
+}
+
+static void nothing(int signal) { (void)signal; }
+
+/* A futex wait that is interrupted n times and begun again by the kernel. */
+static void restarts(long n) {
+    struct sigaction action = {.sa_handler = nothing, .sa_flags = SA_RESTART};
+    CHECK(sigaction(SIGUSR1, &action, NULL));
+    waiter_tid = 0;
+    PCHECK(pthread_create(&waiter, NULL, wait_for_turns, (void *)1L));
+    while (waiter_tid == 0) sched_yield();
+    for (long i = 0; i < n; i++) {
+        asleep_in(waiter_tid, SYS_futex);
+        PCHECK(pthread_kill(waiter, SIGUSR1));
+        usleep(20000);
+    }
+    asleep_in(waiter_tid, SYS_futex);
+    atomic_store(&word, 1);
+    futex(&word, FUTEX_WAKE, 1);
+    PCHECK(pthread_join(waiter, NULL));
+}
+
+static void *poll_for_ever(void *unused) {
+    waiter_tid = (pid_t)syscall(SYS_gettid);
+    poll(NULL, 0, -1);
+    return unused;
+}
+
+/* A child with two threads in a wait, killed. */
+static void killed(void) {
+    int up[2];
+    CHECK(pipe(up));
+    pid_t child = fork();
+    if (child == 0) {
+        waiter_tid = 0;
+        PCHECK(pthread_create(&waiter, NULL, poll_for_ever, NULL));
+        while (waiter_tid == 0) sched_yield();
+        asleep_in(waiter_tid, SYS_poll);
+        if (write(up[1], "x", 1) != 1) die("write");
+        poll(NULL, 0, -1);
+        _exit(4);
+    }
+    char byte;
+    close(up[1]);
+    if (read(up[0], &byte, 1) != 1) die("read");
+    usleep(20000);
+    CHECK(kill(child, SIGKILL));
+    if (waitpid(child, NULL, 0) != child) die("waitpid");
+    close(up[0]);
+}
+
+static void *exec_from_thread(void *unused) {
+    polls(2, 1);
+    execl("/proc/self/exe", "probed", "after-exec", NULL);
+    die("exec");
+    return unused;
+}
+
+/* A child whose other thread polls, then calls exec: it goes on under the leader's id, and polls once more. */
+static void execs(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        PCHECK(pthread_create(&waiter, NULL, exec_from_thread, NULL));
+        poll(NULL, 0, -1);
+        _exit(4);
+    }
+    int status;
+    if (waitpid(child, &status, 0) != child || status != 0) die("exec'ed child: %x", status);
+}
+
+static void *late_sender(void *fd) {
+    usleep(30000);
+    if (send((int)(long)fd, "x", 1, 0) != 1) die("send");
+    return NULL;
+}
+
+static NOINLINE void slow_recv(void) {
+    int pair[2];
+    char byte;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    PCHECK(pthread_create(&waiter, NULL, late_sender, (void *)(long)pair[1]));
+    if (recv(pair[0], &byte, 1, 0) != 1) die("recv");
+    PCHECK(pthread_join(waiter, NULL));
+    close(pair[0]);
+    close(pair[1]);
+}
+
+int main(int argc, char **argv) {
+    char line[64];
+    if (argc > 1 && strcmp(argv[1], "after-exec") == 0) {
+        polls(1, 1);
+        return 0;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    CHECK(pipe(ready));
+    if (write(ready[1], "x", 1) != 1) die("write");
+    puts("up");
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        char order[32];
+        long n = 0;
+        if (sscanf(line, "%31s %ld", order, &n) < 1) die("order %s", line);
+        if (strcmp(order, "zero") == 0) polls((int)n, 0);
+        else if (strcmp(order, "finite") == 0) polls((int)n, 1);
+        else if (strcmp(order, "sleep") == 0) polls(1, (int)n);
+        else if (strcmp(order, "infinite") == 0) for (long i = 0; i < n; i++) poll_ready(-1);
+        else if (strcmp(order, "negative") == 0) for (long i = 0; i < n; i++) poll_ready(-5);
+        else if (strcmp(order, "handoff") == 0) handoff(n);
+        else if (strcmp(order, "restarts") == 0) restarts(n);
+        else if (strcmp(order, "killed") == 0) killed();
+        else if (strcmp(order, "execs") == 0) execs();
+        else if (strcmp(order, "recv") == 0) slow_recv();
+        else die("order %s", line);
+        puts("done");
+    }
+    return 0;
+}
