@@ -1,7 +1,7 @@
 //! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
 //! host; what it produces are turns.
 
-use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source, ThreadRow};
+use crate::census::{Census, CensusError, GovernedProbes, Pid, ProbeReading, ProcessId, Source, ThreadRow};
 use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
 use crate::host::{self, Kallsyms};
@@ -52,7 +52,7 @@ pub enum SessionError {
 /// A look at a host, in progress.
 pub struct Session {
     source: Box<dyn Source>,
-    probes: Option<ProbePlane>,
+    probes: Option<GovernedProbes>,
     gatherer: Gatherer,
     explainer: Explainer,
     /// Threads whose stacks are still being worked on.
@@ -78,7 +78,7 @@ pub struct Session {
 
 impl Session {
     /// A session over a source of rows and a probe plane.
-    pub fn new(source: Box<dyn Source>, probes: Option<ProbePlane>, scope: Scope) -> Self {
+    pub fn new(source: Box<dyn Source>, probes: Option<GovernedProbes>, scope: Scope) -> Self {
         Self {
             source,
             probes,
@@ -115,6 +115,11 @@ impl Session {
     /// Takes the descendants of these processes into the scope, as they come.
     pub fn follow_children(&mut self, parents: Vec<Pid>) {
         self.parents = parents;
+    }
+
+    /// The probes, where there are any.
+    pub fn probes(&self) -> Option<&GovernedProbes> {
+        self.probes.as_ref()
     }
 
     /// Where the rows come from.
@@ -159,6 +164,7 @@ impl Session {
                 self.account.facts_lost.insert(reason.to_owned(), count);
             }
         }
+        self.account.spending = self.probes.as_ref().map(GovernedProbes::spending);
         (self.account.self_cpu_ns, self.account.self_rss_bytes) = host::own_usage();
         Ok(turn)
     }
@@ -256,7 +262,7 @@ impl Session {
         }
         let initial: BTreeSet<Pid> =
             census.rows.iter().filter(|row| pids.contains(&row.process.pid)).map(|row| row.initial.1).collect();
-        if let Some(probes) = &mut self.probes
+        if let Some(probes) = &self.probes
             && self.listened_to != initial
         {
             match probes.set_filter(&initial.iter().copied().collect::<Vec<_>>()) {
@@ -270,13 +276,21 @@ impl Session {
     }
 
     fn read_probes(&mut self, census: &Census) -> ProbeReading {
-        let Some(probes) = &mut self.probes else { return ProbeReading::default() };
-        probes.note_pids(census);
-        probes.drain().unwrap_or_else(|error| {
-            log::warn!("{error}");
-            self.account.lose("probe_drain", 1);
-            ProbeReading::default()
-        })
+        let Some(probes) = &self.probes else { return ProbeReading::default() };
+        match probes.drain(census) {
+            Ok(Some(reading)) => reading,
+            // A probe is being taken off or put back: events wait in the kernel, sums are those of the last time.
+            Ok(None) => {
+                let known = self.judge.host.probes();
+                let (stats, account) = (known.stats().to_vec(), known.account().clone());
+                ProbeReading { stats, account, ..ProbeReading::default() }
+            }
+            Err(error) => {
+                log::warn!("{error}");
+                self.account.lose("probe_drain", 1);
+                ProbeReading::default()
+            }
+        }
     }
 
     /// Asks about suspects until no new ones turn up, and lets the judge learn the answers.

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -65,6 +66,20 @@ static void one_wake(void) {
 	futex(&nobody_waits, FUTEX_WAKE_PRIVATE, 1);
 }
 
+static void one_wait(void) {
+	static atomic_int word = 1;
+	futex(&word, FUTEX_WAIT_PRIVATE, 0);
+}
+
+static struct pollfd full;
+
+static void one_ready_poll(void) { syscall(SYS_poll, &full, 1, 1000); }
+
+static void one_connect(void) {
+	static const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+	syscall(SYS_connect, -1, &nowhere, sizeof(nowhere));
+}
+
 static void one_poll(void) { syscall(SYS_poll, NULL, 0, 0); }
 
 static void one_getppid(void) { syscall(SYS_getppid); }
@@ -105,6 +120,12 @@ int main(int argc, char **argv) {
 		if (sched_setaffinity(0, sizeof(cpus), &cpus) != 0)
 			perror("tax: not pinned");
 	}
+	int ends[2];
+	if (pipe(ends) != 0 || write(ends[1], "x", 1) != 1) {
+		perror("tax: no pipe");
+		return 1;
+	}
+	full = (struct pollfd){.fd = ends[0], .events = POLLIN};
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("{\"ready\":true,\"pid\":%d}\n", getpid());
 
@@ -113,10 +134,14 @@ int main(int argc, char **argv) {
 		long milliseconds = atol(line);
 		double pingpong = pingpong_ns(milliseconds);
 		double wake = ns_per_call(one_wake, milliseconds);
+		double wait = ns_per_call(one_wait, milliseconds);
+		double ready = ns_per_call(one_ready_poll, milliseconds);
+		double connect_ = ns_per_call(one_connect, milliseconds);
 		double poll0 = ns_per_call(one_poll, milliseconds);
 		double getppid_ = ns_per_call(one_getppid, milliseconds);
-		printf("{\"futex ping-pong\":%.1f,\"futex wake\":%.1f,\"poll(0)\":%.1f,\"getppid\":%.1f}\n",
-		       pingpong, wake, poll0, getppid_);
+		printf("{\"futex ping-pong\":%.1f,\"futex wake\":%.1f,\"futex wait, at once\":%.1f,\"poll, ready\":%.1f,"
+		       "\"poll(0)\":%.1f,\"connect, refused\":%.1f,\"getppid\":%.1f}\n",
+		       pingpong, wake, wait, ready, poll0, connect_, getppid_);
 	}
 	return 0;
 }
