@@ -4,7 +4,7 @@
  *   tax [--cpu N]
  *
  * Prints {"ready":true,"pid":N}, then waits. For every line "MILLISECONDS" on its input it runs each
- * workload for that long and prints one JSON line: nanoseconds per call, by workload. A ping-pong is
+ * workload for that long and prints one JSON line: nanoseconds per call, the median of many batches, by workload. A ping-pong is
  * one round trip (two futex waits, two wakes) between two threads on the same CPU.
  */
 #define _GNU_SOURCE
@@ -84,18 +84,29 @@ static void one_poll(void) { syscall(SYS_poll, NULL, 0, 0); }
 
 static void one_getppid(void) { syscall(SYS_getppid); }
 
+#define MOST_BATCHES 65536
+
+static int by_size(const void *a, const void *b) {
+	const double x = *(const double *)a, y = *(const double *)b;
+	return (x > y) - (x < y);
+}
+
+/* The middle one of many short batches: those in which somebody else had the CPU do not count. */
 static double ns_per_call(void (*one)(void), long milliseconds) {
+	static double batch[MOST_BATCHES];
 	for (int i = 0; i < BATCH; i++)
 		one();
-	long long began = now_ns(), until = began + milliseconds * 1000000LL, at;
-	long calls = 0;
+	long long until = now_ns() + milliseconds * 1000000LL, began, at;
+	int batches = 0;
 	do {
+		began = now_ns();
 		for (int i = 0; i < BATCH; i++)
 			one();
-		calls += BATCH;
 		at = now_ns();
-	} while (at < until);
-	return (double)(at - began) / calls;
+		batch[batches++] = (double)(at - began) / BATCH;
+	} while (at < until && batches < MOST_BATCHES);
+	qsort(batch, batches, sizeof(batch[0]), by_size);
+	return batch[batches / 2];
 }
 
 static double pingpong_ns(long milliseconds) {

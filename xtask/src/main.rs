@@ -39,7 +39,8 @@ cargo xtask bench census [--quick]     what a census costs, against the same thr
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
-cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
+cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace, perf trace and strace
+cargo xtask bench app [--quick]        what Redis and PostgreSQL pay for the daemon
 cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
 cargo xtask dist                       the static binary, an archive of it and checksums, in target/dist
 cargo xtask manifests [--check]        renews deploy/kubernetes from the Helm chart; --check fails when it is stale
@@ -72,7 +73,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
         ["configuration"] => configuration().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
-        ["bench", what @ ("census" | "stacks" | "convoy" | "daemon" | "tax"), flags @ ..] => {
+        ["bench", what @ ("census" | "stacks" | "convoy" | "daemon" | "tax" | "app"), flags @ ..] => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

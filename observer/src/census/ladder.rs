@@ -13,6 +13,7 @@ use aya::programs::{
 };
 use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
 use std::io::ErrorKind;
 
@@ -128,9 +129,33 @@ type Link = Box<dyn Any + Send>;
 /// Everything that is attached.
 #[derive(Default)]
 pub(super) struct Links {
-    held: Vec<Link>,
-    /// The pair all families on `tp_btf` share.
-    pair: Option<Result<(), String>>,
+    /// By family: what only it uses.
+    families: HashMap<Family, Vec<Link>>,
+    /// What all families share; stays until the end.
+    shared: Vec<Link>,
+    /// The pair all families on `tp_btf` share, or why there is none.
+    pair: Option<Result<Vec<Link>, String>>,
+}
+
+impl Links {
+    /// Takes off what only this family uses.
+    pub(super) fn drop_family(&mut self, family: Family) {
+        detach(self.families.remove(&family).unwrap_or_default());
+    }
+
+    /// Takes off the shared pair; it can be attached again.
+    pub(super) fn drop_pair(&mut self) {
+        if let Some(Ok(held)) = self.pair.take() {
+            detach(held);
+        }
+    }
+}
+
+/// Entries before returns, the reverse of attaching: an entry whose return is not seen would stay in flight.
+fn detach(mut held: Vec<Link>) {
+    while let Some(link) = held.pop() {
+        drop(link);
+    }
 }
 
 /// Why a step did not work.
@@ -213,7 +238,7 @@ pub(super) fn attach(
         (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
         (Rung::Tracepoint, _) => each(family, |call| tracepoint(ebpf, call, held)),
     });
-    links.held.append(&mut held);
+    links.families.entry(family).or_default().append(&mut held);
     status
 }
 
@@ -239,11 +264,11 @@ fn fentry(ebpf: &mut Ebpf, types: &KernelTypes, family: Family, held: &mut Vec<L
         let function = format!("__x64_sys_{}", call.name);
         // Return before entry: an entry without its return would stay in flight.
         let exit: &mut FExit = program(ebpf, &format!("fexit_{}", call.name))?;
-        exit.load(&function, &types.btf)?;
+        load_once(exit.fd().is_ok(), || exit.load(&function, &types.btf))?;
         let link = exit.attach()?;
         held.push(Box::new(exit.take_link(link)?));
         let entry: &mut FEntry = program(ebpf, &format!("fentry_{}", call.name))?;
-        entry.load(&function, &types.btf)?;
+        load_once(entry.fd().is_ok(), || entry.load(&function, &types.btf))?;
         let link = entry.attach()?;
         held.push(Box::new(entry.take_link(link)?));
         Ok(())
@@ -295,10 +320,7 @@ fn pair(ebpf: &mut Ebpf, links: &mut Links, types: &KernelTypes) -> Result<(), F
         let outcome = [("btf_exit", "sys_exit"), ("btf_enter", "sys_enter")]
             .into_iter()
             .try_for_each(|(name, event)| btf_tracepoint(ebpf, types, name, event, &mut held));
-        if outcome.is_ok() {
-            links.held.append(&mut held);
-        }
-        links.pair = Some(outcome.map_err(Failure::into_reason));
+        links.pair = Some(outcome.map(|()| held).map_err(Failure::into_reason));
     }
     match &links.pair {
         Some(Err(reason)) => Err(Failure::Refused(reason.clone())),
@@ -335,7 +357,7 @@ pub(super) fn attach_tcp_state(
         (Rung::TpBtf, _) => Err(Failure::Refused("the kernel's BTF lacks sk_protocol".to_owned())),
         _ => plain_tracepoint(ebpf, "tcp_state_tracepoint", ("sock", "inet_sock_set_state"), held),
     });
-    links.held.append(&mut held);
+    links.families.entry(Family::Connect).or_default().append(&mut held);
     status
 }
 
@@ -353,7 +375,7 @@ pub(super) fn attach_thread_exit(
     typed
         .or_else(|_| plain_tracepoint(ebpf, "thread_exit_tracepoint", ("sched", "sched_process_exit"), &mut held))
         .map_err(Failure::into_reason)?;
-    links.held.append(&mut held);
+    links.shared.append(&mut held);
     Ok(())
 }
 

@@ -86,6 +86,17 @@ pub struct ProbeStatus {
     pub tcp_state: FamilyStatus,
 }
 
+impl ProbeStatus {
+    /// Where one family stands.
+    pub fn of(&self, family: Family) -> &FamilyStatus {
+        match family {
+            Family::Poll => &self.poll,
+            Family::Futex => &self.futex,
+            Family::Connect => &self.connect,
+        }
+    }
+}
+
 /// Why the probe plane cannot be used at all.
 #[derive(Debug, Error)]
 pub enum ProbeError {
@@ -111,8 +122,12 @@ pub enum ProbeError {
 /// Attached probes. Dropping it detaches everything; nothing is pinned.
 pub struct ProbePlane {
     status: ProbeStatus,
+    /// The rungs to try.
+    rungs: Vec<Rung>,
     // Detached first.
-    _links: Links,
+    links: Links,
+    enabled: u32,
+    detached: HashSet<Family>,
     ring: RingBuf<MapData>,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     ebpf: Ebpf,
@@ -183,8 +198,6 @@ impl ProbePlane {
             Ok(()) => enabled |= THREAD_EXIT,
             Err(why) => log::debug!("ends of threads are not seen, calls cost more: {why}"),
         }
-        let mut map: Array<_, u32> = typed(ebpf.map_mut("ENABLED"), "ENABLED")?;
-        map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
         for (name, family) in [
             ("poll", &status.poll),
             ("futex", &status.futex),
@@ -193,21 +206,78 @@ impl ProbePlane {
         ] {
             log::debug!("probes {name}: {family}; fell from {:?}", family.falls);
         }
-        Ok(Self {
+        let mut plane = Self {
             status,
-            _links: links,
+            rungs: settings.rungs.clone(),
+            links,
+            enabled,
+            detached: HashSet::new(),
             ring,
             logger,
             ebpf,
             in_initial_namespace,
             view: HashMap::new(),
             missing: HashMap::new(),
-        })
+        };
+        plane.set_enabled(enabled)?;
+        Ok(plane)
     }
 
     /// Which rung each family stands on, and why not a better one.
     pub fn status(&self) -> &ProbeStatus {
         &self.status
+    }
+
+    /// Takes one family's probes off.
+    pub fn detach(&mut self, family: Family) -> Result<(), ProbeError> {
+        if self.status.of(family).rung.is_none() || !self.detached.insert(family) {
+            return Ok(());
+        }
+        self.set_enabled(self.enabled & !(1 << family_number(family)))?;
+        self.links.drop_family(family);
+        if self.enabled & !THREAD_EXIT == 0 {
+            self.links.drop_pair();
+        }
+        Ok(())
+    }
+
+    /// Puts back what [`detach`](Self::detach) took off.
+    pub fn attach_again(&mut self, family: Family) -> Result<(), ProbeError> {
+        if !self.detached.remove(&family) {
+            return Ok(());
+        }
+        let types = KernelTypes::get().ok();
+        let rungs = self.rungs.clone();
+        let status = ladder::attach(&mut self.ebpf, &mut self.links, types, family, &rungs);
+        if status.rung == Some(Rung::TpBtf) {
+            self.set_enabled(self.enabled | 1 << family_number(family))?;
+        }
+        if family == Family::Connect {
+            self.status.tcp_state = ladder::attach_tcp_state(&mut self.ebpf, &mut self.links, types, &rungs);
+        }
+        Ok(())
+    }
+
+    /// Whether [`detach`](Self::detach) took this family off.
+    pub fn is_detached(&self, family: Family) -> bool {
+        self.detached.contains(&family)
+    }
+
+    /// Later.
+    pub fn set_sampling(&mut self, _family: Family, _shift: u32) -> Result<(), ProbeError> {
+        Ok(())
+    }
+
+    /// The loaded object, for the kernel's own figures of each program.
+    pub(super) fn object(&self) -> &Ebpf {
+        &self.ebpf
+    }
+
+    fn set_enabled(&mut self, enabled: u32) -> Result<(), ProbeError> {
+        let mut map: Array<_, u32> = typed(self.ebpf.map_mut("ENABLED"), "ENABLED")?;
+        map.set(0, enabled, 0).map_err(|error| map_error("ENABLED", &error))?;
+        self.enabled = enabled;
+        Ok(())
     }
 
     /// Replaces the list of observed processes (ids of the initial PID namespace). Has an effect only if

@@ -32,10 +32,23 @@ pub(crate) enum Mode {
     Attach,
     /// The same work as the probes, in bpftrace.
     Bpftrace,
+    /// `observer daemon` that exports nothing.
+    Daemon(Probes),
     /// `perf trace -s -p PID`.
     PerfTrace,
     /// `strace -c -f -p PID`.
     Strace,
+}
+
+/// Probes of a daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Probes {
+    /// None.
+    None,
+    /// With the budget that is the default.
+    Budget,
+    /// All of them, whatever they cost.
+    NoBudget,
 }
 
 /// A rung of the attach ladder.
@@ -95,6 +108,9 @@ impl Mode {
             Self::Watch(Rung::Kprobe) => "observer watch, kprobe",
             Self::Watch(Rung::TpBtf) => "observer watch, tp_btf",
             Self::Watch(Rung::Tracepoint) => "observer watch, tracepoint",
+            Self::Daemon(Probes::None) => "daemon, no probes",
+            Self::Daemon(Probes::Budget) => "daemon, default budget",
+            Self::Daemon(Probes::NoBudget) => "daemon, no budget",
             Self::Attach => "observer attach, best rung",
             Self::Bpftrace => "bpftrace, same probes",
             Self::PerfTrace => "perf trace -s",
@@ -125,6 +141,16 @@ impl Mode {
                 bpftrace.arg(workspace::root().join("xtask/bench/tax.bt")).arg(&pid);
                 bpftrace
             }
+            Self::Daemon(probes) => {
+                let mut inside = workload.inside(observer);
+                inside.args(["daemon", "--listen", "none", "--stdout=false"]);
+                match probes {
+                    Probes::None => _ = inside.args(["--probes", "none"]),
+                    Probes::Budget => {}
+                    Probes::NoBudget => without_budget(observer, &mut inside)?,
+                }
+                inside
+            }
             Self::PerfTrace => {
                 let mut perf = Command::new("perf");
                 perf.args(["trace", "-s", "-p", &pid]);
@@ -152,7 +178,7 @@ pub(crate) struct Companion {
 impl Companion {
     fn attached(mode: Mode, mut started: Started) -> Result<Self> {
         let pid = match mode {
-            Mode::CensusOnly | Mode::Watch(_) => {
+            Mode::CensusOnly | Mode::Watch(_) | Mode::Daemon(_) => {
                 only_child(started.pid(), ATTACHED_WITHIN).or_else(|error| started.still_runs().and(Err(error)))?
             }
             _ => started.pid(),

@@ -46,7 +46,7 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
     }
     let command = if quick { "cargo xtask bench tax --quick" } else { "cargo xtask bench tax" };
     Ok(format!(
-        "{}\n\n{}\nMedians of {rounds} rounds of {milliseconds} ms; in brackets the ratio to nobody watching in the \
+        "{}\n\n{}\nMedians of {rounds} rounds of {milliseconds} ms, each the median of many batches of 64 calls; in brackets the ratio to nobody watching in the \
          same run, ± half the distance between the quartiles. A ping-pong is one round trip: two futex waits, two \
          wakes, two switches. Probes are without a budget here (`--cpu-budget off`). Probes at their best: {rungs}.\n\nNanoseconds added to each call, and the share of what bpftrace adds:\n\n{}",
         provenance(command)?,
