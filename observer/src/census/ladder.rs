@@ -3,7 +3,9 @@
 //! Loading is not proof: a kernel may refuse at load, or load and refuse at attach. So every rung is
 //! really tried, down to the last program, and a rung that holds in part is taken off again.
 
+use super::budget::FAMILIES;
 use super::event::Family;
+use super::meter::Payer;
 use super::object::reason;
 use crate::host::KernelTypes;
 use aya::Ebpf;
@@ -121,6 +123,27 @@ fn syscalls(family: Family) -> &'static [Syscall] {
         Family::Futex => FUTEX,
         Family::Connect => CONNECT,
     }
+}
+
+/// Whose cost a program of the object is, by its name.
+pub(super) fn payer(program: &str) -> Payer {
+    if program.starts_with("thread_exit") {
+        return Payer::Nobody;
+    }
+    if program.starts_with("tcp_state") {
+        return Payer::Family(Family::Connect);
+    }
+    let call = program.strip_prefix("fentry_").or_else(|| program.strip_prefix("fexit_"));
+    // Rungs with programs for each family have its name in front of the rest.
+    let named = |family: Family| {
+        let whose = ["tracepoint_enter_", "tracepoint_exit_", "kprobe_enter_", "kprobe_exit_"];
+        whose.iter().any(|rung| program.strip_prefix(rung).is_some_and(|rest| rest.starts_with(family.name())))
+    };
+    let mut families = FAMILIES.into_iter();
+    let of = families.find(|family| {
+        named(*family) || call.is_some_and(|call| syscalls(*family).iter().any(|known| known.name == call))
+    });
+    of.map_or(Payer::Shared, Payer::Family)
 }
 
 /// Keeps a program attached until dropped.

@@ -181,6 +181,7 @@ pub(super) fn probes(args: &LookArgs, filter: Filter) -> (Option<GovernedProbes>
     match ProbePlane::attach(&settings) {
         Ok(plane) => {
             let status = status_json(plane.status());
+            log::info!("probes attached: {status}");
             (Some(GovernedProbes::new(plane, args.cpu_budget)), status)
         }
         Err(error) => {

@@ -162,6 +162,8 @@ impl Mode {
                 strace
             }
         };
+        // Then observer says when its probes are on.
+        command.env("OBSERVER_LOG", "warn,observer::cli=info");
         let started = Started::start(&mut command)?;
         let attached = Companion::attached(self, started);
         attached.with_context(|| format!("cannot measure `{}`", self.heading())).map(Some)
@@ -187,6 +189,10 @@ impl Companion {
             let attached = |line: &str| line.contains("attached").then_some(());
             started.wait_for("it attached", ATTACHED_WITHIN, attached)?;
         } else {
+            if matches!(mode, Mode::Watch(_) | Mode::Attach | Mode::Daemon(Probes::Budget | Probes::NoBudget)) {
+                let attached = |line: &str| line.contains("probes attached").then_some(());
+                started.wait_for("its probes are attached", ATTACHED_WITHIN, attached)?;
+            }
             wait_until_settled(&mut started, pid)?;
         }
         Ok(Self { started, pid })
