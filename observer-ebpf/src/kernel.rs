@@ -18,7 +18,9 @@ static GLOBALS: Globals = Globals {
     abi: 0,
     filter: 0,
     view_pidns: 0,
-    reserved: 0,
+    sites: 0,
+    wakes: 0,
+    habit_after: 0,
     long_wait_ns: 0,
     slow_connect_ns: 0,
     realtime_offset_ns: 0,
@@ -284,6 +286,30 @@ pub(crate) fn current_in_view() -> bool {
         Some(pid) => id_in_namespace(pid, setting!(view_pidns)) != 0,
         None => false,
     }
+}
+
+/// `THREAD_SIZE` of x86-64 without KASAN, which doubles it.
+pub(crate) const STACK_SIZE: u64 = 16 * 1024;
+/// `__USER32_CS` and `__USER_CS`.
+pub(crate) const USER32_CS: u64 = 0x23;
+pub(crate) const USER_CS: u64 = 0x33;
+
+/// The calling thread's user registers, where a probe is not given them: the last thing on its kernel stack,
+/// or (`CONFIG_X86_FRED`, 6.9 and later) 16 bytes below. The code segment proves that they are.
+#[inline(always)]
+pub(crate) fn current_registers() -> Option<Raw> {
+    let stack: u64 = Raw::current_task().get(off!(task_stack));
+    let size = off!(regs_size);
+    if stack == 0 || size == ABSENT {
+        return None;
+    }
+    let end = stack + STACK_SIZE - u64::from(size);
+    let regs = Raw::new(end as *const u8);
+    if regs.get::<u64>(off!(regs_cs)) & 0xffff == USER_CS {
+        return Some(regs);
+    }
+    let regs = Raw::new((end - 16) as *const u8);
+    if regs.get::<u64>(off!(regs_cs)) & 0xffff == USER_CS { Some(regs) } else { None }
 }
 
 /// Copies from the calling process's memory; `None` if it is not readable without a page fault.

@@ -6,9 +6,13 @@
 //! futex word of that task holds).
 #![no_std]
 
+mod threads;
+
+pub use threads::*;
+
 /// Version of these layouts; the kernel object and user space are built from the same sources, and
 /// the loader refuses another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Length of `task->comm` (`TASK_COMM_LEN` of the kernel).
 pub const COMM_LEN: usize = 16;
@@ -37,6 +41,8 @@ pub const RECORD_TASK: u32 = 2;
 pub const RECORD_TAIL: u32 = 3;
 /// Kind of a [`StackRecord`].
 pub const RECORD_STACK: u32 = 4;
+/// Kind of a [`SettledRecord`].
+pub const RECORD_SETTLED: u32 = 5;
 
 /// First record of a census: the clocks, read in the kernel by the thread that reads the census.
 #[repr(C)]
@@ -152,6 +158,45 @@ pub const TASK_REGS: u32 = 1 << 1;
 /// `stint_ns` is meaningful.
 pub const TASK_STINT: u32 = 1 << 2;
 
+/// A thread that has slept since an earlier census of the same reader, and is as that one's [`TaskRecord`] said.
+///
+/// A sleeper changes nothing of itself. What others may change of it (parent, tracer, cgroup, name) is as old as its last
+/// whole record: that comes with every [`SETTLED_PASSES`]th census.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SettledRecord {
+    /// Kind and length.
+    pub prefix: RecordPrefix,
+    /// Initial thread id.
+    pub tid: u32,
+    /// Unused; keeps the structure free of padding.
+    pub reserved: u32,
+}
+
+/// Slots of the map `SETTLED`; a power of two.
+pub const SETTLED_SLOTS: u32 = 32_768;
+/// A settled thread is written whole once in so many censuses; a power of two.
+pub const SETTLED_PASSES: u32 = 16;
+
+/// What the census remembers of a sleeper, in the slot of its thread id: another thread with the same slot takes it over, and
+/// both are written whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Settled {
+    /// Initial thread id; 0 in an empty slot.
+    pub tid: u32,
+    /// `task->__state` bits.
+    pub state: u32,
+    /// `task->start_boottime`, nanoseconds: thread ids are used again.
+    pub start_boot_ns: u64,
+    /// Context switches: the same number means that it has not run.
+    pub switches: u64,
+    /// The map `GENERATION` when it was written: those of another one are forgotten.
+    pub generation: u32,
+    /// Unused; keeps the structure free of padding.
+    pub reserved: u32,
+}
+
 /// Last record of a census: what the kernel side did.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -184,12 +229,14 @@ pub struct StackRecord {
 
 /// Probe family: `poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2`.
 pub const FAMILY_POLL: u32 = 0;
-/// Probe family: `futex futex_wait futex_waitv` (waits only).
+/// Probe family: `futex futex_wait futex_waitv` (waits); `futex_wake futex_requeue` for the wake history.
 pub const FAMILY_FUTEX: u32 = 1;
 /// Probe family: `connect`.
 pub const FAMILY_CONNECT: u32 = 2;
+/// Probe family: `read recvfrom recvmsg accept accept4`; only where call sites are told apart.
+pub const FAMILY_SOCKET: u32 = 3;
 /// Number of probe families.
-pub const FAMILIES: usize = 3;
+pub const FAMILIES: usize = 4;
 
 /// Timeout kind: nothing to decode, or unreadable.
 pub const TIMEOUT_UNKNOWN: u32 = 0;
@@ -250,6 +297,9 @@ pub const EVENT_LONG_WAIT: u32 = 2;
 /// Event: a connection attempt failed or was slow.
 pub const EVENT_CONNECT: u32 = 3;
 
+/// Event: a wait without limit where this thread's calls never had none (sent at entry).
+pub const EVENT_HABIT: u32 = 4;
+
 /// A rare event, through the ring buffer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -292,6 +342,10 @@ pub struct Event {
     pub remote: [u8; 16],
     /// Thread name, NUL-padded.
     pub comm: [u8; COMM_LEN],
+    /// Bad timeouts and habits: what this thread passed to this call before.
+    pub history: History,
+    /// Bad timeouts and habits: the call site; 0 if not known.
+    pub site: u64,
 }
 
 /// Index into the per-CPU account: calls and state changes the probes looked at.
@@ -316,8 +370,36 @@ pub const ACCOUNT_UNPAIRED: u32 = 8;
 pub const ACCOUNT_UNREADABLE: u32 = 9;
 /// Account: calls counted and not timed, because their timeout is zero.
 pub const ACCOUNT_NOT_TIMED: u32 = 10;
+/// Account: calls not looked at further, because their family is sampled.
+pub const ACCOUNT_SAMPLED_OUT: u32 = 11;
+/// Account: bad timeouts not sent, because the same thread's same call had one in the last 100 ms.
+pub const ACCOUNT_REPEATED: u32 = 12;
+/// Account: waits ended by a signal; the kernel may begin them again.
+pub const ACCOUNT_INTERRUPTED: u32 = 13;
+/// Account: calls whose return was not seen: their thread went on to another.
+pub const ACCOUNT_RETURN_MISSED: u32 = 14;
+/// Account: calls whose thread ended in them, or gave up its id in an `exec`.
+pub const ACCOUNT_ENDED_IN_WAIT: u32 = 15;
+/// Account: histories forgotten, because a thread uses more than [`HABITS`] calls.
+pub const ACCOUNT_HABITS_REPLACED: u32 = 16;
+/// Account: stacks not taken, because enough were this second.
+pub const ACCOUNT_STACKS_LIMITED: u32 = 17;
+/// Account: stacks lost, ring buffer full.
+pub const ACCOUNT_STACKS_FULL: u32 = 18;
+/// Account: stacks not taken, registers or memory unreadable.
+pub const ACCOUNT_STACKS_UNREADABLE: u32 = 19;
+/// Account: call sites entered into the map; those no longer there were evicted.
+pub const ACCOUNT_SITES_NEW: u32 = 20;
+/// Account: socket calls too short to be kept as a site.
+pub const ACCOUNT_TOO_SHORT: u32 = 21;
+/// Account: wake-ups that woke somebody.
+pub const ACCOUNT_WAKES: u32 = 22;
+/// Account: futex words entered into the map of wake-ups; those no longer there were evicted.
+pub const ACCOUNT_WORDS_NEW: u32 = 23;
+/// Account: threads entered into the map of wake-ups; those no longer there were evicted.
+pub const ACCOUNT_WOKEN_NEW: u32 = 24;
 /// Number of account entries.
-pub const ACCOUNT_ENTRIES: usize = 11;
+pub const ACCOUNT_ENTRIES: usize = 25;
 
 /// Names of the account entries, in order, as exported.
 pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
@@ -332,6 +414,20 @@ pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
     "unpaired",
     "timeout_unreadable",
     "not_timed",
+    "sampled_out",
+    "repeated",
+    "interrupted",
+    "return_missed",
+    "ended_in_wait",
+    "habits_replaced",
+    "stacks_limited",
+    "stacks_full",
+    "stacks_unreadable",
+    "sites_new",
+    "too_short",
+    "wakes",
+    "words_new",
+    "woken_new",
 ];
 
 /// What the probes look at: every process.
@@ -355,8 +451,12 @@ pub struct Globals {
     pub filter: u32,
     /// Inode number of observer's PID namespace.
     pub view_pidns: u32,
-    /// Unused; keeps the structure free of padding.
-    pub reserved: u32,
+    /// 1: call sites are told apart. Zero costs nothing: the verifier takes that code out.
+    pub sites: u32,
+    /// 1: who wakes whom is kept. Zero costs nothing.
+    pub wakes: u32,
+    /// Finite or zero timeouts after which one without limit is an [`EVENT_HABIT`].
+    pub habit_after: u32,
     /// Waits longer than this are reported when they end, nanoseconds.
     pub long_wait_ns: u64,
     /// Connects slower than this are reported, nanoseconds.
@@ -447,11 +547,13 @@ const _: () = {
     assert!(size_of::<RecordPrefix>() == 8);
     assert!(size_of::<CensusHead>() == 40);
     assert!(size_of::<TaskRecord>() == 256);
+    assert!(size_of::<SettledRecord>() == 16);
+    assert!(size_of::<Settled>() == 32);
     assert!(size_of::<CensusTail>() == 32);
     assert!(size_of::<StackRecord>() == 24 + 8 * STACK_FRAMES);
     assert!(size_of::<ProcessKey>() == 8);
     assert!(size_of::<ProcessWaits>() == 8 * (TIMEOUT_KINDS + WAIT_BUCKETS + 3));
-    assert!(size_of::<Event>() == 176);
-    assert!(size_of::<Globals>() == 40);
+    assert!(size_of::<Event>() == 224);
+    assert!(size_of::<Globals>() == 48);
     assert!(size_of::<Offsets>() == 60 * 4);
 };

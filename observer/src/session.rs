@@ -8,8 +8,8 @@ use crate::host::{self, Kallsyms};
 use crate::kube::{Names, Snapshot};
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, ProcessFacts, RuntimeLocks, RuntimeWant, StackFact,
-    StackWant, ThreadWant, children_of, file_locks, stop_fact,
+    ConnectingSocket, Facts, FarEnds, GatherSettings, Gatherer, LockWaiter, ProcessFacts, RuntimeLocks, RuntimeWant,
+    StackFact, StackWant, ThreadWant, children_of, file_locks, stop_fact,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
@@ -66,6 +66,8 @@ pub struct Session {
     names: Option<(Names, u64)>,
     /// Before this no other ends are searched for.
     no_far_ends_until: Option<Instant>,
+    /// Connection attempts of the last listing, and when the next one is due.
+    connecting: (Vec<ConnectingSocket>, Option<Instant>),
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
     /// What the probes' filter holds, in ids of the initial PID namespace.
@@ -90,6 +92,7 @@ impl Session {
             recorder: None,
             names: None,
             no_far_ends_until: None,
+            connecting: (Vec::new(), None),
             parents: Vec::new(),
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
@@ -129,7 +132,11 @@ impl Session {
 
     /// One census, its judgement, and the facts for the next one.
     pub fn turn(&mut self) -> Result<Turn, SessionError> {
-        let census = self.source.take()?;
+        let census = match &self.judge.scope.processes {
+            Some(_) => self.source.take()?,
+            // With the rows it had: a host is mostly asleep.
+            None => self.source.take_again(self.judge.host.give_rows())?,
+        };
         let reading = self.read_probes(&census);
         self.account.note_census(&census);
         self.follow(&census);
@@ -165,6 +172,7 @@ impl Session {
             }
         }
         self.account.spending = self.probes.as_ref().map(GovernedProbes::spending);
+        self.explainer.rest();
         (self.account.self_cpu_ns, self.account.self_rss_bytes) = host::own_usage();
         Ok(turn)
     }
@@ -181,7 +189,11 @@ impl Session {
 
     /// The stacks that the next judgement wants, and those of the findings that are about to be printed.
     fn explain_suspects(&mut self, turn: &Turn, facts: &mut Facts) {
-        let wants = self.judge.host.stack_wants(&self.judge.scope);
+        let mut wants = self.judge.host.stack_wants(&self.judge.scope);
+        if self.judge.scope.processes.is_none() {
+            // Our own threads wait for work, and our own symbols are large.
+            wants.retain(|want| want.process.pid != std::process::id());
+        }
         let runtimes = self.runtimes();
         let (mut stacks, locks) = self.explain(&wants, &runtimes, FOR_JUDGEMENT);
         for why in locks.iter().filter_map(|locks| locks.missing.as_ref()) {
@@ -299,7 +311,8 @@ impl Session {
         let mut asked = BTreeSet::new();
         let mut far_ends = None;
         for round in 0..ROUNDS {
-            let wants = self.judge.host.wants(&self.judge.scope, &asked);
+            let (host, scope) = (&mut self.judge.host, &self.judge.scope);
+            let wants = if round == 0 { host.wants(scope) } else { host.wants_more(scope, &asked) };
             if wants.is_empty() && round > 0 {
                 break;
             }
@@ -313,7 +326,7 @@ impl Session {
             if round == 0 {
                 let extra = self.whole_processes();
                 processes.extend(extra.identify);
-                sockets_of = extra.sockets_of;
+                sockets_of = self.due(extra.sockets_of);
                 unread_of = extra.unread_of;
                 stopped = extra.stopped;
             }
@@ -334,7 +347,11 @@ impl Session {
                     *facts.lost.entry(reason).or_default() += count;
                 }
             }
+            if round == 0 && sockets_of.is_empty() {
+                facts.connecting.clone_from(&self.connecting.0);
+            }
             if round == 0 {
+                self.connecting.0.clone_from(&facts.connecting);
                 facts.stops = stopped.iter().filter_map(|process| stop_fact(*process)).collect();
             } else {
                 // Sockets were asked for in the first round only.
@@ -354,6 +371,20 @@ impl Session {
     /// Of two settings, that for processes that were asked for, or that for the whole host.
     fn of_look<T>(&self, (attached, host): (T, T)) -> T {
         if self.judge.scope.processes.is_some() { attached } else { host }
+    }
+
+    /// The processes whose connection attempts are to be listed now. To list those of a host means a walk through the tables of
+    /// every network namespace: twice in the time that makes one of them a finding.
+    fn due(&mut self, processes: Vec<ProcessId>) -> Vec<ProcessId> {
+        if self.judge.scope.processes.is_some() {
+            return processes;
+        }
+        let now = Instant::now();
+        if self.connecting.1.is_some_and(|due| now < due) {
+            return Vec::new();
+        }
+        self.connecting.1 = Some(now + Duration::from_nanos(self.judge.scope.threshold_ns / 2));
+        processes
     }
 
     /// A search for the other ends of what suspects wait at, among all processes: those looked at first. `None` while it
@@ -460,13 +491,25 @@ struct WholeProcesses {
 }
 
 fn merge(all: &mut Facts, more: Facts) {
-    let Facts { threads, stacks, runtime_locks, processes, connecting, unread, stops, blocked_reads, file_locks, lost } =
-        more;
+    let Facts {
+        threads,
+        stacks,
+        runtime_locks,
+        processes,
+        connecting,
+        unread,
+        stops,
+        blocked_reads,
+        file_locks,
+        lost,
+        goroutines,
+    } = more;
     all.threads.extend(threads);
     all.stacks.extend(stacks);
     all.runtime_locks.extend(runtime_locks);
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
+    all.goroutines.extend(goroutines);
     all.connecting = connecting;
     all.unread = unread;
     all.stops = stops;

@@ -170,6 +170,56 @@ fn the_iterator_and_proc_agree_and_off_cpu_time_is_true() {
     assert!(iterator.kernel_stacks(&[]).unwrap().is_empty());
 }
 
+/// A row without what is converted anew at every whole census, to some microseconds.
+fn lasting(row: &ThreadRow) -> ThreadRow {
+    ThreadRow { off_cpu_since_ns: None, ..row.clone() }
+}
+
+#[test]
+fn rows_taken_over_are_as_true_as_whole_ones() {
+    let (mut again, mut whole) = match (IterSource::load(), IterSource::load()) {
+        (Ok(again), Ok(whole)) => (again, whole),
+        (Err(error), _) | (_, Err(error)) => return skipped(&error),
+    };
+    let Some(mut victim) = Victim::start() else {
+        return skipped(&"no python3");
+    };
+    let pid = victim.pid();
+    settled(&mut whole, pid);
+    let mut rows = Vec::new();
+    // More passes than every thread needs to be written whole once more.
+    for pass in 0..40 {
+        if pass == 20 {
+            victim.tell("probe", "done");
+        }
+        let census = again.take_again(std::mem::take(&mut rows)).unwrap();
+        assert!(!census.lost.contains_key("settled_unknown"), "{:?}", census.lost);
+        assert!(census.rows.is_sorted_by_key(|row| row.tid));
+        let truth = settled(&mut whole, pid);
+        let [known, truth] = [&census, &truth].map(|census| {
+            let asleep = of(census, pid).into_iter().filter(|row| row.tid != pid);
+            asleep.map(|row| (lasting(row), row.off_cpu_since_ns.unwrap())).collect::<Vec<_>>()
+        });
+        assert_eq!(known.len(), 3, "pass {pass}");
+        for ((known, since), (truth, at)) in known.iter().zip(&truth) {
+            assert_eq!(known, truth, "pass {pass}");
+            assert!(since.abs_diff(*at) < 100_000_000, "pass {pass}: {since} {at}");
+        }
+        // What has run is seen at once: the main thread has renamed itself.
+        if pass > 20 {
+            assert_eq!(of(&census, pid).iter().find(|row| row.tid == pid).unwrap().comm, "a) b\n(\u{fffd}");
+        }
+        rows = census.rows;
+    }
+    // Other rows than those handed out: nothing is taken over, nothing is missing.
+    let fewer = rows.split_off(rows.len() / 2);
+    let census = again.take_again(fewer).unwrap();
+    assert!(!census.lost.contains_key("settled_unknown"), "{:?}", census.lost);
+    assert_eq!(of(&census, pid).len(), 4);
+    assert_eq!(of(&again.take_again(census.rows).unwrap(), pid).len(), 4);
+    assert_eq!(of(&again.take().unwrap(), pid).len(), 4);
+}
+
 #[test]
 fn ids_of_a_contained_process_are_told_apart() {
     let mut iterator = match IterSource::load() {

@@ -87,3 +87,10 @@ pub fn memory(pid: i32, address: u64, len: usize) -> Result<Vec<u8>> {
     anyhow::ensure!(read == len, "{read} of {len} bytes at {address:#x} of {pid}");
     Ok(bytes)
 }
+
+/// Whether the running kernel's release is at least this; false if it cannot be read.
+pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|running| running >= (major, minor))
+}

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::{ebpf, invoke, workspace};
 
 /// musl and not a static glibc: that one looks names up through libraries of the machine it was built on, and an empty root has none.
-const TARGET: &str = "x86_64-unknown-linux-musl";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// What goes to users beside the binary.
 const LICENCES: [&str; 3] = ["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"];
@@ -64,7 +64,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// Adds the standard library for [`TARGET`], if it is not here.
-fn add_target() -> Result<()> {
+pub(crate) fn add_target() -> Result<()> {
     ensure!(invoke::is_installed("musl-gcc"), "C parts of dependencies need musl-gcc: apt-get install musl-tools");
     let sysroot = invoke::capture(Command::new("rustc").current_dir(workspace::root()).args(["--print", "sysroot"]))?;
     if Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET).is_dir() {
@@ -75,7 +75,7 @@ fn add_target() -> Result<()> {
 }
 
 /// A binary with an interpreter would not start in an empty root.
-fn ensure_static(binary: &Path) -> Result<()> {
+pub(crate) fn ensure_static(binary: &Path) -> Result<()> {
     let headers = invoke::capture(Command::new("readelf").args(["--program-headers", "--wide"]).arg(binary))?;
     ensure!(!headers.contains("INTERP"), "{} asks for a dynamic linker", binary.display());
     Ok(())

@@ -41,7 +41,11 @@ cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one l
 cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace, perf trace and strace
 cargo xtask bench app [--quick]        what Redis and PostgreSQL pay for the daemon
-cargo xtask vm [--kernel VERSION|all]  observer on Debian's kernels in QEMU (fetches them; a minute or two for each)
+cargo xtask vm [--kernel 5.10|6.1|6.12|7.2|all] [--write] [-- TEST…]
+                                       observer on Debian's kernels in QEMU (fetches them; minutes for each): each rung, the
+                                       end-to-end tests (or those named like TEST), what the verifier pays; --write records
+                                       it in docs/kernel-support.toml and renews docs/kernel-support.md
+cargo xtask vm --page                  renews docs/kernel-support.md from what is recorded
 cargo xtask dist                       the static binary, an archive of it and checksums, in target/dist
 cargo xtask manifests [--check]        renews deploy/kubernetes from the Helm chart; --check fails when it is stale
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{invoke, tools, workspace};
+use crate::{dist, invoke, tools, workspace};
 
 /// A program or library that is not Rust's, the packages that bring it, and who needs it.
 struct Need {
@@ -98,12 +98,17 @@ const NEEDS: &[Need] = &[
         present: || invoke::is_installed("ld.lld"),
     },
     Need {
-        name: "runc and busybox",
-        packages: &["runc", "busybox"],
+        name: "an emulator for other kernels, and what their file system is made with",
+        packages: &["qemu-system-x86", "cpio", "xz-utils", "binutils"],
+        for_what: Purpose::Tests,
+        present: || ["qemu-system-x86_64", "cpio", "xz", "strip"].into_iter().all(invoke::is_installed),
+    },
+    Need {
+        name: "runc and busybox, the latter without libraries: it goes into guests",
+        packages: &["runc", "busybox-static"],
         for_what: Purpose::Tests,
         present: || {
-            ["/usr/sbin/runc", "/usr/bin/runc"].iter().any(|path| Path::new(path).exists())
-                && invoke::is_installed("busybox")
+            ["/usr/sbin/runc", "/usr/bin/runc"].iter().any(|path| Path::new(path).exists()) && has_static_busybox()
         },
     },
     Need { name: "gdb", packages: &["gdb"], for_what: Purpose::Tests, present: || invoke::is_installed("gdb") },
@@ -145,6 +150,10 @@ const NEEDS: &[Need] = &[
         present: || invoke::is_installed("gdb") && invoke::is_installed("eu-stack"),
     },
 ];
+
+fn has_static_busybox() -> bool {
+    ["/bin/busybox", "/usr/bin/busybox"].iter().any(|path| dist::ensure_static(Path::new(path)).is_ok())
+}
 
 fn has_c_compiler() -> bool {
     // Headers come in a package of their own: only a compilation shows that both are there.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
 use crate::test_output::{Tally, not_allowed};
-use crate::{ebpf, fuzz, invoke, licences, tidy, tools, workspace};
+use crate::{ebpf, fuzz, invoke, licences, tidy, tools, vm, workspace};
 
 const ALLOWED_SKIPS: &str = "tests/allowed-skips.txt";
 
@@ -30,9 +30,18 @@ pub(crate) fn run(filters: &[&str]) -> Result<ExitCode> {
     if filters.is_empty() {
         checks(&mut tally)?;
     } else {
-        println!("== only tests named like {filters:?}; formatting, clippy, tidy and licences are not checked");
+        println!(
+            "== only tests named like {filters:?}; formatting, clippy, tidy, licences and other kernels are not checked"
+        );
     }
 
+    if filters.is_empty() {
+        heading("other kernels");
+        if let Err(error) = vm::check(&mut tally) {
+            println!("other kernels could not be tried: {error:#}");
+            tally.check(false);
+        }
+    }
     if invoke::is_root() {
         all_tests(&mut tally, filters)?;
     } else {

@@ -42,6 +42,15 @@ pub(crate) fn release_observer() -> Result<PathBuf> {
     Ok(target().join("release/observer"))
 }
 
+/// The build of `observer` that its tests use, built now; or `$OBSERVER_BIN` as it is.
+pub(crate) fn quick_observer() -> Result<PathBuf> {
+    if let Some(given) = given_observer()? {
+        return Ok(given);
+    }
+    invoke::run(&mut cargo(&["build", "--quiet", "--package", "observer"]))?;
+    Ok(target().join("debug/observer"))
+}
+
 /// `$OBSERVER_BIN`, when set.
 pub(crate) fn given_observer() -> Result<Option<PathBuf>> {
     let Some(given) = std::env::var_os("OBSERVER_BIN") else {

@@ -3,18 +3,24 @@
 //! The whole pass runs in the context of the thread that reads the iterator; nothing is attached to
 //! any path of the observed processes.
 
-use crate::kernel::{Btf, Raw, Upid, Word, off};
+use crate::kernel::{Btf, Raw, STACK_SIZE, USER_CS, USER32_CS, Upid, Word, off};
+use crate::maps::{GENERATION, SETTLED};
 use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_seq_write, bpf_task_pt_regs};
 use observer_ebpf::{
-    BLOCKER_MUTEX, BLOCKER_SEMAPHORE, CensusHead, CensusTail, RECORD_HEAD, RECORD_TAIL, RECORD_TASK, RecordPrefix,
-    TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    BLOCKER_MUTEX, BLOCKER_SEMAPHORE, CensusHead, CensusTail, RECORD_HEAD, RECORD_SETTLED, RECORD_TAIL, RECORD_TASK,
+    RecordPrefix, SETTLED_PASSES, SETTLED_SLOTS, Settled, SettledRecord, TASK_COMPAT, TASK_REGS, TASK_STINT,
+    TaskRecord,
 };
 
 /// `PF_KTHREAD | PF_USER_WORKER | PF_IO_WORKER`: threads without user registers.
 const NO_USER_REGISTERS: u32 = 0x20_0000 | 0x4000 | 0x10;
+/// `TASK_INTERRUPTIBLE`.
+const INTERRUPTIBLE: u32 = 1;
 /// `TASK_UNINTERRUPTIBLE`.
 const UNINTERRUPTIBLE: u32 = 2;
+/// `TASK_NOLOAD`: an idle kernel thread.
+const NOLOAD: u32 = 0x400;
 /// `TS_COMPAT` of `thread_info.status`.
 const TS_COMPAT: u32 = 2;
 
@@ -40,6 +46,8 @@ pub(super) static VIEW_LEVEL: Word = Word::new();
 /// Inode number of the initial PID namespace.
 static INITIAL_INUM: Word = Word::new();
 static WRITTEN: Word = Word::new();
+/// Passes since load.
+static PASSES: Word = Word::new();
 static FAULTS: Word = Word::new();
 
 /// One pass with argument registers (`bpf_task_pt_regs`, kernel >= 5.15).
@@ -101,6 +109,7 @@ fn head(seq: *mut seq_file) {
     }
     VIEW_LEVEL.set(u64::from(level));
     WRITTEN.set(0);
+    PASSES.set(PASSES.get() + 1);
     FAULTS.set(0);
     let head = CensusHead {
         prefix: prefix::<CensusHead>(RECORD_HEAD),
@@ -221,8 +230,15 @@ fn is_fair(policy: u32) -> bool {
 
 #[inline(always)]
 fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
-    let view_level = VIEW_LEVEL.get() as u32;
     let tid = task.u32(off!(task_pid));
+    let memory = remember(task, tid);
+    if let Memory::Known = memory {
+        if write(seq, &settled(tid)) {
+            WRITTEN.set(WRITTEN.get() + 1);
+        }
+        return;
+    }
+    let view_level = VIEW_LEVEL.get() as u32;
     let tgid = task.u32(off!(task_tgid));
     let flags = task.u32(off!(task_flags));
     let policy = task.u32(off!(task_policy));
@@ -327,14 +343,62 @@ fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
     }
     if write(seq, &record) {
         WRITTEN.set(WRITTEN.get() + 1);
+    } else if let Memory::New(slot) = memory {
+        // The buffer is full, the kernel drains it and comes again: only what has been written is known.
+        // SAFETY: a live map value; one thread reads an iterator at a time.
+        unsafe { (*slot).tid = 0 };
     }
 }
 
-/// `THREAD_SIZE` of x86-64 without KASAN, which doubles it.
-const STACK_SIZE: u64 = 16 * 1024;
-/// `__USER32_CS` and `__USER_CS`.
-const USER32_CS: u64 = 0x23;
-const USER_CS: u64 = 0x33;
+/// What is remembered of a thread.
+enum Memory {
+    /// An earlier pass has written it as it is now.
+    Known,
+    /// It is remembered as it is now.
+    New(*mut Settled),
+    /// Nothing: it runs, is runnable, stopped, in D state or about to end, or every thread is to be written whole.
+    Nothing,
+}
+
+/// Compares a thread with what is remembered of it. Only of sleepers that nobody else touches: such a thread changes
+/// nothing until it is switched in.
+#[inline(always)]
+fn remember(task: Btf, tid: u32) -> Memory {
+    let generation = match GENERATION.get(0) {
+        Some(generation) => *generation,
+        None => 0,
+    };
+    let state = task.u32(off!(task_state));
+    let sleeps = state & INTERRUPTIBLE != 0 || state & NOLOAD != 0;
+    // With the state of a sleeper and still on a CPU: on its way to sleep, after something new.
+    if generation == 0 || !sleeps || task.u32(off!(task_on_cpu)) != 0 {
+        return Memory::Nothing;
+    }
+    let Some(slot) = SETTLED.get_ptr_mut(tid & (SETTLED_SLOTS - 1)) else {
+        return Memory::Nothing;
+    };
+    let start_boot_ns = task.u64(off!(task_start_boottime));
+    let switches = task.u64(off!(task_nvcsw)).wrapping_add(task.u64(off!(task_nivcsw)));
+    let is_turn = (u64::from(tid) ^ PASSES.get()) & u64::from(SETTLED_PASSES - 1) == 0;
+    // SAFETY: a live map value; one thread reads an iterator at a time.
+    let known = unsafe { &mut *slot };
+    if !is_turn
+        && known.tid == tid
+        && known.state == state
+        && known.start_boot_ns == start_boot_ns
+        && known.switches == switches
+        && known.generation == generation
+    {
+        return Memory::Known;
+    }
+    *known = Settled { tid, state, start_boot_ns, switches, generation, reserved: 0 };
+    Memory::New(slot)
+}
+
+#[inline(always)]
+fn settled(tid: u32) -> SettledRecord {
+    SettledRecord { prefix: prefix::<SettledRecord>(RECORD_SETTLED), tid, reserved: 0 }
+}
 
 /// What `task_pt_regs` computes: the user registers are the last thing on the kernel stack. The code
 /// segment proves that they are; under Xen PV or KASAN it is another, and there are none.

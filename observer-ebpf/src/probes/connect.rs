@@ -4,14 +4,15 @@
 //! changed state. The two events carry the same thread id; user space may join them.
 
 use super::event::{Ends, What, Who, count, send};
-use super::syscall::{InFlight, hooks, observed};
+use super::rungs::hooks;
+use super::syscall::observed;
 use crate::kernel::{Btf, Raw, off, setting, user};
 use crate::maps::SOCKETS;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use observer_ebpf::{
-    ACCOUNT_FILTERED, ACCOUNT_SEEN, ACCOUNT_SOCKETS_FULL, EVENT_CONNECT, FAMILY_CONNECT, TIMEOUT_NONE,
+    ACCOUNT_FILTERED, ACCOUNT_SEEN, ACCOUNT_SOCKETS_FULL, Call, EVENT_CONNECT, FAMILY_CONNECT, History, TIMEOUT_NONE,
 };
 
 const CONNECT: u32 = 42;
@@ -38,10 +39,22 @@ pub(crate) fn failed(ret: i64) -> bool {
 
 /// A call to `connect` returned.
 #[inline(always)]
-pub(crate) fn returned(call: &InFlight, wait_ns: u64, ret: i64) {
+pub(crate) fn returned(call: &Call, wait_ns: u64, ret: i64) {
     if failed(ret) || wait_ns >= setting!(slow_connect_ns) {
         let ends = destination(call.args[1], call.args[2]);
-        send(&What { kind: EVENT_CONNECT, family: FAMILY_CONNECT, wait_ns, ret }, &Who::current(), call, &ends);
+        send(
+            &What {
+                kind: EVENT_CONNECT,
+                family: FAMILY_CONNECT,
+                wait_ns,
+                ret,
+                history: History::NONE,
+                site: call.site,
+            },
+            &Who::current(),
+            call,
+            &ends,
+        );
     }
 }
 
@@ -209,13 +222,16 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
     if !(slow || new == CLOSE && error != 0) || !(new == CLOSE || new == ESTABLISHED) {
         return;
     }
-    let call = InFlight {
+    let call = Call {
         start_ns: attempt.start_ns,
         timeout_ns: 0,
         timeout_raw: 0,
         args: [0; 6],
+        site: 0,
         nr: u32::MAX,
         kind: TIMEOUT_NONE,
+        family: FAMILY_CONNECT,
+        reserved: 0,
     };
     let who = Who {
         tid: attempt.tid,
@@ -224,7 +240,8 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
         view_tgid: attempt.view_tgid,
         comm: attempt.comm,
     };
-    let what = What { kind: EVENT_CONNECT, family: FAMILY_CONNECT, wait_ns, ret: -i64::from(error) };
+    let ret = -i64::from(error);
+    let what = What { kind: EVENT_CONNECT, family: FAMILY_CONNECT, wait_ns, ret, history: History::NONE, site: 0 };
     send(&what, &who, &call, &ends(sock));
 }
 

@@ -2,11 +2,10 @@
 
 use crate::kernel::current_view;
 use crate::maps::{ACCOUNT, EVENTS};
-use crate::probes::InFlight;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_log_ebpf::debug;
-use observer_ebpf::{ACCOUNT_RING_FULL, ACCOUNT_SENT, Event};
+use observer_ebpf::{ACCOUNT_RING_FULL, ACCOUNT_SENT, Call, Event, History};
 
 /// Adds one to an entry of the account.
 #[inline(always)]
@@ -76,11 +75,15 @@ pub(crate) struct What {
     pub(crate) wait_ns: u64,
     /// Return value.
     pub(crate) ret: i64,
+    /// What the thread passed before.
+    pub(crate) history: History,
+    /// The call site.
+    pub(crate) site: u64,
 }
 
 /// Sends one event, or counts its loss.
 #[inline(always)]
-pub(crate) fn send(what: &What, who: &Who, call: &InFlight, ends: &Ends) {
+pub(crate) fn send(what: &What, who: &Who, call: &Call, ends: &Ends) {
     let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
         count(ACCOUNT_RING_FULL);
         debug!((), "ring buffer full: an event of process {} is lost", who.tgid);
@@ -106,6 +109,8 @@ pub(crate) fn send(what: &What, who: &Who, call: &InFlight, ends: &Ends) {
         local: ends.local,
         remote: ends.remote,
         comm: who.comm,
+        history: what.history,
+        site: what.site,
     });
     slot.submit(0);
     count(ACCOUNT_SENT);

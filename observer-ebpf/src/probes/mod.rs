@@ -4,11 +4,15 @@ mod census;
 mod connect;
 mod event;
 mod futex;
+mod habit;
 mod poll;
+mod rungs;
+mod site;
+mod socket;
 mod stacks;
 mod syscall;
 mod thread_exit;
 mod timeout;
+mod wakeup;
 
 pub(crate) use connect::Attempt;
-pub(crate) use syscall::InFlight;

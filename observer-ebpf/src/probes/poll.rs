@@ -1,6 +1,6 @@
 //! `poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2`.
 
-use super::syscall::hooks;
+use super::rungs::hooks;
 use super::timeout::{From, Timeout};
 use observer_ebpf::ARGS;
 

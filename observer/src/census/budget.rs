@@ -12,7 +12,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// Families that can be sampled and taken off.
-pub const FAMILIES: [Family; 3] = [Family::Poll, Family::Futex, Family::Connect];
+pub const FAMILIES: [Family; 4] = [Family::Poll, Family::Futex, Family::Connect, Family::Socket];
 /// The coarsest sampling: one call in `1 << 6` is looked at. Beyond that the test itself is what costs.
 pub const MOST_SHIFT: u32 = 6;
 /// What the bucket holds: a burst of that much time at full budget may be spent at once.

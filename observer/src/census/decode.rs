@@ -4,8 +4,8 @@ use super::object::read;
 use super::row::{ProcessId, Registers, SyscallInProgress, ThreadRow};
 use super::source::CensusError;
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix, StackRecord,
-    TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_SETTLED, RECORD_STACK, RECORD_TAIL, RECORD_TASK, RecordPrefix,
+    SettledRecord, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
 };
 
 /// Takes the stream in pieces of any size.
@@ -20,9 +20,19 @@ pub(super) struct Decoder {
     pub(super) stacks: Vec<StackRecord>,
     /// Threads without an id in observer's PID namespace: on their way out, or never inside.
     pub(super) outside_view: u64,
+    /// Rows of the pass before that are still ahead of us, in its order.
+    before: std::vec::IntoIter<ThreadRow>,
+    /// Settled threads of which no earlier row is there.
+    pub(super) unknown: u64,
 }
 
 impl Decoder {
+    /// A decoder that knows the rows of the pass before, in the order in which they came.
+    pub(super) fn after(before: Vec<ThreadRow>) -> Self {
+        let rows = Vec::with_capacity(before.len() + before.len() / 8);
+        Self { rows, before: before.into_iter(), ..Self::default() }
+    }
+
     /// Takes the next piece.
     pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), CensusError> {
         let joined;
@@ -49,6 +59,14 @@ impl Decoder {
         Ok(())
     }
 
+    /// Takes a row over from the pass before. Threads come in the same order in every pass, by their id.
+    fn settle(&mut self, tid: u32) {
+        match self.before.as_slice().iter().position(|row| row.initial.0 == tid) {
+            Some(at) => self.rows.extend(self.before.nth(at)),
+            None => self.unknown += 1,
+        }
+    }
+
     /// The stream has ended.
     pub(super) fn finish(&self) -> Result<(), CensusError> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.malformed("it ends inside a record")) }
@@ -70,6 +88,10 @@ impl Decoder {
                     Some(row) => self.rows.push(row),
                     None => self.outside_view += 1,
                 }
+            }
+            RECORD_SETTLED => {
+                let settled: SettledRecord = read(bytes).ok_or_else(|| self.malformed("a short settled record"))?;
+                self.settle(settled.tid);
             }
             RECORD_TAIL => {
                 self.tail = Some(read(bytes).ok_or_else(|| self.malformed("a short tail"))?);

@@ -14,6 +14,8 @@ pub enum Family {
     Futex,
     /// `connect`, and TCP state changes.
     Connect,
+    /// `read recvfrom recvmsg accept accept4`, only as call sites ([`super::ProbeSettings::sites`]).
+    Socket,
 }
 
 impl Family {
@@ -23,6 +25,7 @@ impl Family {
             Self::Poll => "poll",
             Self::Futex => "futex",
             Self::Connect => "connect",
+            Self::Socket => "socket",
         }
     }
 }

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_millis(50);
 /// Between two windows, and between those right after a change.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(150));
+/// A family that is attached is never quite without weight.
+const LEAST_CALLS: f64 = 1e-3;
 /// Until statistics that were refused are asked for again.
 const REFUSED: Duration = Duration::from_secs(60);
 /// How long a drain waits for a change that is being made, and how often it looks.
@@ -63,8 +65,7 @@ struct State {
     unmeasured: Option<String>,
     measured: Duration,
     programs: BTreeMap<String, ProgramCost>,
-    /// Calls by family as last drained, since attach.
-    calls: BTreeMap<Family, u64>,
+    calls: Calls,
     ends: bool,
 }
 
@@ -89,7 +90,7 @@ impl GovernedProbes {
             unmeasured: None,
             measured: Duration::ZERO,
             programs: BTreeMap::new(),
-            calls: BTreeMap::new(),
+            calls: Calls::default(),
             ends: false,
         };
         let shared = Arc::new(Shared { plane: Mutex::new(plane), state: Mutex::new(state), end: Condvar::new() });
@@ -138,7 +139,7 @@ impl GovernedProbes {
         for stats in &reading.stats {
             *calls.entry(stats.family).or_default() += stats.calls.iter().sum::<u64>();
         }
-        lock(&self.shared.state).calls = calls;
+        lock(&self.shared.state).calls.note(calls);
         Ok(Some(reading))
     }
 
@@ -180,7 +181,6 @@ impl Shared {
 fn keep(shared: &Shared) {
     let began = Instant::now();
     let mut meter = Meter::of(lock(&shared.plane).object());
-    let mut before = BTreeMap::new();
     loop {
         let pause = {
             let state = lock(&shared.state);
@@ -214,8 +214,7 @@ fn keep(shared: &Shared) {
             for (name, cost) in &costs.programs {
                 state.programs.entry(name.clone()).or_default().add(cost);
             }
-            let weights = weights(&state, &before);
-            before.clone_from(&state.calls);
+            let weights = weights(&state, costs.shared_calls());
             let reading =
                 Reading { window: costs.window, families: costs.by_family(&weights), rest_ns: costs.rest_ns() };
             state.governor.measured(&reading, began.elapsed())
@@ -228,21 +227,45 @@ fn keep(shared: &Shared) {
     }
 }
 
-/// How much of a program that several families share is whose: by their calls since the last time. Wake-ups are not counted
-/// there, so where nothing was, futex is likelier than poll, and poll than connect.
-fn weights(state: &State, before: &BTreeMap<Family, u64>) -> BTreeMap<Family, f64> {
+/// How much of a program that several families share is whose: by their calls a second. Futex calls that only wake are not
+/// counted where the others are, so what is entered and not counted is theirs.
+fn weights(state: &State, entered: f64) -> BTreeMap<Family, f64> {
     let on = state.governor.families().iter().filter(|(_, family)| family.watch != Watch::Off);
-    on.map(|(family, watched)| {
-        let calls = |calls: &BTreeMap<Family, u64>| calls.get(family).copied().unwrap_or(0);
-        let new = calls(&state.calls).saturating_sub(calls(before)) * watched.watch.one_in();
-        let likelier = match family {
-            Family::Futex => 3.0,
-            Family::Poll => 2.0,
-            _ => 1.0,
-        };
-        (*family, new as f64 + likelier * 1e-3)
-    })
-    .collect()
+    let counted = |family: &Family, watch: Watch| state.calls.rate(*family) * watch.one_in() as f64;
+    let mut weights: BTreeMap<Family, f64> =
+        on.map(|(family, state)| (*family, counted(family, state.watch).max(LEAST_CALLS))).collect();
+    let others: f64 = weights.iter().filter(|(family, _)| **family != Family::Futex).map(|(_, rate)| rate).sum();
+    if let Some(futex) = weights.get_mut(&Family::Futex) {
+        *futex = futex.max(entered - others);
+    }
+    weights
+}
+
+/// Calls by family, as drained.
+#[derive(Default)]
+struct Calls {
+    at: Option<Instant>,
+    since_attach: BTreeMap<Family, u64>,
+    a_second: BTreeMap<Family, f64>,
+}
+
+impl Calls {
+    fn note(&mut self, since_attach: BTreeMap<Family, u64>) {
+        let now = Instant::now();
+        if let Some(at) = self.at.replace(now) {
+            let time = now.duration_since(at).as_secs_f64().max(1e-3);
+            let new = |family: &Family, count: u64| {
+                // Sums of processes that ended are gone.
+                count.saturating_sub(self.since_attach.get(family).copied().unwrap_or(0)) as f64
+            };
+            self.a_second = since_attach.iter().map(|(family, count)| (*family, new(family, *count) / time)).collect();
+        }
+        self.since_attach = since_attach;
+    }
+
+    fn rate(&self, family: Family) -> f64 {
+        self.a_second.get(&family).copied().unwrap_or(0.0)
+    }
 }
 
 fn act(shared: &Shared, change: &Change) {

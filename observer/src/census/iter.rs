@@ -2,11 +2,11 @@
 
 use super::decode::Decoder;
 use super::object::{self, reason};
-use super::row::{Census, Clocks, Pid};
+use super::row::{Census, Clocks, Pid, ThreadRow};
 use super::source::{CensusError, Source};
 use crate::host::{KernelTypes, clock};
 use aya::Ebpf;
-use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData};
 use aya::programs::Iter;
 use observer_ebpf::{ABI_VERSION, ABSENT, FILTER_LISTED, Globals};
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +20,9 @@ const SETTLE: Duration = Duration::from_micros(50);
 /// Threads whose stack one pass can return (size of the map `WANTED`).
 const MOST_WANTED: usize = 1024;
 
+/// Why a thread has no row: the kernel takes it for known, and it is not. The next census has it again.
+const UNKNOWN: &str = "settled_unknown";
+
 /// Census source over the kernel's task iterator.
 pub struct IterSource {
     ebpf: Ebpf,
@@ -27,8 +30,10 @@ pub struct IterSource {
     refused: Option<String>,
     stacks: Stacks,
     buffer: Box<[u8]>,
-    /// Rows of the last pass: the next one reserves as much.
-    expected: usize,
+    /// Of the threads that the kernel leaves out because it wrote them earlier; 0 if it is to write all of them.
+    generation: u32,
+    /// Rows that the last pass handed out.
+    given: usize,
 }
 
 enum Stacks {
@@ -46,14 +51,26 @@ impl IterSource {
             abi: ABI_VERSION,
             filter: FILTER_LISTED,
             view_pidns: 0,
-            reserved: 0,
+            sites: 0,
+            wakes: 0,
+            habit_after: u32::MAX,
             long_wait_ns: u64::MAX,
             slow_connect_ns: u64::MAX,
             realtime_offset_ns: 0,
         };
         // The probes' maps are not used here.
-        let sizes =
-            [("IN_FLIGHT", 1), ("PROCESSES", 1), ("SOCKETS", 1), ("FILTER", 1), ("EVENTS", 4096), ("AYA_LOGS", 4096)];
+        let sizes = [
+            ("IN_FLIGHT", 1),
+            ("PROCESSES", 1),
+            ("SOCKETS", 1),
+            ("FILTER", 1),
+            ("SITES", 1),
+            ("WORDS", 1),
+            ("WOKEN", 1),
+            ("EVENTS", 4096),
+            ("STACKS", 4096),
+            ("AYA_LOGS", 4096),
+        ];
         let mut ebpf = object::load(&types.offsets, &globals, 0, &sizes)
             .map_err(|error| CensusError::Load { reason: reason(&error) })?;
         let (program, refused) = match load(&mut ebpf, "census", types) {
@@ -70,7 +87,8 @@ impl IterSource {
             refused,
             stacks: Stacks::NotTried,
             buffer: vec![0; BUFFER].into_boxed_slice(),
-            expected: 0,
+            generation: 0,
+            given: 0,
         })
     }
 
@@ -89,15 +107,14 @@ impl IterSource {
     }
 
     /// Runs one iterator to its end.
-    fn pass(&mut self, program: &'static str, expected: usize) -> Result<Pass, CensusError> {
+    fn pass(&mut self, program: &'static str, before: Vec<ThreadRow>) -> Result<Pass, CensusError> {
         let refused =
             |error: &(dyn std::error::Error + 'static)| CensusError::Refused { program, reason: reason(error) };
         let iter = iterator(&mut self.ebpf, program)?;
         let link = iter.attach().map_err(|error| refused(&error))?;
         let link = iter.take_link(link).map_err(|error| refused(&error))?;
         let mut file = link.into_file().map_err(|error| refused(&error))?;
-        let mut decoder = Decoder::default();
-        decoder.rows.reserve(expected);
+        let mut decoder = Decoder::after(before);
         std::thread::sleep(SETTLE);
         let began = Instant::now();
         let mut kernel = Duration::ZERO;
@@ -157,7 +174,7 @@ impl Source for IterSource {
         }
         let wanted = &tids[..tids.len().min(MOST_WANTED)];
         self.want(|map| wanted.iter().try_for_each(|tid| map.insert(tid, 1, 0)))?;
-        let pass = self.pass("stacks", 0);
+        let pass = self.pass("stacks", Vec::new());
         self.want(|map| {
             for tid in wanted {
                 // Twice in the list: the second removal finds nothing.
@@ -177,16 +194,54 @@ impl Source for IterSource {
     }
 
     fn take(&mut self) -> Result<Census, CensusError> {
-        let Pass { decoded, began, kernel } = self.pass(self.program, self.expected)?;
+        self.expect(0)?;
+        self.census(Vec::new())
+    }
+
+    fn take_again(&mut self, before: Vec<ThreadRow>) -> Result<Census, CensusError> {
+        if self.generation == 0 || before.len() != self.given {
+            // These are not the rows that the kernel knows we have.
+            self.expect(self.generation.wrapping_add(1).max(1))?;
+        }
+        let census = self.census(before);
+        if !census.as_ref().is_ok_and(|census| !census.lost.contains_key(UNKNOWN)) {
+            self.given = usize::MAX;
+        }
+        census
+    }
+
+    fn name(&self) -> &'static str {
+        if self.refused.is_none() { "iter_task" } else { "iter_task without registers" }
+    }
+}
+
+impl IterSource {
+    /// Tells the kernel which threads are known here; with 0 it writes all of them.
+    fn expect(&mut self, generation: u32) -> Result<(), CensusError> {
+        if self.generation != generation {
+            let failed = |reason| CensusError::Refused { program: "census", reason };
+            let map = self.ebpf.map_mut("GENERATION").ok_or_else(|| failed("no map GENERATION".to_owned()))?;
+            Array::try_from(map)
+                .and_then(|mut map: Array<_, u32>| map.set(0, generation, 0))
+                .map_err(|error| failed(reason(&error)))?;
+            self.generation = generation;
+        }
+        Ok(())
+    }
+
+    fn census(&mut self, before: Vec<ThreadRow>) -> Result<Census, CensusError> {
+        let Pass { decoded, began, kernel } = self.pass(self.program, before)?;
         let head = decoded.head.ok_or(CensusError::Malformed { at: 0, what: "no head" })?;
         let tail = decoded.tail.ok_or(CensusError::Malformed { at: 0, what: "no tail" })?;
         let mut rows = decoded.rows;
         rows.sort_unstable_by_key(|row| row.tid);
-        self.expected = rows.len() + rows.len() / 8;
+        self.given = rows.len();
         let mut lost = BTreeMap::new();
-        for (reason, count) in
-            [("outside_view", decoded.outside_view), ("not_written", tail.visited.saturating_sub(tail.written))]
-        {
+        for (reason, count) in [
+            ("outside_view", decoded.outside_view),
+            ("not_written", tail.visited.saturating_sub(tail.written)),
+            (UNKNOWN, decoded.unknown),
+        ] {
             if count > 0 {
                 lost.insert(reason.to_owned(), count);
             }
@@ -204,9 +259,5 @@ impl Source for IterSource {
             rows,
             lost,
         })
-    }
-
-    fn name(&self) -> &'static str {
-        if self.refused.is_none() { "iter_task" } else { "iter_task without registers" }
     }
 }

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::ErrorKind;
 
-/// A way to attach, cheapest first.
+/// A way to attach, cheapest for the machine as a whole first (docs/design/0009-the-probes-budget.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
@@ -27,15 +27,15 @@ pub enum Rung {
     Fentry,
     /// kprobe/kretprobe on `__x64_sys_*`.
     Kprobe,
-    /// `sys_enter`/`sys_exit` with types, one pair for all families on it.
-    TpBtf,
     /// `syscalls:sys_enter_*`/`sys_exit_*`.
     Tracepoint,
+    /// `sys_enter`/`sys_exit` with types, one pair for all families on it: every system call of the machine pays.
+    TpBtf,
 }
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::TpBtf, Self::Tracepoint];
+    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::Tracepoint, Self::TpBtf];
 }
 
 impl fmt::Display for Rung {
@@ -115,35 +115,33 @@ const FUTEX: &[Syscall] = &[
     newer("futex_waitv", 5), // 5.16
     newer("futex_wait", 6),  // 6.7
 ];
+/// Only for the wake history.
+const WAKES: &[Syscall] = &[newer("futex_wake", 4), newer("futex_requeue", 4)]; // 6.7
+const SOCKET: &[Syscall] =
+    &[call("read", 3), call("recvfrom", 6), call("recvmsg", 3), call("accept", 3), call("accept4", 4)];
 const CONNECT: &[Syscall] = &[call("connect", 3)];
 
-fn syscalls(family: Family) -> &'static [Syscall] {
-    match family {
-        Family::Poll => POLL,
-        Family::Futex => FUTEX,
-        Family::Connect => CONNECT,
-    }
+fn syscalls(family: Family, wakes: bool) -> impl Iterator<Item = &'static Syscall> {
+    let (calls, more): (_, &[Syscall]) = match family {
+        Family::Poll => (POLL, &[]),
+        Family::Futex => (FUTEX, if wakes { WAKES } else { &[] }),
+        Family::Connect => (CONNECT, &[]),
+        Family::Socket => (SOCKET, &[]),
+    };
+    calls.iter().chain(more)
 }
 
 /// Whose cost a program of the object is, by its name.
 pub(super) fn payer(program: &str) -> Payer {
-    if program.starts_with("thread_exit") {
+    if program.starts_with("thread_") {
         return Payer::Nobody;
     }
     if program.starts_with("tcp_state") {
         return Payer::Family(Family::Connect);
     }
     let call = program.strip_prefix("fentry_").or_else(|| program.strip_prefix("fexit_"));
-    // Rungs with programs for each family have its name in front of the rest.
-    let named = |family: Family| {
-        let whose = ["tracepoint_enter_", "tracepoint_exit_", "kprobe_enter_", "kprobe_exit_"];
-        whose.iter().any(|rung| program.strip_prefix(rung).is_some_and(|rest| rest.starts_with(family.name())))
-    };
-    let mut families = FAMILIES.into_iter();
-    let of = families.find(|family| {
-        named(*family) || call.is_some_and(|call| syscalls(*family).iter().any(|known| known.name == call))
-    });
-    of.map_or(Payer::Shared, Payer::Family)
+    let is_of = |family: &Family| call.is_some_and(|call| syscalls(*family, true).any(|known| known.name == call));
+    FAMILIES.into_iter().find(is_of).map_or(Payer::Shared, Payer::Family)
 }
 
 /// Keeps a program attached until dropped.
@@ -156,11 +154,18 @@ pub(super) struct Links {
     families: HashMap<Family, Vec<Link>>,
     /// What all families share; stays until the end.
     shared: Vec<Link>,
+    /// Calls that only wake are attached, too.
+    wakes: bool,
     /// The pair all families on `tp_btf` share, or why there is none.
     pair: Option<Result<Vec<Link>, String>>,
 }
 
 impl Links {
+    /// Nothing yet. `wakes`: calls that only wake are to be attached, too.
+    pub(super) fn new(wakes: bool) -> Self {
+        Self { wakes, ..Self::default() }
+    }
+
     /// Takes off what only this family uses.
     pub(super) fn drop_family(&mut self, family: Family) {
         detach(self.families.remove(&family).unwrap_or_default());
@@ -254,20 +259,21 @@ pub(super) fn attach(
     family: Family,
     rungs: &[Rung],
 ) -> FamilyStatus {
+    let wakes = links.wakes;
     let (status, mut held) = descend(rungs.iter().copied(), |rung, held| match (rung, types) {
         (Rung::Fentry | Rung::TpBtf, None) => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
-        (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, held),
-        (Rung::Kprobe, _) => each(family, |call| kprobe(ebpf, call, held)),
+        (Rung::Fentry, Some(types)) => fentry(ebpf, types, family, wakes, held),
+        (Rung::Kprobe, _) => each(family, wakes, |call| kprobe(ebpf, call, held)),
         (Rung::TpBtf, Some(types)) => pair(ebpf, links, types),
-        (Rung::Tracepoint, _) => each(family, |call| tracepoint(ebpf, call, held)),
+        (Rung::Tracepoint, _) => each(family, wakes, |call| tracepoint(ebpf, call, held)),
     });
     links.families.entry(family).or_default().append(&mut held);
     status
 }
 
 /// Runs a step for every call of the family; those the kernel may lack may be absent.
-fn each(family: Family, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -> Result<(), Failure> {
-    for call in syscalls(family) {
+fn each(family: Family, wakes: bool, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -> Result<(), Failure> {
+    for call in syscalls(family, wakes) {
         match step(call) {
             Err(Failure::Absent(_)) if call.optional => {}
             Err(Failure::Absent(reason)) => {
@@ -282,8 +288,14 @@ fn each(family: Family, mut step: impl FnMut(&Syscall) -> Result<(), Failure>) -
     Ok(())
 }
 
-fn fentry(ebpf: &mut Ebpf, types: &KernelTypes, family: Family, held: &mut Vec<Link>) -> Result<(), Failure> {
-    let outcome = each(family, |call| {
+fn fentry(
+    ebpf: &mut Ebpf,
+    types: &KernelTypes,
+    family: Family,
+    wakes: bool,
+    held: &mut Vec<Link>,
+) -> Result<(), Failure> {
+    let outcome = each(family, wakes, |call| {
         let function = format!("__x64_sys_{}", call.name);
         // Return before entry: an entry without its return would stay in flight.
         let exit: &mut FExit = program(ebpf, &format!("fexit_{}", call.name))?;
@@ -297,7 +309,7 @@ fn fentry(ebpf: &mut Ebpf, types: &KernelTypes, family: Family, held: &mut Vec<L
         Ok(())
     });
     if outcome.is_err() {
-        for call in syscalls(family) {
+        for call in syscalls(family, wakes) {
             // Those that were never loaded say so.
             if let Ok(entry) = program::<FEntry>(ebpf, &format!("fentry_{}", call.name)) {
                 let _ = entry.unload();
@@ -384,20 +396,23 @@ pub(super) fn attach_tcp_state(
     status
 }
 
-/// Attaches to the end of threads; `Err` says why calls in flight cannot keep their entries.
+/// Attaches to the end of threads and to `exec`, which ends a thread's id; `Err` says why calls in flight cannot keep
+/// their entries.
 pub(super) fn attach_thread_exit(
     ebpf: &mut Ebpf,
     links: &mut Links,
     types: Option<&KernelTypes>,
 ) -> Result<(), String> {
     let mut held = Vec::new();
-    let typed = match types {
-        Some(types) => btf_tracepoint(ebpf, types, "thread_exit_btf", "sched_process_exit", &mut held),
-        None => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
-    };
-    typed
-        .or_else(|_| plain_tracepoint(ebpf, "thread_exit_tracepoint", ("sched", "sched_process_exit"), &mut held))
-        .map_err(Failure::into_reason)?;
+    for (name, event) in [("thread_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")] {
+        let typed = match types {
+            Some(types) => btf_tracepoint(ebpf, types, &format!("{name}_btf"), event, &mut held),
+            None => Err(Failure::Refused("the kernel's BTF is not known".to_owned())),
+        };
+        typed
+            .or_else(|_| plain_tracepoint(ebpf, &format!("{name}_tracepoint"), ("sched", event), &mut held))
+            .map_err(Failure::into_reason)?;
+    }
     links.shared.append(&mut held);
     Ok(())
 }

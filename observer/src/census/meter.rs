@@ -66,6 +66,14 @@ impl Costs {
         families
     }
 
+    /// Calls a second that were entered through programs which several families share; the pair of all system calls does not tell.
+    pub(super) fn shared_calls(&self) -> f64 {
+        let entered =
+            |name: &str| ladder::payer(name) == Payer::Shared && name.contains("_enter") && !name.starts_with("btf_");
+        let runs: u64 = self.programs.iter().filter(|(name, _)| entered(name)).map(|(_, cost)| cost.runs).sum();
+        runs as f64 / self.window.as_secs_f64().max(1e-9)
+    }
+
     /// CPU time that is no family's, nanoseconds.
     pub(super) fn rest_ns(&self) -> u64 {
         let programs = self.programs.iter().filter(|(name, _)| ladder::payer(name) == Payer::Nobody);

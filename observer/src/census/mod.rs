@@ -13,7 +13,9 @@ mod meter;
 mod object;
 mod probes;
 mod procfs;
+mod programs;
 pub mod row;
+mod sites;
 mod source;
 mod translate;
 
@@ -28,5 +30,6 @@ pub use meter::ProgramCost;
 pub use object::OBJECT_SHA256;
 pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
+pub use programs::{LoadOutcome, ProgramLoad, load_each};
 pub use row::{Census, Clocks, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow};
 pub use source::{CensusError, Source};

@@ -1,10 +1,12 @@
 //! The kernel object: embedded, given its offsets and settings, and loaded.
 
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
-use observer_ebpf::{Event, Globals, Offsets, ProcessKey, ProcessWaits};
+use observer_ebpf::{
+    Event, Globals, Offsets, ProcessKey, ProcessWaits, SiteKey, SiteRecord, ThreadState, Wakes, WordKey, WordRecord,
+};
 
 /// The object built from `observer-ebpf`, aligned as its reader wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_OBJECT"));
 
 /// SHA-256 of the embedded kernel object, in hexadecimal.
 pub const OBJECT_SHA256: &str = env!("OBSERVER_OBJECT_SHA256");
@@ -22,6 +24,18 @@ unsafe impl Pod for Plain<Globals> {}
 unsafe impl Pod for Plain<ProcessKey> {}
 // SAFETY: as above.
 unsafe impl Pod for Plain<ProcessWaits> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<ThreadState> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<SiteKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<SiteRecord> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<WordKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<WordRecord> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<Wakes> {}
 
 /// Reads a structure of the kernel border from bytes; `None` if there are too few.
 pub(super) fn read<T: Border>(bytes: &[u8]) -> Option<T> {
@@ -39,11 +53,15 @@ pub(super) unsafe trait Border: Copy {}
 // SAFETY: integers only, as `observer_ebpf` promises.
 unsafe impl Border for Event {}
 // SAFETY: as above.
+unsafe impl Border for observer_ebpf::UserStack {}
+// SAFETY: as above.
 unsafe impl Border for observer_ebpf::RecordPrefix {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::CensusHead {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::TaskRecord {}
+// SAFETY: as above.
+unsafe impl Border for observer_ebpf::SettledRecord {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::CensusTail {}
 // SAFETY: as above.

@@ -4,6 +4,7 @@ use super::event::{Family, ProbeReading, WaitStats};
 use super::ladder::{self, FamilyStatus, Links, Rung};
 use super::object::{self, Plain, reason};
 use super::row::{Census, Pid};
+use super::sites::{self, Kept, Names};
 use super::translate::{family, family_number, translate};
 use crate::host::{KernelTypes, capability, clock};
 use aya::Ebpf;
@@ -12,7 +13,7 @@ use aya_log::EbpfLogger;
 use log::LevelFilter;
 use observer_ebpf::{
     ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals, Offsets, ProcessKey,
-    ProcessWaits, THREAD_EXIT,
+    ProcessWaits, THREAD_EXIT, ThreadState,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -23,6 +24,13 @@ use thiserror::Error;
 const INITIAL_PIDNS: u32 = 0xEFFF_FFFC;
 /// Events taken by one drain; several times what the ring holds.
 const MOST_EVENTS: usize = 8192;
+/// Call sites kept where they are told apart.
+const MOST_SITES: u32 = 8192;
+/// Bytes of the ring for stacks: 31 of them, and 255 for an audit.
+const EVENT_STACKS: u32 = 512 << 10;
+const AUDIT_STACKS: u32 = 4 << 20;
+/// Futex words, and threads, whose wakers are kept.
+const MOST_WAKES: u32 = 16_384;
 /// Drains after which the aggregate of a process that is no longer listed is dropped.
 const FORGET_AFTER: u32 = 3;
 
@@ -56,6 +64,9 @@ pub struct ProbeSettings {
     pub sites: bool,
     /// Who wakes which futex word and thread is kept.
     pub wakes: bool,
+    /// A wait without limit is an [`EventKind::Habit`](super::EventKind::Habit) after so many finite or zero timeouts of the same thread and
+    /// call, and none without limit.
+    pub habit_after: u32,
 }
 
 impl Default for ProbeSettings {
@@ -69,6 +80,7 @@ impl Default for ProbeSettings {
             in_flight: 32_768,
             sites: false,
             wakes: false,
+            habit_after: 64,
         }
     }
 }
@@ -84,6 +96,9 @@ pub struct ProbeStatus {
     pub connect: FamilyStatus,
     /// TCP state changes.
     pub tcp_state: FamilyStatus,
+    /// `read recvfrom recvmsg accept accept4`; tried only for [`ProbeSettings::sites`].
+    #[serde(default)]
+    pub socket: FamilyStatus,
 }
 
 impl ProbeStatus {
@@ -93,6 +108,16 @@ impl ProbeStatus {
             Family::Poll => &self.poll,
             Family::Futex => &self.futex,
             Family::Connect => &self.connect,
+            Family::Socket => &self.socket,
+        }
+    }
+
+    fn of_mut(&mut self, family: Family) -> &mut FamilyStatus {
+        match family {
+            Family::Poll => &mut self.poll,
+            Family::Futex => &mut self.futex,
+            Family::Connect => &mut self.connect,
+            Family::Socket => &mut self.socket,
         }
     }
 }
@@ -126,9 +151,14 @@ pub struct ProbePlane {
     rungs: Vec<Rung>,
     // Detached first.
     links: Links,
+    /// Families on the shared pair, and `THREAD_EXIT`, as in the map.
     enabled: u32,
+    /// Families taken off by [`Self::detach`].
     detached: HashSet<Family>,
     ring: RingBuf<MapData>,
+    stacks: RingBuf<MapData>,
+    /// What sites and wakes need from one drain to the next.
+    kept: Kept,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     ebpf: Ebpf,
     in_initial_namespace: bool,
@@ -158,17 +188,29 @@ impl ProbePlane {
                 Filter::All | Filter::Namespace => FILTER_ALL,
             },
             view_pidns,
-            reserved: 0,
+            sites: settings.sites.into(),
+            wakes: settings.wakes.into(),
+            habit_after: settings.habit_after,
             long_wait_ns: settings.long_wait.as_nanos() as u64,
             slow_connect_ns: settings.slow_connect.as_nanos() as u64,
             realtime_offset_ns: clock::realtime_offset_ns(),
         };
         let offsets = types.map_or(Offsets::NONE, |types| types.offsets);
-        let sizes = [("IN_FLIGHT", settings.in_flight.max(1)), ("WANTED", 1)];
+        // Maps that are not asked for have one entry: an empty map is refused.
+        let sizes = [
+            ("IN_FLIGHT", settings.in_flight.max(1)),
+            ("WANTED", 1),
+            ("SETTLED", 1),
+            ("SITES", if settings.sites { MOST_SITES } else { 1 }),
+            ("STACKS", if settings.sites { AUDIT_STACKS } else { EVENT_STACKS }),
+            ("WORDS", if settings.wakes { MOST_WAKES } else { 1 }),
+            ("WOKEN", if settings.wakes { MOST_WAKES } else { 1 }),
+        ];
         let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes)
             .map_err(|error| ProbeError::Load { reason: reason(&error) })?;
 
-        let ring = take_ring(&mut ebpf)?;
+        let ring = take_ring(&mut ebpf, "EVENTS")?;
+        let stacks = take_ring(&mut ebpf, "STACKS")?;
         let logger = if settings.log_level == LevelFilter::Off {
             None
         } else {
@@ -178,7 +220,7 @@ impl ProbePlane {
             replace_filter(&mut ebpf, pids)?;
         }
 
-        let mut links = Links::default();
+        let mut links = Links::new(settings.wakes);
         let mut enabled = 0u32;
         let mut family = |ebpf: &mut Ebpf, links: &mut Links, family: Family| {
             let status = ladder::attach(ebpf, links, types, family, &settings.rungs);
@@ -192,6 +234,11 @@ impl ProbePlane {
             futex: family(&mut ebpf, &mut links, Family::Futex),
             connect: family(&mut ebpf, &mut links, Family::Connect),
             tcp_state: FamilyStatus::default(),
+            socket: if settings.sites {
+                family(&mut ebpf, &mut links, Family::Socket)
+            } else {
+                FamilyStatus::default()
+            },
         };
         status.tcp_state = ladder::attach_tcp_state(&mut ebpf, &mut links, types, &settings.rungs);
         match ladder::attach_thread_exit(&mut ebpf, &mut links, types) {
@@ -213,6 +260,8 @@ impl ProbePlane {
             enabled,
             detached: HashSet::new(),
             ring,
+            stacks,
+            kept: Kept::new(settings),
             logger,
             ebpf,
             in_initial_namespace,
@@ -228,32 +277,45 @@ impl ProbePlane {
         &self.status
     }
 
-    /// Takes one family's probes off.
+    /// Takes one family's probes off; what they counted stays. For `connect`, TCP state changes, too.
+    ///
+    /// Its calls in flight are forgotten: their returns will not be seen.
     pub fn detach(&mut self, family: Family) -> Result<(), ProbeError> {
         if self.status.of(family).rung.is_none() || !self.detached.insert(family) {
             return Ok(());
         }
-        self.set_enabled(self.enabled & !(1 << family_number(family)))?;
-        self.links.drop_family(family);
-        if self.enabled & !THREAD_EXIT == 0 {
-            self.links.drop_pair();
+        if self.enabled & (1 << family_number(family)) != 0 {
+            self.set_enabled(self.enabled & !(1 << family_number(family)))?;
+            if self.enabled & !THREAD_EXIT == 0 {
+                self.links.drop_pair();
+            }
         }
-        Ok(())
+        self.links.drop_family(family);
+        self.forget_in_flight(family)
     }
 
-    /// Puts back what [`detach`](Self::detach) took off.
+    /// Puts back what [`detach`](Self::detach) took off, on the rung it stood on or the next that holds;
+    /// [`status`](Self::status) says which. Does nothing for a family that is attached.
     pub fn attach_again(&mut self, family: Family) -> Result<(), ProbeError> {
         if !self.detached.remove(&family) {
             return Ok(());
         }
         let types = KernelTypes::get().ok();
-        let rungs = self.rungs.clone();
-        let status = ladder::attach(&mut self.ebpf, &mut self.links, types, family, &rungs);
+        let before = self.status.of(family).clone();
+        // Those above it were refused once; only that is known of them.
+        let rungs: Vec<Rung> = before
+            .rung
+            .into_iter()
+            .flat_map(|stood| self.rungs.iter().copied().skip_while(move |rung| *rung != stood))
+            .collect();
+        let mut status = ladder::attach(&mut self.ebpf, &mut self.links, types, family, &rungs);
         if status.rung == Some(Rung::TpBtf) {
             self.set_enabled(self.enabled | 1 << family_number(family))?;
         }
+        status.falls.splice(0..0, before.falls);
+        *self.status.of_mut(family) = status;
         if family == Family::Connect {
-            self.status.tcp_state = ladder::attach_tcp_state(&mut self.ebpf, &mut self.links, types, &rungs);
+            self.status.tcp_state = ladder::attach_tcp_state(&mut self.ebpf, &mut self.links, types, &self.rungs);
         }
         Ok(())
     }
@@ -263,9 +325,13 @@ impl ProbePlane {
         self.detached.contains(&family)
     }
 
-    /// Later.
-    pub fn set_sampling(&mut self, _family: Family, _shift: u32) -> Result<(), ProbeError> {
-        Ok(())
+    /// Of this family's calls only about one in `2^shift` (at random; at most 31) is counted and timed; the others are
+    /// in the account as `sampled_out`. Bad timeouts are seen in all calls. Zero, as at first: every call.
+    ///
+    /// Counts and sums are those of the calls looked at; nothing is scaled up.
+    pub fn set_sampling(&mut self, family: Family, shift: u32) -> Result<(), ProbeError> {
+        let mut map: Array<_, u32> = typed(self.ebpf.map_mut("SAMPLE"), "SAMPLE")?;
+        map.set(family_number(family), shift.min(31), 0).map_err(|error| map_error("SAMPLE", &error))
     }
 
     /// The loaded object, for the kernel's own figures of each program.
@@ -291,6 +357,7 @@ impl ProbePlane {
     pub fn note_pids(&mut self, census: &Census) {
         self.view.clear();
         self.view.extend(census.rows.iter().map(|row| (row.initial.1, row.process.pid)));
+        self.kept.note_threads(census);
     }
 
     /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and
@@ -315,12 +382,33 @@ impl ProbePlane {
         }
         let stats = self.stats(&mut outside)?;
         let mut account = self.account()?;
+        let names = Names { in_initial_namespace: self.in_initial_namespace, processes: &self.view };
+        let stacks = sites::stacks(&mut self.stacks, &names, &mut outside, &mut malformed);
+        let sites = self.kept.sites(&mut self.ebpf, &names, &mut account)?;
+        let (word_wakes, thread_wakes) = self.kept.wakes(&mut self.ebpf, &names, &mut account)?;
         for (name, count) in [("outside_view", outside), ("malformed", malformed)] {
             if count > 0 {
                 account.insert(name.to_owned(), count);
             }
         }
-        Ok(ProbeReading { events, stats, account, ..ProbeReading::default() })
+        Ok(ProbeReading { events, stats, sites, stacks, word_wakes, thread_wakes, account })
+    }
+
+    /// Forgets calls in flight of a family whose returns are no longer seen. An entry that its thread's next call
+    /// writes meanwhile may go, too: that call is then counted as unpaired.
+    fn forget_in_flight(&mut self, family: Family) -> Result<(), ProbeError> {
+        let mut map: BpfHashMap<_, u64, Plain<ThreadState>> = typed(self.ebpf.map_mut("IN_FLIGHT"), "IN_FLIGHT")?;
+        let stale: Vec<u64> = map
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, Plain(thread))| thread.call.start_ns != 0 && thread.call.family == family_number(family))
+            .map(|(key, _)| key)
+            .collect();
+        for key in stale {
+            // Gone with its thread: nothing to forget.
+            let _ = map.remove(&key);
+        }
+        Ok(())
     }
 
     fn stats(&mut self, outside: &mut u64) -> Result<Vec<WaitStats>, ProbeError> {
@@ -376,12 +464,12 @@ impl ProbePlane {
     }
 }
 
-fn map_error(map: &'static str, error: &MapError) -> ProbeError {
+pub(super) fn map_error(map: &'static str, error: &MapError) -> ProbeError {
     ProbeError::Map { map, reason: reason(error) }
 }
 
 /// A map of the object, by name, as its type.
-fn typed<M, T>(map: Option<M>, name: &'static str) -> Result<T, ProbeError>
+pub(super) fn typed<M, T>(map: Option<M>, name: &'static str) -> Result<T, ProbeError>
 where
     T: TryFrom<M, Error = MapError>,
 {
@@ -389,8 +477,8 @@ where
     T::try_from(map).map_err(|error| map_error(name, &error))
 }
 
-fn take_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, ProbeError> {
-    typed(ebpf.take_map("EVENTS"), "EVENTS")
+fn take_ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, ProbeError> {
+    typed(ebpf.take_map(name), name)
 }
 
 fn replace_filter(ebpf: &mut Ebpf, pids: &[Pid]) -> Result<(), ProbeError> {

@@ -1,6 +1,6 @@
 //! Where censuses come from.
 
-use super::{Census, Pid};
+use super::{Census, Pid, ThreadRow};
 use crate::host::TypesError;
 use std::collections::HashMap;
 use std::io;
@@ -10,6 +10,11 @@ use thiserror::Error;
 pub trait Source {
     /// Takes one census of every thread that observer can see.
     fn take(&mut self) -> Result<Census, CensusError>;
+    /// The same, given the rows of the last census back: a source may take those over that have not changed. What others
+    /// may change of a sleeping thread (parent, tracer, cgroup, name) may then be some censuses old.
+    fn take_again(&mut self, _before: Vec<ThreadRow>) -> Result<Census, CensusError> {
+        self.take()
+    }
     /// `iter_task`, `iter_task without registers`, `proc` or `recording`.
     fn name(&self) -> &'static str;
     /// Kernel stacks of these threads (ids of observer's PID namespace), return addresses, innermost first.

@@ -1,6 +1,6 @@
 //! Events of the probe plane: from the kernel border's numbers to user-space terms. No I/O.
 
-use super::event::{EventKind, Family, ProbeEvent, TimeoutKind};
+use super::event::{EventKind, Family, ProbeEvent, TimeoutHistory, TimeoutKind};
 use super::row::Pid;
 use observer_ebpf::{Event, FAMILY_FUTEX, FAMILY_POLL};
 use std::collections::HashMap;
@@ -12,6 +12,7 @@ pub(super) fn family(number: u32) -> Option<Family> {
         FAMILY_POLL => Some(Family::Poll),
         FAMILY_FUTEX => Some(Family::Futex),
         observer_ebpf::FAMILY_CONNECT => Some(Family::Connect),
+        observer_ebpf::FAMILY_SOCKET => Some(Family::Socket),
         _ => None,
     }
 }
@@ -22,6 +23,7 @@ pub(super) fn family_number(family: Family) -> u32 {
         Family::Poll => FAMILY_POLL,
         Family::Futex => FAMILY_FUTEX,
         Family::Connect => observer_ebpf::FAMILY_CONNECT,
+        Family::Socket => observer_ebpf::FAMILY_SOCKET,
     }
 }
 
@@ -54,6 +56,7 @@ pub(super) fn translate(event: &Event, in_initial_namespace: bool, view: &HashMa
         observer_ebpf::EVENT_BAD_TIMEOUT => EventKind::BadTimeout,
         observer_ebpf::EVENT_LONG_WAIT => EventKind::LongWait,
         observer_ebpf::EVENT_CONNECT => EventKind::Connect,
+        observer_ebpf::EVENT_HABIT => EventKind::Habit,
         _ => return None,
     };
     Some(ProbeEvent {
@@ -72,8 +75,14 @@ pub(super) fn translate(event: &Event, in_initial_namespace: bool, view: &HashMa
         args: event.args,
         local: address(event.address_family, event.local, event.ports & 0xffff),
         remote: address(event.address_family, event.remote, event.ports >> 16),
-        history: None,
-        site: 0,
+        history: matches!(kind, EventKind::BadTimeout | EventKind::Habit).then_some(TimeoutHistory {
+            zero: event.history.zero,
+            finite: event.history.finite,
+            infinite: event.history.infinite,
+            other: event.history.other,
+            longest_timeout_ns: event.history.longest_ns,
+        }),
+        site: if matches!(kind, EventKind::BadTimeout | EventKind::Habit) { event.site } else { 0 },
     })
 }
 
@@ -113,6 +122,8 @@ mod tests {
             local: [0; 16],
             remote: [192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             comm: *b"a\xffb\0cccccccccccc",
+            history: observer_ebpf::History { zero: 9, finite: 8, infinite: 7, other: 6, longest_ns: 5 },
+            site: 4,
         }
     }
 
@@ -126,6 +137,19 @@ mod tests {
         assert_eq!(event.and_then(|event| event.remote), "192.0.2.1:443".parse().ok());
         assert_eq!(event.map(|event| event.comm.as_str()), Some("a\u{fffd}b"));
         assert_eq!(event.map(|event| event.timeout), Some(TimeoutKind::Unknown));
+    }
+
+    #[test]
+    fn a_change_of_habit_carries_its_history() {
+        let connect = translate(&event(), true, &HashMap::new());
+        assert_eq!(connect.map(|event| (event.history, event.site)), Some((None, 0)));
+        let habit = Event { kind: observer_ebpf::EVENT_HABIT, family: FAMILY_POLL, syscall: 7, ..event() };
+        let habit = translate(&habit, true, &HashMap::new());
+        let history = TimeoutHistory { zero: 9, finite: 8, infinite: 7, other: 6, longest_timeout_ns: 5 };
+        assert_eq!(
+            habit.map(|event| (event.kind, event.history, event.site)),
+            Some((EventKind::Habit, Some(history), 4))
+        );
     }
 
     #[test]

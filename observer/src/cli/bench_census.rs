@@ -7,7 +7,6 @@ use crate::detect::Judge;
 use crate::host;
 use crate::model::Scope;
 use serde_json::json;
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::Instant;
 
@@ -38,7 +37,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         let taken = Instant::now();
         let (threads, took, kernel) = (census.rows.len(), census.took_ns, census.kernel_ns);
         judge.advance(census, ProbeReading::default());
-        let wants = judge.host.wants(&judge.scope, &BTreeSet::new());
+        let wants = judge.host.wants(&judge.scope);
         let stacks = judge.host.stack_wants(&judge.scope);
         log::debug!("the stacks of {} threads would be wanted", stacks.len());
         log::debug!("{} threads would be looked at more closely", wants.len());

@@ -198,7 +198,8 @@ fn families(text: impl Fn(&str) -> String) -> serde_json::Value {
 
 /// The rung of each family, by name.
 pub(super) fn status_json(status: &ProbeStatus) -> serde_json::Value {
-    let ProbeStatus { poll, futex, connect, tcp_state } = status;
+    // `socket` is tried only where sites are told apart.
+    let ProbeStatus { poll, futex, connect, tcp_state, socket: _ } = status;
     families(|name| match name {
         "poll" => poll.to_string(),
         "futex" => futex.to_string(),

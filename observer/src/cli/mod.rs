@@ -2,6 +2,7 @@
 
 mod attach;
 mod bench_census;
+mod bench_programs;
 mod bench_stacks;
 mod daemon;
 mod doctor;
@@ -62,6 +63,9 @@ enum Command {
     /// Measure censuses: for `cargo xtask bench census`
     #[command(hide = true)]
     BenchCensus(bench_census::Args),
+    /// Load each kernel program by itself: for `cargo xtask vm`
+    #[command(hide = true)]
+    BenchPrograms,
     /// Measure stacks: for `cargo xtask bench stacks`
     #[command(hide = true)]
     BenchStacks(bench_stacks::Args),
@@ -97,6 +101,7 @@ pub fn run() -> ExitCode {
         Command::Signals => generate::signals(),
         Command::Configuration(args) => daemon::print_reference(&args),
         Command::BenchCensus(args) => bench_census::run(&args),
+        Command::BenchPrograms => bench_programs::run(),
         Command::BenchStacks(args) => bench_stacks::run(&args),
     };
     match result {

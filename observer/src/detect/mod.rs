@@ -22,7 +22,7 @@ pub use ledger::{Change, Ledger, Life};
 
 use crate::census::ThreadRow;
 use crate::model::graph::{Chain, Graph};
-use crate::model::{Host, Scope};
+use crate::model::{Host, Scope, Wait};
 
 /// What a rule works with.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Context<'a> {
     pub graph: Graph,
     /// Every confirmed waiter followed to its end.
     pub chains: Vec<Chain>,
+    /// Threads that were proven to sleep through the last interval, and belong to what is looked at.
+    confirmed: Vec<(&'a ThreadRow, &'a Wait)>,
 }
 
 /// What a rule answers.
@@ -69,15 +71,15 @@ impl Verdict {
     }
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
     /// Whether any of these threads belongs to what is looked at.
     fn in_scope<'t>(&self, mut tids: impl Iterator<Item = &'t u32>) -> bool {
         tids.any(|tid| self.host.row(*tid).is_some_and(|row| self.scope.contains(row, self.host)))
     }
 
     /// Threads that were proven to sleep through the last interval, and belong to what is looked at.
-    fn confirmed(&self) -> impl Iterator<Item = (&ThreadRow, &crate::model::Wait)> {
-        self.host.confirmed().filter(|(row, _)| self.scope.contains(row, self.host))
+    fn confirmed(&self) -> impl Iterator<Item = (&'a ThreadRow, &'a Wait)> {
+        self.confirmed.iter().copied()
     }
 }
 
@@ -105,7 +107,8 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
 /// Runs every rule; answers with the graph they worked on, too.
 pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> (Verdict, Graph) {
     let graph = Graph::of(host);
-    let context = Context { host, scope, chains: graph.chains(host), graph };
+    let confirmed = host.confirmed().filter(|(row, _)| scope.contains(row, host)).collect();
+    let context = Context { host, scope, chains: graph.chains(host), graph, confirmed };
     let mut verdict = Verdict::default();
     for rule in rules {
         verdict.merge(rule.check(&context));

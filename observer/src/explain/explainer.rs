@@ -10,6 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+/// What is known of a file is kept for so long after its last use by [`Explainer::rest`].
+const KEPT: Duration = Duration::from_secs(20);
+
 /// How stacks are explained.
 #[derive(Clone, Copy, Debug)]
 pub struct ExplainSettings {
@@ -152,6 +155,19 @@ impl Explainer {
         explained.stacks.extend(stacks);
         for (reason, count) in lost {
             *explained.lost.entry(reason).or_default() += count;
+        }
+    }
+
+    /// Gives the memory back that nobody has needed for a while: names and debug information are read again when a stack is
+    /// asked for. Call it now and then in a look that goes on for long.
+    pub fn rest(&self) {
+        if self.pending.is_empty() && self.library.rest(KEPT) {
+            #[cfg(target_env = "gnu")]
+            // SAFETY: takes the allocator's own locks and no pointer of ours.
+            unsafe {
+                // The readers' arenas would keep it.
+                libc::malloc_trim(0);
+            }
         }
     }
 

@@ -18,13 +18,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Images kept, whoever uses them.
 const MAX_IMAGES: usize = 1024;
 /// Perf maps kept.
 const MAX_PERF_MAPS: usize = 8;
 /// Memory for names of images that nobody uses at the moment, bytes.
-const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 64 << 20;
 /// Addresses of one image whose names are kept.
 const MAX_RESOLVED: usize = 64 << 10;
 /// The vdso has two pages; a mapping that claims more is not read.
@@ -148,7 +149,8 @@ pub(super) struct Library {
 
 #[derive(Debug, Default)]
 struct State {
-    images: HashMap<FileKey, (Arc<Loaded>, u64)>,
+    /// With the number of the call that used it last, and when that was.
+    images: HashMap<FileKey, (Arc<Loaded>, u64, Instant)>,
     vdsos: Vec<Arc<Loaded>>,
     perf_maps: VecDeque<(FileKey, Arc<PerfMap>)>,
     calls: u64,
@@ -168,15 +170,16 @@ impl Library {
         let loaded = Loaded::new(image, mapping.path(), root);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = state.calls;
-        Ok(Arc::clone(&state.images.entry(key).or_insert((loaded, calls)).0))
+        Ok(Arc::clone(&state.images.entry(key).or_insert((loaded, calls, Instant::now())).0))
     }
 
     fn known(&self, key: &FileKey) -> Option<Arc<Loaded>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.calls += 1;
         let calls = state.calls;
-        let (loaded, used) = state.images.get_mut(key)?;
+        let (loaded, used, when) = state.images.get_mut(key)?;
         *used = calls;
+        *when = Instant::now();
         Some(Arc::clone(loaded))
     }
 
@@ -229,7 +232,7 @@ impl Library {
     pub(super) fn trim(&self) {
         let lock = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let kept: Vec<(u64, FileKey, Arc<Loaded>)> =
-            lock().images.iter().map(|(key, (loaded, used))| (*used, *key, Arc::clone(loaded))).collect();
+            lock().images.iter().map(|(key, (loaded, used, _))| (*used, *key, Arc::clone(loaded))).collect();
         // Without the lock: another reader may be at work in one of them for a while.
         let mut sizes: Vec<(u64, usize, FileKey)> =
             kept.into_iter().map(|(used, key, loaded)| (used, loaded.approximate_bytes(), key)).collect();
@@ -241,6 +244,18 @@ impl Library {
                 lock().images.remove(&key);
             }
         }
+    }
+
+    /// Forgets what nobody has asked about for so long, and answers whether there was anything.
+    pub(super) fn rest(&self, idle: Duration) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.images.len();
+        state.images.retain(|_, (.., when)| when.elapsed() < idle);
+        let forgotten = state.images.len() < before;
+        if state.images.is_empty() {
+            state.perf_maps.clear();
+        }
+        forgotten
     }
 
     /// Pages of mapped files that vanished while we looked.

@@ -205,7 +205,7 @@ mod tests {
             host.advance(census(at_s, rows.clone()), ProbeReading::default());
             let processes = processes.map(|pids| pids.iter().copied().collect());
             let scope = Scope { processes, threshold_ns: threshold_s * S, ..Scope::default() };
-            let wants = host.wants(&scope, &BTreeSet::new());
+            let wants = host.wants(&scope);
             let ends: Vec<Pid> = wants.iter().filter(|want| want.far_end.is_some()).map(|want| want.tid).collect();
             let sets: Vec<Pid> = wants.iter().filter(|want| want.set.is_some()).map(|want| want.tid).collect();
             (ends, sets)
@@ -221,7 +221,7 @@ mod tests {
         host.advance(census(150, rows.clone()), ProbeReading::default());
         let writer = ThreadFacts { far_end: Some(end(&[10], 150 * S)), ..thread_facts(&rows[1], Vec::new()) };
         host.learn(facts(vec![writer]));
-        let wants = host.wants(&scope, &BTreeSet::new());
+        let wants = host.wants(&scope);
         let ends: Vec<_> = wants.iter().filter_map(|want| Some((want.tid, want.far_end?.reads))).collect();
         assert_eq!(ends, [(10, true)], "the writer is known: {wants:?}");
     }

@@ -69,6 +69,8 @@ pub struct Host {
     clocks: Option<Clocks>,
     censuses: u64,
     pub(super) rows: Vec<ThreadRow>,
+    /// Their ids, side by side: looked up much more often than rows are read.
+    pub(super) tids: Vec<Pid>,
     /// For sources without off-CPU times: (switches, first seen) per thread.
     first_seen: HashMap<Pid, (u64, u64)>,
     pub(super) suspects: BTreeMap<Pid, Suspect>,
@@ -105,23 +107,34 @@ impl Host {
         self.clocks = Some(census.clocks);
         self.censuses += 1;
         self.rows = census.rows;
+        self.tids.clear();
+        self.tids.extend(self.rows.iter().map(|row| row.tid));
         self.glances.clear();
-        let rows = &self.rows;
+        let (rows, tids) = (&self.rows, &self.tids);
+        let find = |tid| find(rows, tids, tid);
         self.suspects.retain(|tid, suspect| {
-            let still = find(rows, *tid).is_some_and(|row| {
+            let still = find(*tid).is_some_and(|row| {
                 let slept = row.is_blocked() && switches(row) == suspect.facts.switches;
                 slept && row.process == suspect.facts.process && row.syscall == suspect.syscall
             });
             suspect.confirmed = still;
             still
         });
-        self.stacks.advance(|tid| find(rows, tid));
-        self.runtime_locks.advance(|tid| find(rows, tid));
+        self.stacks.advance(find);
+        self.runtime_locks.advance(find);
         self.note_first_sight(now);
-        let processes: BTreeSet<ProcessId> = self.rows.iter().map(|row| row.process).collect();
+        // Rows of one process mostly follow each other.
+        let processes: BTreeSet<ProcessId> =
+            self.rows.chunk_by(|a, b| a.process == b.process).filter_map(|rows| Some(rows.first()?.process)).collect();
         self.processes.retain(|id, _| processes.contains(id));
         self.epolls.retain(|(id, _), _| processes.contains(id));
         self.probes.learn(reading, now);
+    }
+
+    /// Gives the rows of the last census away: there is none until the next one.
+    pub fn give_rows(&mut self) -> Vec<ThreadRow> {
+        self.tids.clear();
+        std::mem::take(&mut self.rows)
     }
 
     fn note_first_sight(&mut self, now: u64) {
@@ -258,7 +271,7 @@ impl Host {
 
     /// One thread.
     pub fn row(&self, tid: Pid) -> Option<&ThreadRow> {
-        find(&self.rows, tid)
+        find(&self.rows, &self.tids, tid)
     }
 
     /// The threads of one process.
@@ -515,7 +528,7 @@ impl Host {
     }
 }
 
-/// Rows are sorted by thread id.
-pub(super) fn find(rows: &[ThreadRow], tid: Pid) -> Option<&ThreadRow> {
-    rows.binary_search_by_key(&tid, |row| row.tid).ok().and_then(|at| rows.get(at))
+/// The row of a thread: `tids` are those of the rows, sorted.
+fn find<'a>(rows: &'a [ThreadRow], tids: &[Pid], tid: Pid) -> Option<&'a ThreadRow> {
+    rows.get(tids.binary_search(&tid).ok()?)
 }

@@ -44,9 +44,10 @@ impl Filter {
     }
 
     fn passes(&self, row: &ThreadRow, host: &Host) -> bool {
-        let facts = host.process(row.process);
+        // Looked up only if somebody asks: most filters are empty.
+        let facts = || host.process(row.process);
         let names = || {
-            let exe = facts.and_then(|f| f.exe.as_deref()).and_then(|e| e.rsplit('/').next());
+            let exe = facts().and_then(|f| f.exe.as_deref()).and_then(|e| e.rsplit('/').next());
             let main = host.row(row.process.pid).map(|main| main.comm.as_str());
             exe.into_iter().chain(main)
         };
@@ -59,10 +60,10 @@ impl Filter {
             && (self.namespaces.is_empty() || self.namespaces.contains(&row.pidns))
             && any(&self.comms, &|pattern| names().any(|name| matches_pattern(pattern, name)))
             && any(&self.cgroups, &|part| {
-                facts.and_then(|f| f.cgroup.as_ref()).is_some_and(|path| path.contains(part.as_str()))
+                facts().and_then(|f| f.cgroup.as_ref()).is_some_and(|path| path.contains(part.as_str()))
             })
             && any(&self.containers, &|start| {
-                facts.and_then(|f| f.container.as_ref()).is_some_and(|c| c.id.starts_with(start.as_str()))
+                facts().and_then(|f| f.container.as_ref()).is_some_and(|c| c.id.starts_with(start.as_str()))
             })
     }
 }

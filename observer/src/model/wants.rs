@@ -3,7 +3,7 @@
 use super::decode::{self, Call};
 use super::ends::{self, Activity};
 use super::file_lock;
-use super::host::{Host, Suspect, find, switches};
+use super::host::{Host, Suspect, switches};
 use super::scope::Scope;
 use super::wait::{Class, Owner};
 use super::word::{self, Plain};
@@ -14,24 +14,41 @@ use std::collections::BTreeSet;
 
 impl Host {
     /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
-    /// understood. Asked again after each answer, since a holder found in one round may lie outside
-    /// the scope and is then a suspect of the next; `asked` holds what this census asked already.
-    pub fn wants(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
+    /// understood.
+    pub fn wants(&mut self, scope: &Scope) -> Vec<ThreadWant> {
+        self.wanted(scope, &BTreeSet::new(), true)
+    }
+
+    /// What to gather once an answer has been learnt: a holder found in one round may lie outside the scope, and is then
+    /// a suspect of the next. `asked` holds what this census asked already.
+    pub fn wants_more(&mut self, scope: &Scope, asked: &BTreeSet<Pid>) -> Vec<ThreadWant> {
+        self.wanted(scope, asked, false)
+    }
+
+    fn wanted(&mut self, scope: &Scope, asked: &BTreeSet<Pid>, is_first: bool) -> Vec<ThreadWant> {
         let holders: Vec<Pid> = self.holders().collect();
         self.chased.extend(holders);
-        let rows = &self.rows;
-        self.chased.retain(|tid| find(rows, *tid).is_some());
-        self.behind = ends::followed(self.suspects.values().map(|suspect| &suspect.facts), rows);
+        let tids = &self.tids;
+        self.chased.retain(|tid| tids.binary_search(tid).is_ok());
+        self.behind = ends::followed(self.suspects.values().map(|suspect| &suspect.facts), &self.rows);
         let changed = self.suspects.iter().filter(|(_, suspect)| suspect.changed.is_some()).map(|(tid, _)| *tid);
         let changed: BTreeSet<Pid> = changed.take(word::MOST_CHANGED).collect();
         // Made only if somebody waits for the other end of something.
         let activity = OnceCell::new();
         let activity = || activity.get_or_init(|| Activity::of(&self.rows, |row| self.since(row).ns));
-        let mut wants: Vec<ThreadWant> = self
-            .rows
-            .iter()
+        // Behind the first answer only those count that somebody else's wait led to.
+        let sought: BTreeSet<Pid> = self.chased.iter().chain(&self.behind).chain(&changed).copied().collect();
+        let led_to = sought.iter().filter(|_| !is_first).filter_map(|tid| self.row(*tid));
+        let everybody = self.rows.iter().filter(|_| is_first);
+        let mut wants: Vec<ThreadWant> = everybody
+            .chain(led_to)
             .filter(|row| !asked.contains(&row.tid) && row.is_blocked() && !row.is_kernel_thread_at_rest())
             .filter_map(|row| {
+                let is_sought = || sought.contains(&row.tid);
+                // What is known already is asked last: few are wanted.
+                if !scope.wants_facts(row, self.blocked_ns(row), self) && !is_sought() {
+                    return None;
+                }
                 let way = self.far_end_wanted(row, scope);
                 let suspect = self.suspects.get(&row.tid);
                 let age = |suspect: &Suspect| self.now_ns().saturating_sub(suspect.learnt_ns);
@@ -41,13 +58,9 @@ impl Host {
                 });
                 (!is_done).then_some((row, way))
             })
-            .filter(|(row, _)| {
-                let is_sought = self.is_chased(row.tid) || changed.contains(&row.tid);
-                is_sought || scope.wants_facts(row, self.blocked_ns(row), self)
-            })
             .map(|(row, way)| self.want(row, way, scope))
             .collect();
-        if asked.is_empty() {
+        if is_first {
             wants.extend(self.glance(scope, &wants));
         }
         wants

@@ -17,7 +17,7 @@ const STARVED_NS: u64 = 500_000_000;
 pub(super) const MOST_CHANGED: usize = 1024;
 /// Words looked at after one census, of the processes asked for and of a whole host; the others come later in turn.
 const ATTACHED: usize = 1024;
-const OF_A_HOST: usize = 256;
+const OF_A_HOST: usize = 64;
 
 /// An untimed futex wait, from the registers alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

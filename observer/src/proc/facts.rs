@@ -330,6 +330,9 @@ pub struct Facts {
     /// Threads at locks of their runtimes.
     #[serde(default, skip_serializing_if = "Vec::is_empty", alias = "monitors")]
     pub runtime_locks: Vec<RuntimeLocks>,
+    /// Goroutines of Go processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub goroutines: Vec<super::Goroutines>,
     /// Per process, when first needed or changed.
     pub processes: Vec<ProcessFacts>,
     /// Sockets in SYN-SENT.

@@ -16,6 +16,7 @@ mod fds;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gather;
+pub mod goroutines;
 mod identity;
 mod in_root;
 mod locks;
@@ -40,6 +41,7 @@ pub use facts::*;
 pub use far_ends::FarEnds;
 pub use fds::fd_fact;
 pub use gather::{GatherSettings, Gatherer};
+pub use goroutines::{GoState, GoWait, Goroutine, GoroutineGroup, Goroutines};
 pub(crate) use in_root::open_in_root;
 pub use locks::{BlockedLock, FileLockFact, FileLockKind, LockRange, LockWaiter, file_locks};
 pub use runtime_locks::{RuntimeLock, RuntimeLockKind, RuntimeLocks, RuntimeWant};

@@ -12,37 +12,52 @@ use crate::{invoke, workspace};
 const ARCHIVE: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The image of `kernel`; fetched when it is not here yet.
-pub(super) fn kernel(kernel: &Kernel) -> Result<PathBuf> {
+/// A kernel that is here.
+pub(super) struct Fetched {
+    /// What its packages hold, modules among it.
+    pub(super) root: PathBuf,
+    /// The image to boot.
+    pub(super) image: PathBuf,
+}
+
+/// The packages of `kernel`; fetched when they are not here yet.
+pub(super) fn kernel(kernel: &Kernel) -> Result<Fetched> {
     let home = workspace::target().join("vm").join(kernel.suite);
-    if let Some(image) = image_below(&home.join("root")) {
-        return Ok(image);
+    let root = home.join("root");
+    if let Some(image) = image_below(&root) {
+        return Ok(Fetched { root, image });
     }
     // A list of its own: this machine's sources stay as they are.
-    for directory in ["lists/partial", "cache/archives/partial", "root"] {
+    for directory in ["lists/partial", "cache/archives/partial"] {
         std::fs::create_dir_all(home.join(directory)).with_context(|| format!("cannot write {}", home.display()))?;
     }
     let list = format!("deb [signed-by={KEYRING}] {ARCHIVE} {} main\n", kernel.suite);
     std::fs::write(home.join("sources.list"), list)?;
-    invoke::capture(apt("apt-get", &home).args(["--quiet", "update"]))?;
+    invoke::capture(apt("apt-get", &home).args(["--quiet", "--error-on=any", "update"]))?;
     let names = invoke::capture(apt("apt-cache", &home).args(["search", "--names-only", "^linux-.*-cloud-amd64$"]))?;
     let release = newest(&names, kernel.version)
         .with_context(|| format!("Debian {} has no cloud kernel {}", kernel.suite, kernel.version))?;
-    // The image package; from 7.x it is empty and depends on linux-binary.
-    for package in [format!("linux-binary-{release}"), format!("linux-image-{release}")] {
-        if names.lines().any(|line| line.split(' ').next() == Some(&package)) {
-            invoke::capture(apt("apt-get", &home).args(["--quiet", "download", &package]))?;
-            break;
-        }
+    // One package; from 7.x it is empty, and there are two with what it was.
+    let mut packages = [format!("linux-binary-{release}"), format!("linux-modules-{release}")].to_vec();
+    packages.retain(|package| names.lines().any(|line| line.split(' ').next() == Some(package)));
+    if packages.is_empty() {
+        packages.push(format!("linux-image-{release}"));
     }
-    for entry in std::fs::read_dir(&home)? {
+    let unfinished = home.join("unfinished");
+    let _ = std::fs::remove_dir_all(&unfinished);
+    std::fs::create_dir_all(&unfinished).with_context(|| format!("cannot write {}", home.display()))?;
+    invoke::capture(apt("apt-get", &home).current_dir(&unfinished).args(["--quiet", "download"]).args(&packages))?;
+    for entry in std::fs::read_dir(&unfinished)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
-            invoke::capture(Command::new("dpkg").arg("-x").arg(&path).arg(home.join("root")))?;
+            invoke::capture(Command::new("dpkg").arg("-x").arg(&path).arg(unfinished.join("root")))?;
         }
     }
-    match image_below(&home.join("root")) {
-        Some(image) => Ok(image),
+    // Only now: what was cut off in the middle is fetched again.
+    let _ = std::fs::remove_dir_all(&root);
+    std::fs::rename(unfinished.join("root"), &root).context("the packages of the kernel are empty")?;
+    match image_below(&root) {
+        Some(image) => Ok(Fetched { root, image }),
         None => bail!("no vmlinuz in the packages of kernel {release}: Debian packs them otherwise now"),
     }
 }
@@ -59,6 +74,9 @@ fn apt(program: &str, home: &Path) -> Command {
         format!("Dir::Cache={}", at("cache")),
         "APT::Architecture=amd64".to_owned(),
         "APT::Sandbox::User=root".to_owned(),
+        "Acquire::Languages=none".to_owned(),
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+        "Acquire::Retries=2".to_owned(),
     ] {
         command.arg("-o").arg(option);
     }

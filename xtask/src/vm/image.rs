@@ -1,55 +1,134 @@
-//! The guest's file system: busybox, observer and victims, all linked statically, in one cpio archive.
+//! The guest's file system: busybox, observer, tests and victims, all linked statically, in one cpio archive; and what differs
+//! from guest to guest, in a second one behind it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
-use crate::{invoke, workspace};
+use super::plan;
+use crate::{dist, ebpf, invoke, workspace};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Modules of the kernel that the guest loads, for sockets.
+const MODULES: [&str; 3] = ["inet_diag.ko", "tcp_diag.ko", "unix_diag.ko"];
 
-/// Builds the archive; returns where it is.
+/// Builds the archive that all guests share; returns where it is.
 pub(super) fn build() -> Result<PathBuf> {
     for (program, package) in
-        [("busybox", "busybox-static"), ("cpio", "cpio"), ("qemu-system-x86_64", "qemu-system-x86")]
+        [("busybox", "busybox-static"), ("cpio", "cpio"), ("xz", "xz-utils"), ("qemu-system-x86_64", "qemu-system-x86")]
     {
         ensure!(invoke::is_installed(program), "{program} is missing: apt-get install {package}");
     }
     let home = workspace::target().join("vm");
     let files = home.join("guest");
-    for directory in ["bin", "proc", "sys", "dev"] {
+    // Nothing of an earlier build stays.
+    let _ = std::fs::remove_dir_all(&files);
+    for directory in ["bin", "proc", "sys", "dev", "tmp", "tests", "victims"] {
         std::fs::create_dir_all(files.join(directory)).with_context(|| format!("cannot write {}", files.display()))?;
     }
     let sources = workspace::root().join("xtask/src/vm/guest");
     copy(&sources.join("init.sh"), &files.join("init"))?;
     invoke::run(Command::new("chmod").arg("755").arg(files.join("init")))?;
-    copy(Path::new("/bin/busybox"), &files.join("bin/busybox"))?;
-    copy(&files.join("bin/busybox"), &files.join("bin/sh"))?;
-    copy(&observer(&home)?, &files.join("bin/observer"))?;
-    compile(&sources.join("polls.c"), &files.join("bin/polls"))?;
-    compile(&workspace::root().join("tests/victims/deadlock.c"), &files.join("bin/deadlock"))?;
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new).into_iter().find(|path| path.is_file());
+    let busybox = busybox.context("busybox is in neither /bin nor /usr/bin")?;
+    dist::ensure_static(busybox).context("install busybox-static in place of busybox")?;
+    copy(busybox, &files.join("bin/busybox"))?;
+    copy(busybox, &files.join("bin/sh"))?;
+    rust_programs(&files)?;
+    for tool in ["calls", "verifier_log"] {
+        compile(&["-static"], &sources.join(tool), &files.join("bin").join(tool))?;
+    }
+    for victim in plan::VICTIMS {
+        let source = workspace::root().join("tests/victims").join(victim);
+        compile(&["-static", "-pthread"], &source, &files.join("victims").join(victim))?;
+    }
+    let bare = ["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"];
+    compile(&bare, &workspace::root().join("tests/victims/tiny32"), &files.join("victims/tiny32"))?;
     let image = home.join("guest.cpio");
-    let pack = "find . | cpio --quiet --create --format=newc > \"$1\"";
-    invoke::run(Command::new("sh").current_dir(&files).args(["-c", pack, "sh"]).arg(&image))?;
+    pack(&files, &image)?;
     Ok(image)
 }
 
-/// `$OBSERVER_BIN` (which must be static), or a static build of our own.
-fn observer(home: &Path) -> Result<PathBuf> {
-    if let Some(given) = workspace::given_observer()? {
-        return Ok(given);
+/// The archive of one start of one guest: `/plan`, `/done` and the kernel's modules.
+pub(super) fn addition(name: &str, plan: &str, done: &[String], kernel: &Path) -> Result<PathBuf> {
+    let home = workspace::target().join("vm");
+    let files = home.join(format!("addition-{name}"));
+    let _ = std::fs::remove_dir_all(&files);
+    let modules = files.join("modules");
+    std::fs::create_dir_all(&modules).with_context(|| format!("cannot write {}", files.display()))?;
+    std::fs::write(files.join("plan"), plan)?;
+    std::fs::write(files.join("done"), done.iter().map(|part| format!("{part}\n")).collect::<String>())?;
+    for entry in walkdir::WalkDir::new(kernel).into_iter().filter_map(Result::ok) {
+        let file = entry.file_name().to_string_lossy();
+        let Some(module) = MODULES.iter().find(|module| file.starts_with(**module)) else { continue };
+        let into = modules.join(module);
+        if file.ends_with(".xz") {
+            let unpack = "xz --decompress --stdout \"$1\" > \"$2\"";
+            invoke::run(Command::new("sh").args(["-c", unpack, "sh"]).arg(entry.path()).arg(&into))?;
+        } else {
+            copy(entry.path(), &into)?;
+        }
     }
-    let build = home.join("build");
-    // Flags of its own, hence a directory of its own: the usual one would be rebuilt each time.
-    let mut cargo = workspace::cargo(&["build", "--quiet", "--release", "--package", "observer", "--target", TARGET]);
-    cargo.env("CARGO_TARGET_DIR", &build).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    invoke::run(&mut cargo)?;
-    Ok(build.join(TARGET).join("release/observer"))
+    let image = home.join(format!("addition-{name}.cpio"));
+    pack(&files, &image)?;
+    Ok(image)
 }
 
-fn compile(source: &Path, binary: &Path) -> Result<()> {
-    invoke::run(Command::new("cc").args(["-static", "-O1", "-g", "-pthread", "-o"]).arg(binary).arg(source))
+/// observer (`$OBSERVER_BIN`, which must be static, where that is set) and the test programs, for musl.
+fn rust_programs(files: &Path) -> Result<()> {
+    dist::add_target()?;
+    ebpf::renew_if_stale()?;
+    // A profile of its own: see Cargo.toml.
+    let mut cargo = workspace::cargo(&["build", "--quiet", "--package", "observer", "--package", "observer-tests"]);
+    cargo.args([
+        "--profile",
+        "guest",
+        "--target",
+        dist::TARGET,
+        "--message-format",
+        "json-render-diagnostics",
+        "--bin",
+        "observer",
+    ]);
+    for file in plan::test_files() {
+        cargo.args(["--test", file]);
+    }
+    let messages = invoke::capture(&mut cargo)?;
+    let mut found = 1;
+    for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let (Some(path), Some(name)) = (message["executable"].as_str(), message["target"]["name"].as_str()) else {
+            continue;
+        };
+        let into = if name == "observer" {
+            files.join("bin/observer")
+        } else if plan::test_files().contains(&name) {
+            found += 1;
+            files.join("tests").join(name)
+        } else {
+            continue;
+        };
+        // Their debug information is most of them, and nobody reads it in a guest.
+        invoke::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(into).arg(path))?;
+    }
+    ensure!(found == 1 + plan::test_files().len(), "cargo did not say where it built the tests");
+    if let Some(given) = workspace::given_observer()? {
+        dist::ensure_static(&given).context("OBSERVER_BIN goes into a guest without libraries")?;
+        copy(&given, &files.join("bin/observer"))?;
+    }
+    Ok(())
+}
+
+/// As the tests compile their victims, but linked statically.
+fn compile(flags: &[&str], source: &Path, binary: &Path) -> Result<()> {
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O2", "-g", "-Wall"]).args(flags).arg("-o").arg(binary).arg(source.with_extension("c"));
+    invoke::run(&mut gcc)
+}
+
+fn pack(files: &Path, image: &Path) -> Result<()> {
+    let pack = "find . | cpio --quiet --create --format=newc > \"$1\"";
+    invoke::run(Command::new("sh").current_dir(files).args(["-c", pack, "sh"]).arg(image))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

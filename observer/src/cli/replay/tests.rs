@@ -77,7 +77,7 @@ fn replay(bytes: &[u8]) -> Vec<String> {
             text::change(&judge.host, *change, life, text::Paint { colour: false });
         }
         judge.learn(observation.facts);
-        judge.host.wants(&judge.scope, &BTreeSet::new());
+        judge.host.wants(&judge.scope);
         account.note_probes(judge.host.probes().account(), judge.host.probes().forgotten());
     }
     let setting = Setting {

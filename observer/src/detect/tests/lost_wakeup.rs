@@ -159,10 +159,10 @@ fn an_idle_host_is_looked_at_in_slices() {
     let scope = Scope { threshold_ns: 5 * S, ..Scope::default() };
     let mut host = Host::default();
     let mut seen = BTreeSet::new();
-    for at in 100..140 {
+    for at in 100..260 {
         host.advance(census(at, idle.clone()), ProbeReading::default());
-        let wants = host.wants(&scope, &BTreeSet::new());
-        assert!(wants.len() <= 256, "{}", wants.len());
+        let wants = host.wants(&scope);
+        assert!(wants.len() <= 64, "{}", wants.len());
         assert!(wants.iter().all(|want| host.is_glance(want.tid)));
         let read = |want: &crate::proc::ThreadWant| {
             let row = idle.iter().find(|row| row.tid == want.tid).unwrap();
@@ -175,6 +175,6 @@ fn an_idle_host_is_looked_at_in_slices() {
         host.learn(facts(wants.iter().map(read).collect()));
     }
     assert_eq!(seen.len(), 10_000, "every one of them had its turn");
-    host.advance(census(140, idle), ProbeReading::default());
+    host.advance(census(260, idle), ProbeReading::default());
     assert_eq!(host.confirmed().count(), 0, "nothing is kept of words that are as they should be");
 }

@@ -1,6 +1,10 @@
 //! The system calls that can block: names, classes, where the descriptor and the timeout are.
 
 use crate::model::wait::Class;
+use std::sync::LazyLock;
+
+/// Numbers whose calls are looked up once.
+const TABLED: u32 = 512;
 
 /// Where and how a call takes its timeout. Numbers are argument positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,15 @@ pub struct Call {
 impl Call {
     /// Looks a number up in the x86-64 or (compat) the i386 table.
     pub fn lookup(number: u32, compat: bool) -> Self {
+        // Asked of every thread at every census.
+        static X86_64: LazyLock<Vec<Call>> = LazyLock::new(|| (0..TABLED).map(|n| Call::of(n, false)).collect());
+        match X86_64.get(number as usize).filter(|_| !compat) {
+            Some(known) => *known,
+            None => Self::of(number, compat),
+        }
+    }
+
+    fn of(number: u32, compat: bool) -> Self {
         let number = number as usize;
         let name = if compat {
             syscalls::x86::Sysno::new(number).map(|s| s.name())
