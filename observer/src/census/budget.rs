@@ -234,6 +234,21 @@ impl Governor {
         }
     }
 
+    /// A change took until now; meanwhile everything cost what it did before.
+    pub fn changed(&mut self, now: Duration) {
+        let since = now.saturating_sub(self.last);
+        self.last = now;
+        self.changed = now;
+        if let Some(share) = self.budget.share() {
+            let least = -share * DEBT.as_secs_f64();
+            self.credit =
+                (self.credit + (share - self.total) * since.as_secs_f64()).max(least).min(share * BURST.as_secs_f64());
+        }
+        for state in self.families.values_mut() {
+            state.spent += since.mul_f64(state.cost.clamp(0.0, 1e6));
+        }
+    }
+
     /// The dearest family gets less.
     fn shed(&mut self, share: f64, now: Duration) -> Option<Change> {
         let on = self.families.iter().filter(|(_, state)| state.watch != Watch::Off);

@@ -66,6 +66,8 @@ struct State {
     measured: Duration,
     programs: BTreeMap<String, ProgramCost>,
     calls: Calls,
+    /// What is being done now.
+    changing: Option<Change>,
     ends: bool,
 }
 
@@ -91,6 +93,7 @@ impl GovernedProbes {
             measured: Duration::ZERO,
             programs: BTreeMap::new(),
             calls: Calls::default(),
+            changing: None,
             ends: false,
         };
         let shared = Arc::new(Shared { plane: Mutex::new(plane), state: Mutex::new(state), end: Condvar::new() });
@@ -146,12 +149,19 @@ impl GovernedProbes {
     /// What they cost, and what was given up.
     pub fn spending(&self) -> Spending {
         let state = lock(&self.shared.state);
+        let mut families = state.governor.families().clone();
+        // Not yet: the kernel takes its time.
+        if let Some(Change { family, from, .. }) = &state.changing
+            && let Some(family) = families.get_mut(family)
+        {
+            family.watch = *from;
+        }
         Spending {
             budget: state.governor.budget(),
             unmeasured: state.unmeasured.clone(),
             share: state.governor.total(),
             measured: state.measured,
-            families: state.governor.families().clone(),
+            families,
             programs: state.programs.clone(),
         }
     }
@@ -217,10 +227,15 @@ fn keep(shared: &Shared) {
             let weights = weights(&state, costs.shared_calls());
             let reading =
                 Reading { window: costs.window, families: costs.by_family(&weights), rest_ns: costs.rest_ns() };
-            state.governor.measured(&reading, began.elapsed())
+            state.changing = state.governor.measured(&reading, began.elapsed());
+            state.changing.clone()
         };
         if let Some(change) = change {
             act(shared, &change);
+            let mut state = lock(&shared.state);
+            state.changing = None;
+            state.governor.changed(began.elapsed());
+            drop(state);
             // Programs may have been loaded again.
             meter = Meter::of(lock(&shared.plane).object());
         }

@@ -9,7 +9,7 @@ use aya::Ebpf;
 use aya::programs::ProgramFd;
 use aya::sys::{Stats, enable_stats};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// What one program did.
@@ -92,6 +92,21 @@ pub(super) enum Payer {
     Nobody,
 }
 
+/// Whether the kernel measures BPF programs for us.
+///
+/// # Errors
+/// It does not: why, in words.
+pub fn can_measure() -> Result<(), String> {
+    statistics().map(drop)
+}
+
+/// The statistics are on until this is dropped.
+fn statistics() -> Result<OwnedFd, String> {
+    enable_stats(Stats::RunTime).map_err(|error| {
+        format!("the kernel does not measure BPF programs: {}; it takes kernel 5.8 and CAP_SYS_ADMIN", error.io_error)
+    })
+}
+
 /// The loaded programs of an object.
 pub(super) struct Meter {
     programs: Vec<(String, ProgramFd)>,
@@ -112,12 +127,7 @@ impl Meter {
     /// # Errors
     /// The statistics cannot be switched on, or read, in words.
     pub(super) fn window(&self, wait: impl FnOnce() -> bool) -> Result<Costs, String> {
-        let on = enable_stats(Stats::RunTime).map_err(|error| {
-            format!(
-                "the kernel does not measure BPF programs: {}; it takes kernel 5.8 and CAP_SYS_ADMIN",
-                error.io_error
-            )
-        })?;
+        let on = statistics()?;
         let before = self.figures()?;
         let began = Instant::now();
         wait();

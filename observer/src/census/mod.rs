@@ -26,7 +26,7 @@ pub use event::{
 pub use governed::{GovernedProbes, Spending};
 pub use iter::IterSource;
 pub use ladder::{Fall, FamilyStatus, Rung};
-pub use meter::ProgramCost;
+pub use meter::{ProgramCost, can_measure};
 pub use object::OBJECT_SHA256;
 pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
