@@ -153,6 +153,9 @@ impl Daemon {
     /// Takes other settings; sinks are the caller's business.
     pub fn reload(&mut self, settings: Settings) {
         self.session.judge.scope = scope(&settings);
+        if let Some(probes) = self.session.probes() {
+            probes.set_budget(settings.cpu_budget);
+        }
         if let Some(pulse) = &self.pulse {
             pulse.set_interval(settings.interval);
         }

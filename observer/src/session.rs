@@ -4,7 +4,7 @@
 mod gather;
 
 use crate::census::{
-    Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
+    Census, CensusError, GovernedProbes, Pid, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
 };
 use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
@@ -52,7 +52,7 @@ pub enum SessionError {
 /// A look at a host, in progress.
 pub struct Session {
     source: Box<dyn Source>,
-    probes: Option<ProbePlane>,
+    probes: Option<GovernedProbes>,
     gatherer: Gatherer,
     explainer: Explainer,
     /// Threads whose stacks are still being worked on.
@@ -82,7 +82,7 @@ pub struct Session {
 
 impl Session {
     /// A session over a source of rows and a probe plane.
-    pub fn new(source: Box<dyn Source>, probes: Option<ProbePlane>, scope: Scope) -> Self {
+    pub fn new(source: Box<dyn Source>, probes: Option<GovernedProbes>, scope: Scope) -> Self {
         Self {
             source,
             probes,
@@ -121,6 +121,11 @@ impl Session {
     /// Takes the descendants of these processes into the scope, as they come.
     pub fn follow_children(&mut self, parents: Vec<Pid>) {
         self.parents = parents;
+    }
+
+    /// The probes, where there are any.
+    pub fn probes(&self) -> Option<&GovernedProbes> {
+        self.probes.as_ref()
     }
 
     /// Where the rows come from.
@@ -172,6 +177,7 @@ impl Session {
                 self.account.facts_lost.insert(reason.to_owned(), count);
             }
         }
+        self.account.spending = self.probes.as_ref().map(GovernedProbes::spending);
         self.explainer.rest();
         (self.account.self_cpu_ns, self.account.self_rss_bytes) = host::own_usage();
         Ok(turn)
@@ -359,7 +365,7 @@ impl Session {
         }
         let initial: BTreeSet<Pid> =
             census.rows.iter().filter(|row| pids.contains(&row.process.pid)).map(|row| row.initial.1).collect();
-        if let Some(probes) = &mut self.probes
+        if let Some(probes) = &self.probes
             && self.listened_to != initial
         {
             match probes.set_filter(&initial.iter().copied().collect::<Vec<_>>()) {
@@ -373,13 +379,21 @@ impl Session {
     }
 
     fn read_probes(&mut self, census: &Census) -> ProbeReading {
-        let Some(probes) = &mut self.probes else { return ProbeReading::default() };
-        probes.note_pids(census);
-        probes.drain().unwrap_or_else(|error| {
-            log::warn!("{error}");
-            self.account.lose("probe_drain", 1);
-            ProbeReading::default()
-        })
+        let Some(probes) = &self.probes else { return ProbeReading::default() };
+        match probes.drain(census) {
+            Ok(Some(reading)) => reading,
+            // A probe is being taken off or put back: events wait in the kernel, sums are those of the last time.
+            Ok(None) => {
+                let known = self.judge.host.probes();
+                let (stats, account) = (known.stats().to_vec(), known.account().clone());
+                ProbeReading { stats, account, ..ProbeReading::default() }
+            }
+            Err(error) => {
+                log::warn!("{error}");
+                self.account.lose("probe_drain", 1);
+                ProbeReading::default()
+            }
+        }
     }
 }
 

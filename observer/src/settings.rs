@@ -1,8 +1,10 @@
 //! Every setting of the daemon, validated. Where they come from (file, environment, flags) is `cli`'s business.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The settings of the daemon.
@@ -14,6 +16,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Whether probes are attached.
     pub probes: bool,
+    /// What the probes may cost.
+    pub cpu_budget: CpuBudget,
     /// Time between two samples of the metrics.
     pub metrics_interval: Duration,
     /// Whether findings are written to stdout, one a line (`observer.finding/v1`).
@@ -42,6 +46,7 @@ impl Default for Settings {
             threshold: Duration::from_secs(5),
             interval: Duration::from_secs(1),
             probes: true,
+            cpu_budget: CpuBudget::default(),
             metrics_interval: Duration::from_secs(15),
             stdout: true,
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 9465))),
@@ -52,6 +57,55 @@ impl Default for Settings {
             kubeconfig: None,
             only: Only::default(),
             silences: Vec::new(),
+        }
+    }
+}
+
+/// The share of one CPU that the probes may use: `1%`, `0.5%`, or `off` for no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CpuBudget(Option<f64>);
+
+impl CpuBudget {
+    /// No limit.
+    pub const OFF: Self = Self(None);
+
+    /// CPU seconds a second; `None`: no limit.
+    pub fn share(self) -> Option<f64> {
+        self.0
+    }
+}
+
+impl Default for CpuBudget {
+    /// 1 % of one CPU.
+    fn default() -> Self {
+        Self(Some(0.01))
+    }
+}
+
+impl FromStr for CpuBudget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::OFF);
+        }
+        let number = text.strip_suffix('%').map(str::trim_end).and_then(|number| number.parse::<f64>().ok());
+        match number {
+            Some(percent) if (0.01..=100.0).contains(&percent) => Ok(Self(Some(percent / 100.0))),
+            Some(_) => {
+                Err("a share of one CPU between 0.01% and 100%, or off; --probes none attaches no probes".to_owned())
+            }
+            None => Err("write a share of one CPU such as 1% or 0.5%, or off".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for CpuBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            // Shares are typed with a few digits: what binary fractions add behind them is cut.
+            Some(share) => write!(f, "{}%", (share * 1e8).round() / 1e6),
+            None => f.write_str("off"),
         }
     }
 }

@@ -152,7 +152,7 @@ fn a_change_of_habit_has_its_history_and_its_stack() {
 #[test]
 fn few_calls_before_are_no_habit() {
     on_each_rung(&ProbeSettings::default(), |victim, plane| {
-        victim.tell("finite 20");
+        victim.tell("finite 5");
         victim.tell("infinite 1");
         victim.tell("zero 1000");
         victim.tell("infinite 1");

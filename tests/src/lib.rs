@@ -19,6 +19,7 @@
 //! The scenarios themselves are in `tests/tests`.
 
 pub mod blocked;
+pub mod bpf_stats;
 pub mod compile;
 pub mod container;
 pub mod contract;

@@ -39,7 +39,8 @@ cargo xtask bench census [--quick]     what a census costs, against the same thr
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
-cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
+cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace, perf trace and strace
+cargo xtask bench app [--quick]        what Redis and PostgreSQL pay for the daemon
 cargo xtask vm [--kernel 5.10|6.1|6.12|7.2|all] [--write] [-- TEST…]
                                        observer on Debian's kernels in QEMU (fetches them; minutes for each): each rung, the
                                        end-to-end tests (or those named like TEST), what the verifier pays; --write records
@@ -76,7 +77,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
         ["configuration"] => configuration().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
-        ["bench", what @ ("census" | "stacks" | "convoy" | "daemon" | "tax"), flags @ ..] => {
+        ["bench", what @ ("census" | "stacks" | "convoy" | "daemon" | "tax" | "app"), flags @ ..] => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

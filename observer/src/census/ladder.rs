@@ -3,7 +3,9 @@
 //! Loading is not proof: a kernel may refuse at load, or load and refuse at attach. So every rung is
 //! really tried, down to the last program, and a rung that holds in part is taken off again.
 
+use super::budget::FAMILIES;
 use super::event::Family;
+use super::meter::Payer;
 use super::object::reason;
 use crate::host::KernelTypes;
 use aya::Ebpf;
@@ -17,7 +19,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::ErrorKind;
 
-/// A way to attach, cheapest first.
+/// A way to attach, cheapest for the machine as a whole first (docs/design/0009-the-probes-budget.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
@@ -25,15 +27,15 @@ pub enum Rung {
     Fentry,
     /// kprobe/kretprobe on `__x64_sys_*`.
     Kprobe,
-    /// `sys_enter`/`sys_exit` with types, one pair for all families on it.
-    TpBtf,
     /// `syscalls:sys_enter_*`/`sys_exit_*`.
     Tracepoint,
+    /// `sys_enter`/`sys_exit` with types, one pair for all families on it: every system call of the machine pays.
+    TpBtf,
 }
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::TpBtf, Self::Tracepoint];
+    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::Tracepoint, Self::TpBtf];
 }
 
 impl fmt::Display for Rung {
@@ -127,6 +129,19 @@ fn syscalls(family: Family, wakes: bool) -> impl Iterator<Item = &'static Syscal
         Family::Socket => (SOCKET, &[]),
     };
     calls.iter().chain(more)
+}
+
+/// Whose cost a program of the object is, by its name.
+pub(super) fn payer(program: &str) -> Payer {
+    if program.starts_with("thread_") {
+        return Payer::Nobody;
+    }
+    if program.starts_with("tcp_state") {
+        return Payer::Family(Family::Connect);
+    }
+    let call = program.strip_prefix("fentry_").or_else(|| program.strip_prefix("fexit_"));
+    let is_of = |family: &Family| call.is_some_and(|call| syscalls(*family, true).any(|known| known.name == call));
+    FAMILIES.into_iter().find(is_of).map_or(Payer::Shared, Payer::Family)
 }
 
 /// Keeps a program attached until dropped.
@@ -369,7 +384,8 @@ pub(super) fn attach_tcp_state(
     types: Option<&KernelTypes>,
     rungs: &[Rung],
 ) -> FamilyStatus {
-    let rungs = rungs.iter().copied().filter(|rung| matches!(rung, Rung::TpBtf | Rung::Tracepoint));
+    // A tracepoint of its own: with types it costs less, and nobody else.
+    let rungs = [Rung::TpBtf, Rung::Tracepoint].into_iter().filter(|rung| rungs.contains(rung));
     let (status, mut held) = descend(rungs, |rung, held| match (rung, types) {
         (Rung::TpBtf, Some(types)) if types.offsets.sock_protocol != observer_ebpf::ABSENT => {
             btf_tracepoint(ebpf, types, "tcp_state_btf", "inet_sock_set_state", held)

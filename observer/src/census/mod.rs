@@ -3,10 +3,13 @@
 //! [`IterSource`] and [`ProcSource`] give the same rows from the kernel's task iterator and from `/proc`;
 //! [`ProbePlane`] sees what sampling cannot. Nothing here decides what is hung.
 
+pub mod budget;
 mod decode;
 pub mod event;
+mod governed;
 mod iter;
 mod ladder;
+mod meter;
 mod object;
 mod probes;
 mod procfs;
@@ -20,8 +23,10 @@ pub use event::{
     EventKind, Family, ProbeEvent, ProbeReading, SiteStack, SiteStats, ThreadWakes, TimeoutHistory, TimeoutKind,
     WaitStats, WordWakes,
 };
+pub use governed::{GovernedProbes, Spending};
 pub use iter::IterSource;
 pub use ladder::{Fall, FamilyStatus, Rung};
+pub use meter::{ProgramCost, can_measure};
 pub use object::OBJECT_SHA256;
 pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;

@@ -344,7 +344,6 @@ impl ProbePlane {
     }
 
     /// The loaded object, for the kernel's own figures of each program.
-    #[expect(dead_code, reason = "for the governor, which comes next")]
     pub(super) fn object(&self) -> &Ebpf {
         &self.ebpf
     }

@@ -2,8 +2,11 @@
 
 use super::look::status_json;
 use super::{FAILED, NOTHING};
-use crate::census::{FamilyStatus, Filter, IterSource, ProbePlane, ProbeSettings, ProbeStatus, ProcSource, Source};
+use crate::census::{
+    FamilyStatus, Filter, IterSource, ProbePlane, ProbeSettings, ProbeStatus, ProcSource, Source, can_measure,
+};
 use crate::host::Capability;
+use crate::settings::CpuBudget;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -36,6 +39,8 @@ struct Checkup {
     /// Name of the source in use, and why it is not the better one.
     census: Result<(String, Option<String>), String>,
     probes: Result<ProbeStatus, String>,
+    /// Why `--cpu-budget` cannot be kept, if it cannot.
+    budget: Result<(), String>,
 }
 
 impl Checkup {
@@ -44,6 +49,7 @@ impl Checkup {
         Self {
             capability: Capability::probe(),
             census: census(),
+            budget: can_measure(),
             probes: ProbePlane::attach(&settings)
                 .map(|plane| plane.status().clone())
                 .map_err(|error| error.to_string()),
@@ -63,6 +69,7 @@ impl Checkup {
                 Err(error) => json!({ "source": null, "error": error }),
             },
             "probes": probes,
+            "cpu_budget": { "default": CpuBudget::default().to_string(), "kept": self.budget.is_ok(), "not_because": self.budget.as_ref().err() },
             "capability": self.capability,
         })
     }
@@ -94,6 +101,23 @@ impl Checkup {
                 }
             }
             Err(why) => _ = writeln!(out, "probes   none: {why}"),
+        }
+        let budget = CpuBudget::default();
+        match &self.budget {
+            Ok(()) => {
+                let how = "of one CPU for all probes (--cpu-budget): beyond it the dearest family looks at fewer calls, \
+                    then is taken off";
+                _ = writeln!(
+                    out,
+                    "budget   {budget} {how};\n         `account` of a report and /metrics of the daemon tell which and for how long"
+                );
+            }
+            Err(why) => {
+                _ = writeln!(
+                    out,
+                    "budget   not kept: {why}\n         what the probes cost is not known then; --probes none takes the census alone"
+                );
+            }
         }
         out.push_str("needs\n");
         for fact in &c.facts {

@@ -3,13 +3,15 @@
 use super::output::{Format, Output};
 use super::signals::Signals;
 use super::{FOUND, NOTHING};
-use crate::census::{self, Filter, ProbePlane, ProbeSettings, ProbeStatus, Rung};
+use crate::census::budget::Watch;
+use crate::census::{self, Family, Filter, GovernedProbes, ProbePlane, ProbeSettings, ProbeStatus, Rung, Spending};
 use crate::detect::Life;
 use crate::host;
 use crate::model::Scope;
 use crate::recording::{Header, Recorder, SCHEMA};
 use crate::report::Setting;
 use crate::session::{FIRST_GAP, Session};
+use crate::settings::CpuBudget;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -54,6 +56,10 @@ pub(super) struct LookArgs {
     /// Which probes to try; `none` takes the census alone
     #[arg(long, value_enum, default_value_t = ProbeChoice::Auto)]
     pub probes: ProbeChoice,
+    /// What the probes may cost on average, as a share of one CPU, or `off`: beyond it they look at fewer calls, or are taken
+    /// off for a while, and the report says so
+    #[arg(long, value_name = "SHARE", default_value_t)]
+    pub cpu_budget: CpuBudget,
 }
 
 impl LookArgs {
@@ -68,6 +74,7 @@ impl LookArgs {
             record: None,
             census: CensusChoice::Auto,
             probes: ProbeChoice::Auto,
+            cpu_budget: CpuBudget::default(),
         }
     }
 }
@@ -158,7 +165,7 @@ pub(super) fn source(choice: CensusChoice) -> anyhow::Result<Box<dyn census::Sou
 
 /// Attaches the probes. Without them the census alone still finds hangs, so this never fails: the
 /// status says why there are none.
-pub(super) fn probes(args: &LookArgs, filter: Filter) -> (Option<ProbePlane>, serde_json::Value) {
+pub(super) fn probes(args: &LookArgs, filter: Filter) -> (Option<GovernedProbes>, serde_json::Value) {
     let settings = ProbeSettings {
         rungs: args.probes.rungs(),
         long_wait: args.threshold,
@@ -169,18 +176,19 @@ pub(super) fn probes(args: &LookArgs, filter: Filter) -> (Option<ProbePlane>, se
         wakes: true,
         ..ProbeSettings::default()
     };
-    attach(&settings)
+    attach(&settings, args.cpu_budget)
 }
 
 /// Attaches probes with these settings, and says where they stand.
-pub(super) fn attach(settings: &ProbeSettings) -> (Option<ProbePlane>, serde_json::Value) {
+pub(super) fn attach(settings: &ProbeSettings, budget: CpuBudget) -> (Option<GovernedProbes>, serde_json::Value) {
     if settings.rungs.is_empty() {
         return (None, families(|_| "none: not wanted (--probes none)".to_owned()));
     }
     match ProbePlane::attach(settings) {
         Ok(plane) => {
             let status = status_json(plane.status());
-            (Some(plane), status)
+            log::info!("probes attached: {status}");
+            (Some(GovernedProbes::new(plane, budget)), status)
         }
         Err(error) => {
             log::warn!("no probes: {error}");
@@ -206,6 +214,21 @@ pub(super) fn status_json(status: &ProbeStatus) -> serde_json::Value {
     })
 }
 
+/// The rung of each family as it is now, and which are off because of what they cost.
+pub(super) fn governed_json(probes: &GovernedProbes) -> serde_json::Value {
+    let mut families = status_json(&probes.status());
+    let Spending { budget, families: spent, .. } = probes.spending();
+    for (family, state) in spent.iter().filter(|(_, state)| state.watch == Watch::Off) {
+        let why = format!("none: off for now, it cost more than --cpu-budget {budget}");
+        families[family.name()] = why.clone().into();
+        if *family == Family::Connect {
+            families["tcp_state"] = why.into();
+        }
+        log::debug!("{}: {state:?}", family.name());
+    }
+    families
+}
+
 /// Facts about this machine for the report.
 pub(super) fn setting(census: &str, probes: serde_json::Value) -> Setting {
     Setting {
@@ -224,7 +247,7 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     let source = source(args.census)?;
     let (probes, status) = probes(args, look.filter);
     let mut session = Session::new(source, probes, look.scope);
-    let setting = setting(session.source_name(), status);
+    let mut setting = setting(session.source_name(), status);
     if let Some(path) = &args.record {
         let header = Header {
             schema: SCHEMA.to_owned(),
@@ -244,6 +267,9 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
     if args.output != Format::Ndjson && any_alive(&session, &targets) {
         explain_all(&mut session, &mut output)?;
+    }
+    if let Some(now) = session.probes().map(governed_json) {
+        setting.probes = now;
     }
     let judge = &session.judge;
     let findings = judge.ledger.open();

@@ -12,6 +12,7 @@ use crate::proc;
 use crate::report::Setting;
 use crate::report::timeouts::{Audited, to_json, to_text};
 use crate::session::Session;
+use crate::settings::CpuBudget;
 use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -49,6 +50,9 @@ pub(super) struct Args {
     /// Which probes to try; with `none` only what sleeps is seen, and not counted
     #[arg(long, value_enum, default_value_t = ProbeChoice::Auto)]
     probes: ProbeChoice,
+    /// What the probes may cost on average, as a share of one CPU, or `off`: beyond it they look at fewer calls
+    #[arg(long, value_name = "SHARE", default_value_t)]
+    cpu_budget: CpuBudget,
 }
 
 /// Forms of this command's results.
@@ -73,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         sites: true,
         ..ProbeSettings::default()
     };
-    let (probes, status) = look::attach(&settings);
+    let (probes, status) = look::attach(&settings, args.cpu_budget);
     let threshold_ns = crate::host::clock::whole_ns(LONG);
     let scope = Scope { processes: Some(BTreeSet::from([args.pid])), threshold_ns, ..Scope::default() };
     let mut session = Session::new(source, probes, scope);

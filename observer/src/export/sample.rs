@@ -5,6 +5,7 @@ use super::event::Entity;
 use super::signals::{self as of, METRICS, Metric};
 use crate::census::{Family, Pid, ProcessId, WaitStats};
 use crate::detect::{Change, Judge, Moment, Turn};
+use crate::host::clock::whole_ns;
 use crate::model::Class;
 use crate::report::Account;
 use std::collections::{BTreeMap, BTreeSet};
@@ -244,6 +245,11 @@ fn own(account: &Account, sinks: &[SinkStats], points: &mut Points) {
     points.add(&of::THREADS_SEEN, &[], account.threads_seen);
     points.add(&of::SELF_CPU, &[], account.self_cpu_ns);
     points.add(&of::SELF_MEMORY, &[], account.self_rss_bytes);
+    for (family, state) in account.spending.iter().flat_map(|spending| &spending.families) {
+        points.add(&of::PROBES_CPU, &[family.name()], whole_ns(state.spent));
+        points.add(&of::PROBES_SAMPLING, &[family.name()], state.watch.one_in());
+        points.add(&of::PROBES_REDUCED, &[family.name()], whole_ns(state.reduced));
+    }
     points.add(&of::CENSUS_DURATION, &[], account.census_ns);
     points.add(&of::CENSUSES, &[], account.censuses);
     points.add(&of::WORKERS_STUCK, &[], account.workers_stuck);

@@ -67,6 +67,9 @@ metrics! {
     WAIT_DURATION = "observer.wait.duration", "s", Histogram, ["family"], "Waits that ended, by how long they took, of the probed calls (poll, futex, connect)";
     WAIT_FAILURES = "observer.wait.failures.count", "{call}", Counter, ["family"], "Probed calls that failed";
     TIMEOUTS = "observer.timeouts.count", "{call}", Counter, ["family", "timeout"], "Probed calls, by the kind of timeout they were given";
+    PROBES_CPU = "observer.probes.cpu.time", "s", Counter, ["family"], "CPU time of the probes in the kernel, estimated from short windows in which the kernel measures them";
+    PROBES_SAMPLING = "observer.probes.sampling", "{call}", Gauge, ["family"], "Of how many calls the probes look at one, to stay within `cpu-budget`: 1 is every call, 0 is none";
+    PROBES_REDUCED = "observer.probes.reduced.time", "s", Counter, ["family"], "Time for which the probes did not look at every call, to stay within `cpu-budget`";
     CONFIG_RELOADS = "observer.config.reloads.count", "{reload}", Counter, ["outcome"], "Times the settings were loaded again (SIGHUP), by what became of it: the old ones stay where the new ones are wrong";
     SELF_CPU = "observer.self.cpu.time", "s", Counter, [], "CPU time of observer itself";
     SELF_MEMORY = "observer.self.memory.usage", "By", Gauge, [], "Resident memory of observer itself";

@@ -1,6 +1,7 @@
 //! What was seen, lost and spent.
 
-use crate::census::Census;
+use crate::census::{Census, ProgramCost, Spending};
+use crate::host::clock::whole_ns;
 use crate::proc::pool::PoolStats;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ pub struct Account {
     pub workers_stuck: u64,
     /// Readers' jobs that panicked, a defect of observer, since the start.
     pub jobs_panicked: u64,
+    /// What the probes cost and what was given up for it; `None` without probes.
+    pub spending: Option<Spending>,
     /// CPU time of observer itself, nanoseconds.
     pub self_cpu_ns: u64,
     /// Resident memory of observer itself, bytes.
@@ -127,6 +130,7 @@ impl Account {
             "workers_replaced": self.workers_replaced,
             "workers_stuck": self.workers_stuck,
             "jobs_panicked": self.jobs_panicked,
+            "probe_budget": self.spending.as_ref().map(spending),
             "self_cpu_ns": self.self_cpu_ns,
             "self_rss_bytes": self.self_rss_bytes,
             "census_ns": self.census_ns,
@@ -135,4 +139,34 @@ impl Account {
             "explain_ns": self.explain_ns,
         })
     }
+}
+
+fn spending(spending: &Spending) -> Value {
+    let Spending { budget, unmeasured, share, measured, families, programs } = spending;
+    let family = |state: &crate::census::budget::FamilyState| {
+        json!({
+            "watch": state.watch.to_string(),
+            "one_in": state.watch.one_in(),
+            "cpu_share": state.cost,
+            "cpu_ns": whole_ns(state.spent),
+            "reduced_ns": whole_ns(state.reduced),
+            "shed": state.shed,
+            "restored": state.restored,
+        })
+    };
+    let program = |cost: &ProgramCost| {
+        let ProgramCost { run_ns, runs, recursion_misses } = cost;
+        let each = run_ns.checked_div(*runs);
+        json!({ "runs": runs, "run_ns": run_ns, "ns_per_run": each, "recursion_misses": recursion_misses })
+    };
+    let families: Map<String, Value> = families.iter().map(|(f, state)| (f.name().to_owned(), family(state))).collect();
+    let programs: Map<String, Value> = programs.iter().map(|(name, cost)| (name.clone(), program(cost))).collect();
+    json!({
+        "limit": budget.to_string(),
+        "unmeasured": unmeasured,
+        "cpu_share": share,
+        "measured_ns": whole_ns(*measured),
+        "families": families,
+        "programs": programs,
+    })
 }

@@ -3,6 +3,7 @@
 use super::{Account, ProcessView, Setting, chains, json, lately, stacks, wakes};
 use crate::census::{Pid, ThreadRow, TimeoutKind};
 use crate::detect::{CallSite, Change, Life, Link, Severity};
+use crate::host::clock::whole_ns;
 use crate::model::decode::in_words;
 use crate::model::frames::{Reading, Rest};
 use crate::model::graph::{Graph, Hop, Nature};
@@ -434,6 +435,10 @@ pub fn footer(setting: &Setting, account: &Account) -> String {
         if !rungs.is_empty() {
             let _ = write!(out, "; probes: {}", rungs.join(", "));
         }
+    }
+    for (family, state) in account.spending.iter().flat_map(|spending| spending.reduced()) {
+        let (name, time, now) = (family.name(), duration(whole_ns(state.reduced)), state.watch);
+        let _ = write!(out, "; {name} probes did not see every call for {time} (--cpu-budget; now {now})");
     }
     if lost > 0 {
         let _ = write!(out, "; {lost} lost (see account in --output json)");

@@ -26,29 +26,94 @@ pub(crate) enum Mode {
     Off,
     /// `observer watch --probes none`.
     CensusOnly,
-    /// `observer watch`, every probe, the whole (small) host.
-    Watch,
+    /// `observer watch` on this rung, every probe, the whole (small) host.
+    Watch(Rung),
     /// `observer attach PID`, every probe, filtered to the process in the kernel.
     Attach,
     /// The same work as the probes, in bpftrace.
     Bpftrace,
+    /// `observer daemon` that exports nothing.
+    Daemon(Probes),
+    /// `perf trace -s -p PID`.
+    PerfTrace,
     /// `strace -c -f -p PID`.
     Strace,
 }
 
+/// Probes of a daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Probes {
+    /// None.
+    None,
+    /// With the budget that is the default.
+    Budget,
+    /// All of them, whatever they cost.
+    NoBudget,
+}
+
+/// A rung of the attach ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rung {
+    /// fentry and fexit.
+    Fentry,
+    /// kprobe and kretprobe.
+    Kprobe,
+    /// Typed raw tracepoints.
+    TpBtf,
+    /// System call tracepoints.
+    Tracepoint,
+}
+
+impl Rung {
+    const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::TpBtf, Self::Tracepoint];
+
+    /// As `--probes` has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::TpBtf => "tp_btf",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
 impl Mode {
-    /// In the order of the table's columns.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Off, Self::CensusOnly, Self::Watch, Self::Attach, Self::Bpftrace, Self::Strace];
+    /// Those that this machine has, in the order of the table's columns.
+    pub(crate) fn here(observer: &Path, workload: &Namespace) -> Result<Vec<Self>> {
+        let mut modes = vec![Self::Off, Self::CensusOnly];
+        for rung in Rung::ALL {
+            if holds(observer, workload, rung)? {
+                modes.push(Self::Watch(rung));
+            } else {
+                eprintln!("xtask: this kernel has no {}", rung.name());
+            }
+        }
+        modes.extend([Self::Attach, Self::Bpftrace]);
+        if crate::invoke::is_installed("perf") {
+            modes.push(Self::PerfTrace);
+        } else {
+            eprintln!("xtask: perf is not installed: its column is left out");
+        }
+        modes.push(Self::Strace);
+        Ok(modes)
+    }
 
     /// The column's heading.
     pub(crate) fn heading(self) -> &'static str {
         match self {
             Self::Off => "nobody watches",
             Self::CensusOnly => "observer, census only",
-            Self::Watch => "observer watch, probes on",
-            Self::Attach => "observer attach, probes on",
+            Self::Watch(Rung::Fentry) => "observer watch, fentry",
+            Self::Watch(Rung::Kprobe) => "observer watch, kprobe",
+            Self::Watch(Rung::TpBtf) => "observer watch, tp_btf",
+            Self::Watch(Rung::Tracepoint) => "observer watch, tracepoint",
+            Self::Daemon(Probes::None) => "daemon, no probes",
+            Self::Daemon(Probes::Budget) => "daemon, default budget",
+            Self::Daemon(Probes::NoBudget) => "daemon, no budget",
+            Self::Attach => "observer attach, best rung",
             Self::Bpftrace => "bpftrace, same probes",
+            Self::PerfTrace => "perf trace -s",
             Self::Strace => "strace -c",
         }
     }
@@ -58,15 +123,17 @@ impl Mode {
         let pid = workload.pid.to_string();
         let mut command = match self {
             Self::Off => return Ok(None),
-            Self::CensusOnly | Self::Watch => {
-                let probes = if self == Self::Watch { "auto" } else { "none" };
+            Self::CensusOnly | Self::Watch(_) => {
+                let probes = if let Self::Watch(rung) = self { rung.name() } else { "none" };
                 let mut inside = workload.inside(observer);
                 inside.args(["watch", "--probes", probes, "--output", "ndjson", "--for", "120s"]);
+                without_budget(observer, &mut inside)?;
                 inside
             }
             Self::Attach => {
                 let mut attach = Command::new(observer);
                 attach.args(["attach", &pid, "--probes", "auto", "--output", "ndjson", "--for", "120s"]);
+                without_budget(observer, &mut attach)?;
                 attach
             }
             Self::Bpftrace => {
@@ -74,12 +141,29 @@ impl Mode {
                 bpftrace.arg(workspace::root().join("xtask/bench/tax.bt")).arg(&pid);
                 bpftrace
             }
+            Self::Daemon(probes) => {
+                let mut inside = workload.inside(observer);
+                inside.args(["daemon", "--listen", "none", "--stdout=false"]);
+                match probes {
+                    Probes::None => _ = inside.args(["--probes", "none"]),
+                    Probes::Budget => {}
+                    Probes::NoBudget => without_budget(observer, &mut inside)?,
+                }
+                inside
+            }
+            Self::PerfTrace => {
+                let mut perf = Command::new("perf");
+                perf.args(["trace", "-s", "-p", &pid]);
+                perf
+            }
             Self::Strace => {
                 let mut strace = Command::new("strace");
                 strace.args(["-c", "-f", "-p", &pid]);
                 strace
             }
         };
+        // Then observer says when its probes are on.
+        command.env("OBSERVER_LOG", "warn,observer::cli=info");
         let started = Started::start(&mut command)?;
         let attached = Companion::attached(self, started);
         attached.with_context(|| format!("cannot measure `{}`", self.heading())).map(Some)
@@ -96,7 +180,7 @@ pub(crate) struct Companion {
 impl Companion {
     fn attached(mode: Mode, mut started: Started) -> Result<Self> {
         let pid = match mode {
-            Mode::CensusOnly | Mode::Watch => {
+            Mode::CensusOnly | Mode::Watch(_) | Mode::Daemon(_) => {
                 only_child(started.pid(), ATTACHED_WITHIN).or_else(|error| started.still_runs().and(Err(error)))?
             }
             _ => started.pid(),
@@ -105,6 +189,10 @@ impl Companion {
             let attached = |line: &str| line.contains("attached").then_some(());
             started.wait_for("it attached", ATTACHED_WITHIN, attached)?;
         } else {
+            if matches!(mode, Mode::Watch(_) | Mode::Attach | Mode::Daemon(Probes::Budget | Probes::NoBudget)) {
+                let attached = |line: &str| line.contains("probes attached").then_some(());
+                started.wait_for("its probes are attached", ATTACHED_WITHIN, attached)?;
+            }
             wait_until_settled(&mut started, pid)?;
         }
         Ok(Self { started, pid })
@@ -158,19 +246,39 @@ fn ebpf_objects(pid: u32) -> Result<Vec<PathBuf>> {
     Ok(objects)
 }
 
+/// The probes unlimited: what they cost is what is measured. Binaries from before the budget have no such flag.
+fn without_budget(observer: &Path, command: &mut Command) -> Result<()> {
+    let (_, help) = crate::invoke::capture_any(Command::new(observer).args(["watch", "--help"]))?;
+    if help.contains("--cpu-budget") {
+        command.args(["--cpu-budget", "off"]);
+    }
+    Ok(())
+}
+
+/// Whether probes attach on this rung alone.
+fn holds(observer: &Path, workload: &Namespace, rung: Rung) -> Result<bool> {
+    let probes = capability(observer, workload, rung.name())?;
+    Ok(["poll", "futex", "connect"].iter().all(|family| probes[family] == rung.name()))
+}
+
 /// Which rung of the attach ladder each probe got, in observer's own words.
 pub(crate) fn rungs(observer: &Path, workload: &Namespace) -> Result<String> {
+    let probes = capability(observer, workload, "auto")?;
+    let probes = probes.as_object().context("the report's capability.probes is not an object")?;
+    let words = probes
+        .iter()
+        .map(|(family, rung)| format!("{family}: {}", rung.as_str().map_or_else(|| rung.to_string(), str::to_owned)));
+    Ok(words.collect::<Vec<_>>().join(", "))
+}
+
+fn capability(observer: &Path, workload: &Namespace, probes: &str) -> Result<serde_json::Value> {
     let mut command = Command::new(observer);
     command.args(["attach", &workload.pid.to_string(), "--once", "--threshold", "1s", "--output", "json"]);
+    command.args(["--probes", probes]);
     let (_, printed) = crate::invoke::capture_any(&mut command)?;
     let report = serde_json::Deserializer::from_str(&printed).into_iter::<serde_json::Value>().next();
     let Some(Ok(report)) = report else {
         bail!("`{}` printed no report: {printed}", crate::invoke::shown(&command));
     };
-    let probes = report["capability"]["probes"].as_object();
-    let probes = probes.context("the report's capability.probes is not an object")?;
-    let words = probes
-        .iter()
-        .map(|(family, rung)| format!("{family}: {}", rung.as_str().map_or_else(|| rung.to_string(), str::to_owned)));
-    Ok(words.collect::<Vec<_>>().join(", "))
+    Ok(report["capability"]["probes"].clone())
 }

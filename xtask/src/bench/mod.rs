@@ -1,8 +1,9 @@
 //! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks`, `cargo xtask bench convoy`,
-//! `cargo xtask bench daemon` and `cargo xtask bench tax`.
+//! `cargo xtask bench daemon`, `cargo xtask bench tax` and `cargo xtask bench app`.
 //!
 //! They measure only processes they start themselves, and write a table into docs/overhead.md.
 
+mod app;
 mod census;
 mod companion;
 mod convoy;
@@ -32,6 +33,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
         "census" => census::measure(&observer, quick)?,
         "stacks" => stacks::measure(&observer, quick)?,
         "convoy" => convoy::measure(&observer, quick)?,
+        "app" => app::measure(&observer, quick)?,
         "daemon" => daemon::measure(&observer, quick)?,
         _ => tax::measure(&observer, quick)?,
     };

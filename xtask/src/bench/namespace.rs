@@ -28,7 +28,12 @@ impl Namespace {
     pub(crate) fn start(program: &Path, arguments: &[String]) -> Result<Self> {
         let mut unshare = Command::new("unshare");
         unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]).arg(program);
-        let mut first = Started::start(unshare.args(arguments))?;
+        Self::of(unshare.args(arguments))
+    }
+
+    /// What this `unshare --fork …` makes.
+    pub(crate) fn of(unshare: &mut Command) -> Result<Self> {
+        let mut first = Started::start(unshare)?;
         let pid = only_child(first.pid(), FORKED_WITHIN).or_else(|error| {
             first.still_runs()?;
             Err(error)
@@ -40,7 +45,7 @@ impl Namespace {
     /// A command that will run `program` inside: it sees only this namespace's processes and itself.
     pub(crate) fn inside(&self, program: &Path) -> Command {
         let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--"]).arg(program);
+        nsenter.args(["--target", &self.pid.to_string(), "--pid", "--mount", "--net", "--"]).arg(program);
         nsenter
     }
 }

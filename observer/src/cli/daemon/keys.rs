@@ -1,7 +1,7 @@
 //! Every key of the daemon's settings, once: the schema of the file, the flags, the environment and the documentation.
 
 use super::values::{Compression, Listen, Pair, Probes, SilenceKeys, Span, Wire, pairs};
-use crate::settings::{Only, Otlp, Settings};
+use crate::settings::{CpuBudget, Only, Otlp, Settings};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +25,10 @@ pub(super) struct Keys {
     #[arg(long, value_enum, value_name = "WHICH", help_heading = "What is looked at")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<Probes>,
+    /// What the probes may cost on average, as a share of one CPU, or `off`: beyond it they look at fewer calls, or are taken off for a while
+    #[arg(long, value_name = "SHARE", help_heading = "What is looked at")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_budget: Option<CpuBudget>,
     /// Only processes of this name (main thread or executable; `*` matches anything)
     #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "What is looked at")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,6 +193,7 @@ impl Keys {
                 or.metrics_interval,
             )?,
             probes: self.probes.map_or(or.probes, |probes| probes == Probes::Auto),
+            cpu_budget: self.cpu_budget.unwrap_or(or.cpu_budget),
             stdout: self.stdout.unwrap_or(or.stdout),
             listen: self.listen.map_or(or.listen, |listen| listen.0),
             top_processes: count("top-processes", self.top_processes, 0, 1000, or.top_processes)?,
@@ -263,6 +268,7 @@ impl Keys {
             interval,
             metrics_interval,
             probes,
+            cpu_budget,
             stdout,
             listen,
             top_processes,
@@ -276,6 +282,7 @@ impl Keys {
         let keys = Self {
             threshold: Some(Span(threshold)),
             interval: Some(Span(interval)),
+            cpu_budget: Some(cpu_budget),
             probes: Some(if probes { Probes::Auto } else { Probes::None }),
             comm: Some(comms),
             cgroup: Some(cgroups),

@@ -120,8 +120,9 @@ pub(super) fn without_restart(old: &Settings, new: Settings) -> (Settings, Vec<S
     let (before, after) = (table(&Keys::of(old)), table(&Keys::of(&new)));
     let differs = |key: &String| needs_restart(key) && before.get(key) != after.get(key);
     let keys: Vec<String> = names().into_iter().filter(differs).collect();
-    let Settings { threshold, interval, metrics_interval, top_processes, only, silences, .. } = new;
-    let kept = Settings { threshold, interval, metrics_interval, top_processes, only, silences, ..old.clone() };
+    let Settings { threshold, interval, cpu_budget, metrics_interval, top_processes, only, silences, .. } = new;
+    let kept =
+        Settings { threshold, interval, cpu_budget, metrics_interval, top_processes, only, silences, ..old.clone() };
     (kept, keys)
 }
 

@@ -64,6 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         sinks.push(Box::new(http));
     }
     let mut look = LookArgs::plain(settings.threshold, settings.interval);
+    look.cpu_budget = settings.cpu_budget;
     if !settings.probes {
         look.probes = ProbeChoice::None;
     }

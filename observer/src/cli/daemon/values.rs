@@ -2,7 +2,7 @@
 
 use super::load::did_you_mean;
 use crate::detect::Kind;
-use crate::settings::{Protocol, Silence};
+use crate::settings::{CpuBudget, Protocol, Silence};
 use clap::ValueEnum;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -84,6 +84,7 @@ macro_rules! as_text {
 
 as_text! {
     Span, "a duration in quotes, such as \"5s\"";
+    CpuBudget, "a share of one CPU in quotes, such as \"1%\", or \"off\"";
     Listen, "an address in quotes, such as \"127.0.0.1:9465\", or \"none\"";
 }
 

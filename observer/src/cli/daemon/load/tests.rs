@@ -61,6 +61,7 @@ fn every_key_in_every_way() {
         ("threshold", "\"1s\"", "1s"),
         ("interval", "\"2s\"", "2s"),
         ("probes", "\"none\"", "none"),
+        ("cpu-budget", "\"0.5%\"", "0.5%"),
         ("comm", "[\"a\", \"b*\"]", "a,b*"),
         ("cgroup", "[\"/x\"]", "/x"),
         ("container", "[\"3f\"]", "3f"),

@@ -1,0 +1,230 @@
+//! What an application pays: Redis and PostgreSQL on loopback, with the daemon and without it, in turns.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::companion::{Companion, Mode, Probes};
+use super::namespace::Namespace;
+use super::table::{markdown, median, provenance, spread};
+use crate::invoke;
+use crate::started::Started;
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// What runs beside the application.
+const BESIDE: [Mode; 4] =
+    [Mode::Off, Mode::Daemon(Probes::None), Mode::Daemon(Probes::Budget), Mode::Daemon(Probes::NoBudget)];
+
+/// One application under load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Load {
+    /// `redis-benchmark`, 50 connections, one request at a time on each.
+    RedisPlain,
+    /// The same with 16 requests at a time.
+    RedisPipeline,
+    /// `pgbench -S` (reads only), 4 connections.
+    Pgbench,
+}
+
+impl Load {
+    fn name(self) -> &'static str {
+        match self {
+            Self::RedisPlain => "redis-benchmark, SET and GET",
+            Self::RedisPipeline => "redis-benchmark, pipelines of 16",
+            Self::Pgbench => "pgbench, reads only",
+        }
+    }
+}
+
+/// Requests a second, by load and what ran beside it; one a round.
+type Samples = BTreeMap<(Load, Mode), Vec<f64>>;
+
+/// Measures and returns the table.
+pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
+    let (rounds, seconds) = if quick { (3, 2) } else { (15, 4) };
+    // A network namespace with nothing but loopback, and a PID namespace: the daemon sees this and nothing else.
+    let shell = "ip link set lo up && echo '{\"ready\":true}' && exec cat";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--pid", "--fork", "--mount-proc", "--kill-child", "--", "sh", "-c", shell]);
+    let mut place = Namespace::of(&mut command)?;
+    place.first.wait_until_ready(READY_WITHIN)?;
+    let directory = tempfile::tempdir()?;
+    let _redis = redis(&place)?;
+    let postgres = postgres(&place, directory.path())?;
+    let mut loads = vec![Load::RedisPlain, Load::RedisPipeline];
+    if postgres.is_some() {
+        loads.push(Load::Pgbench);
+    }
+    let mut samples = Samples::new();
+    let mut requests: BTreeMap<Load, u64> = BTreeMap::new();
+    for load in &loads {
+        // How many requests fill the time, and everything warm.
+        let rate = one(&place, *load, 20_000, 1)?;
+        requests.insert(*load, (rate * f64::from(seconds)) as u64);
+    }
+    for round in 0..rounds {
+        eprintln!("xtask: round {} of {rounds}", round + 1);
+        for turn in 0..BESIDE.len() {
+            let Some(mode) = BESIDE.get((turn + round) % BESIDE.len()).copied() else { continue };
+            let companion: Option<Companion> = mode.start(observer, &place)?;
+            for load in &loads {
+                let rate = one(&place, *load, requests.get(load).copied().unwrap_or(20_000), seconds)
+                    .with_context(|| format!("{}, beside `{}`", load.name(), mode.heading()))?;
+                samples.entry((*load, mode)).or_default().push(rate);
+            }
+            if let Some(companion) = companion {
+                companion.stop().with_context(|| format!("cannot end `{}`", mode.heading()))?;
+            }
+        }
+    }
+    drop(postgres);
+    let command = if quick { "cargo xtask bench app --quick" } else { "cargo xtask bench app" };
+    Ok(format!(
+        "{}\n\n{}\nMedians of {rounds} rounds, each about {seconds} s a load; nobody watching is in requests a second. The others are the median of \
+         the ratios to the same round's run without observer, ± half the distance between the quartiles. {}",
+        provenance(command)?,
+        table(&samples, &loads)?,
+        if postgres_is_missing(&loads) { "PostgreSQL was not there." } else { "Server and client share the CPUs." }
+    ))
+}
+
+fn postgres_is_missing(loads: &[Load]) -> bool {
+    !loads.contains(&Load::Pgbench)
+}
+
+fn table(samples: &Samples, loads: &[Load]) -> Result<String> {
+    let mut header = vec!["throughput"];
+    header.extend(BESIDE.map(Mode::heading));
+    let mut rows = Vec::new();
+    for load in loads {
+        let of = |mode: Mode| samples.get(&(*load, mode)).map(Vec::as_slice).unwrap_or_default();
+        let off = of(Mode::Off);
+        let wide = spread(off).unwrap_or(0.0) * 100.0;
+        let mut row = vec![load.name().to_owned(), format!("{:.0} (±{wide:.1} %)", median(off).context("no sample")?)];
+        for mode in BESIDE.into_iter().filter(|mode| *mode != Mode::Off) {
+            let ratios = paired(of(mode), off);
+            let middle = median(&ratios).with_context(|| format!("no sample beside `{}`", mode.heading()))?;
+            let wide = spread(&ratios).unwrap_or(0.0) * 100.0;
+            row.push(format!("{:.1} % (±{wide:.1} %)", middle * 100.0));
+        }
+        rows.push(row);
+    }
+    Ok(markdown(&header, &rows))
+}
+
+/// Each round's value as a share of the same round's without observer.
+fn paired(values: &[f64], off: &[f64]) -> Vec<f64> {
+    values.iter().zip(off).filter(|(_, off)| **off > 0.0).map(|(value, off)| value / off).collect()
+}
+
+/// Requests a second of one run.
+fn one(place: &Namespace, load: Load, requests: u64, seconds: u32) -> Result<f64> {
+    match load {
+        Load::RedisPlain | Load::RedisPipeline => {
+            let mut command = place.inside(Path::new("redis-benchmark"));
+            command.args(["-t", "set,get", "-c", "50", "-n", &(requests / 2).max(1000).to_string(), "--csv"]);
+            if load == Load::RedisPipeline {
+                command.args(["-P", "16"]);
+            }
+            redis_rate(&invoke::capture(&mut command)?)
+        }
+        Load::Pgbench => {
+            let mut command = place.inside(Path::new("setpriv"));
+            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "pgbench"]);
+            command.args(["-h", "127.0.0.1", "-p", PORT, "-S", "-n", "-c", "4", "-j", "2", "-T", &seconds.to_string()]);
+            pgbench_rate(&invoke::capture(command.arg("postgres"))?)
+        }
+    }
+}
+
+/// The harmonic mean of `"SET","12345.67",…` and `"GET",…`: as many of each were asked.
+fn redis_rate(csv: &str) -> Result<f64> {
+    let rate = |name: &str| {
+        let line = csv.lines().find(|line| line.starts_with(&format!("\"{name}\"")));
+        let rate = line.and_then(|line| line.split(',').nth(1)?.trim_matches('"').parse::<f64>().ok());
+        rate.with_context(|| format!("redis-benchmark printed no {name}: {csv}"))
+    };
+    let (set, get) = (rate("SET")?, rate("GET")?);
+    ensure!(set > 0.0 && get > 0.0, "redis-benchmark measured nothing: {csv}");
+    Ok(2.0 / (1.0 / set + 1.0 / get))
+}
+
+/// `tps = 12345.67 (without initial connection time)`.
+fn pgbench_rate(text: &str) -> Result<f64> {
+    let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    rate.with_context(|| format!("pgbench printed no tps: {text}"))
+}
+
+fn redis(place: &Namespace) -> Result<Started> {
+    let mut command = place.inside(Path::new("redis-server"));
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--io-threads", "1"]);
+    let mut server = Started::start(&mut command)?;
+    server.wait_for("Redis", READY_WITHIN, |line| line.contains("Ready to accept connections").then_some(()))?;
+    Ok(server)
+}
+
+const PORT: &str = "54329";
+
+/// A PostgreSQL with a filled table; `None`, said aloud, where it is not installed.
+fn postgres(place: &Namespace, directory: &Path) -> Result<Option<Started>> {
+    let Some(programs) = postgres_programs() else {
+        eprintln!("xtask: no PostgreSQL here (apt-get install postgresql): its line is left out");
+        return Ok(None);
+    };
+    let data = directory.join("data");
+    std::fs::create_dir(&data)?;
+    invoke::run(Command::new("chown").arg("-R").arg("postgres").arg(directory))?;
+    let as_postgres = |program: &Path| {
+        let mut command = place.inside(Path::new("setpriv"));
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+        command
+    };
+    invoke::capture(as_postgres(&programs.join("initdb")).args(["--auth=trust", "--no-sync", "-D"]).arg(&data))?;
+    let mut command = as_postgres(&programs.join("postgres"));
+    command.arg("-D").arg(&data).args(["-p", PORT, "-h", "127.0.0.1", "-c", "fsync=off"]);
+    command.arg("-k").arg(directory);
+    let server = Started::start(&mut command)?;
+    let until = Instant::now() + READY_WITHIN;
+    let fill = ["-h", "127.0.0.1", "-p", PORT, "-i", "-q", "-s", "5", "postgres"];
+    loop {
+        if invoke::succeeds(as_postgres(Path::new("pgbench")).args(fill)) {
+            return Ok(Some(server));
+        }
+        if Instant::now() > until {
+            bail!("PostgreSQL in {} did not come up within {READY_WITHIN:?}", data.display());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Where Debian keeps `initdb` and `postgres`: the newest version.
+fn postgres_programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let programs = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    programs.filter(|path| path.join("initdb").is_file() && path.join("postgres").is_file()).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read() -> Result<()> {
+        let csv = "\"test\",\"rps\",\"avg_latency_ms\"\n\"SET\",\"100.0\",\"0.2\"\n\"GET\",\"300.0\",\"0.2\"\n";
+        assert!((redis_rate(csv)? - 150.0).abs() < 1e-9);
+        assert!(redis_rate("\"SET\",\"1\"\n").is_err() && redis_rate("").is_err());
+        assert!((pgbench_rate("latency = 1\ntps = 12.5 (without initial connection time)\n")? - 12.5).abs() < 1e-9);
+        assert!(pgbench_rate("nothing").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn rounds_are_compared_with_themselves() {
+        assert_eq!(paired(&[50.0, 99.0], &[100.0, 100.0]), [0.5, 0.99]);
+        assert_eq!(paired(&[50.0], &[0.0]), [] as [f64; 0]);
+    }
+}
