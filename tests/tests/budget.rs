@@ -15,8 +15,9 @@ const MEASURED: Duration = Duration::from_secs(30);
 const BURST: Duration = Duration::from_secs(5);
 /// From the beginning of the storm to calm probes.
 const REACTION: Duration = Duration::from_secs(20);
-/// Until what was given up is back: what was overspent is saved first (a minute at most), then there is a wait.
-const RETURN: Duration = Duration::from_secs(180);
+/// Until what was given up is back: what was overspent is saved first (a minute at most), then there is a wait, and
+/// where the rest of the host keeps the probes busy it comes back in six steps of 15 s.
+const RETURN: Duration = Duration::from_secs(300);
 
 const FUTEX: &str = "observer_probes_sampling{family=\"futex\"}";
 const POLL: &str = "observer_probes_sampling{family=\"poll\"}";
@@ -26,7 +27,12 @@ fn series(daemon: &Serving, series: &str) -> Result<Option<f64>> {
 }
 
 fn until(daemon: &Serving, name: &str, limit: Duration, wanted: impl Fn(f64) -> bool) -> Result<()> {
-    wait_until(name, limit, || Ok(series(daemon, name)?.is_some_and(&wanted).then_some(())))
+    let waited = wait_until(name, limit, || Ok(series(daemon, name)?.is_some_and(&wanted).then_some(())));
+    waited.or_else(|error| {
+        let page = daemon.get("/metrics")?.body;
+        let probes: Vec<&str> = page.lines().filter(|line| line.starts_with("observer_probes_")).collect();
+        Err(error.context(format!("{probes:#?}")))
+    })
 }
 
 fn storm_victim() -> Result<Victim> {

@@ -19,7 +19,7 @@ pub const MOST_SHIFT: u32 = 6;
 const BURST: Duration = Duration::from_secs(5);
 /// Debt is remembered up to that much time at full budget.
 const DEBT: Duration = Duration::from_secs(60);
-/// Changes aim at this share of the budget, and nothing comes back that would go beyond: between it and the whole nothing changes.
+/// Changes aim at this share of the budget, and nothing comes back while more is used: between it and the whole nothing changes.
 const AIM: f64 = 0.7;
 /// A coarser sampling is made finer again after that much calm at the earliest.
 const CALM: Duration = Duration::from_secs(5);
@@ -130,7 +130,7 @@ pub struct FamilyState {
     pub restored: u64,
     /// When it was changed last.
     changed: Duration,
-    /// When it was taken off last, or came back after that: an attempt that may still fail.
+    /// The last change gave something back: an attempt that may still fail.
     on_trial: bool,
     retry: Duration,
 }
@@ -217,7 +217,8 @@ impl Governor {
             if state.watch != Watch::Full {
                 state.reduced += since;
             }
-            if state.on_trial && state.watch == Watch::Full && now.saturating_sub(state.changed) >= SETTLED {
+            let settled = state.watch == Watch::Full && now.saturating_sub(state.changed) >= SETTLED;
+            if settled && self.budget.share().is_none_or(|share| self.total <= share) {
                 state.on_trial = false;
                 state.retry = RETRY.0;
             }
@@ -281,8 +282,11 @@ impl Governor {
         }
         let finer = |state: &FamilyState| match state.watch {
             // As fine as the rest of the budget allows, by what it costs now.
+            // Part of the cost is that of calls that are passed over, which does not grow: where the sum says no, one step
+            // is tried now and then.
             Watch::Sampled { shift } => (0..shift)
                 .find(|next| self.total - state.cost + state.cost * f64::from(1 << (shift - next)) <= aim)
+                .or((now.saturating_sub(state.changed) >= state.retry).then_some(shift - 1))
                 .map(Watch::sampled),
             Watch::Full | Watch::Off => None,
         };
@@ -295,15 +299,14 @@ impl Governor {
         let total = self.total;
         let state = self.families.entry(family).or_default();
         let change = Change { family, from: state.watch, to, total, cost: state.cost };
-        if to == Watch::Off {
-            if state.on_trial {
-                state.retry = (state.retry * 2).min(RETRY.1);
-            }
-            state.on_trial = true;
+        let is_less = to == Watch::Off || change.from != Watch::Off && to.shift() > change.from.shift();
+        if is_less && state.on_trial {
+            state.retry = (state.retry * 2).min(RETRY.1);
         }
+        state.on_trial = !is_less;
         if to == Watch::Full {
             state.restored += 1;
-        } else if to == Watch::Off || to.shift() > change.from.shift() && change.from != Watch::Off {
+        } else if is_less {
             state.shed += 1;
         }
         state.watch = to;
