@@ -27,6 +27,8 @@ struct Leave {
 pub(super) struct Code<'a> {
     pub(super) space: &'a AddressSpace,
     known: HashMap<u64, Option<Leave>>,
+    /// Whether functions begin there: of places where goroutines go on, which are few.
+    entries: HashMap<u64, bool>,
 }
 
 /// Why a walk ended before the root.
@@ -38,7 +40,7 @@ const WRITES_SP: &str = "a function that sets the stack pointer itself";
 
 impl<'a> Code<'a> {
     pub(super) fn new(space: &'a AddressSpace) -> Self {
-        Self { space, known: HashMap::new() }
+        Self { space, known: HashMap::new(), entries: HashMap::new() }
     }
 
     pub(super) fn is_code(&self, address: u64) -> bool {
@@ -98,7 +100,11 @@ impl<'a> Code<'a> {
         let mut here = (pc, sp);
         let mut bp = Some(bp).filter(|&bp| bp != 0);
         // One that has never run is at the entry of its function, each other one behind a call.
-        let mut is_return = !self.is_entry(pc);
+        let is_entry = self.entries.get(&pc).copied().unwrap_or_else(|| self.is_entry(pc));
+        if self.entries.len() < MAX_KNOWN {
+            self.entries.insert(pc, is_entry);
+        }
+        let mut is_return = !is_entry;
         loop {
             let (pc, at) = here;
             let found_by = if frames.is_empty() { FoundBy::Registers } else { FoundBy::Unwinding };
