@@ -7,6 +7,7 @@ mod bench_stacks;
 mod daemon;
 mod doctor;
 mod generate;
+mod goroutines;
 mod look;
 mod output;
 mod replay;
@@ -49,6 +50,8 @@ enum Command {
     Daemon(Box<daemon::Args>),
     /// Audit timeouts: every call site of a process that waits, with its limits, the riskiest first
     Timeouts(timeouts::Args),
+    /// The goroutines of a Go program, from outside: where they wait, who started them, which groups grow
+    Goroutines(goroutines::Args),
     /// Judge a recording again (made with --record)
     Replay(replay::Args),
     /// Can it run here: kernel, BTF, capabilities, the rung of each probe, and what is lost without what
@@ -98,6 +101,7 @@ pub fn run() -> ExitCode {
         Command::Watch(args) => watch::run(&args),
         Command::Daemon(args) => daemon::run(&args),
         Command::Timeouts(args) => timeouts::run(&args),
+        Command::Goroutines(args) => goroutines::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => generate::completions(&args),

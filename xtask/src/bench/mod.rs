@@ -8,6 +8,7 @@ mod census;
 mod companion;
 mod convoy;
 mod daemon;
+mod goroutines;
 mod limits;
 mod namespace;
 mod stacks;
@@ -32,6 +33,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
     let table = match what {
         "census" => census::measure(&observer, quick)?,
         "stacks" => stacks::measure(&observer, quick)?,
+        "goroutines" => goroutines::measure(&observer, quick)?,
         "convoy" => convoy::measure(&observer, quick)?,
         "app" => app::measure(&observer, quick)?,
         "daemon" => daemon::measure(&observer, quick)?,
