@@ -2,7 +2,7 @@
 
 use super::{Account, ProcessView, Setting, lately, stacks};
 use crate::census::{ThreadRow, TimeoutKind};
-use crate::detect::{Life, Link, Moment};
+use crate::detect::{Life, Link, Moment, ThreadRef};
 use crate::model::frames::Reading;
 use crate::model::graph::{Graph, Hop};
 use crate::model::wait::Member;
@@ -165,13 +165,21 @@ pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
 
 pub(super) fn link(link: &Link) -> Value {
     json!({
-        "from": { "pid": link.from.pid, "tid": link.from.tid },
+        "from": thread_ref(link.from),
         "waits_for": resource(&link.waits_for),
-        "held_by": link.held_by.map(|held| json!({ "pid": held.pid, "tid": held.tid })),
+        "held_by": link.held_by.map(thread_ref),
         "relation": link.nature.name(),
         "confidence": confidence(link.confidence),
         "how": link.how,
     })
+}
+
+/// A thread, or a goroutine with the thread it is on, if any.
+fn thread_ref(one: ThreadRef) -> Value {
+    match one.goid {
+        None => json!({ "pid": one.pid, "tid": one.tid }),
+        Some(goid) => json!({ "pid": one.pid, "tid": (one.tid != 0).then_some(one.tid), "goid": goid }),
+    }
 }
 
 fn stack_group(group: &stacks::Group<'_>) -> Value {

@@ -2,7 +2,7 @@
 
 use super::{Account, ProcessView, Setting, chains, json, lately, stacks};
 use crate::census::{Pid, ThreadRow, TimeoutKind};
-use crate::detect::{Change, Life, Link, Severity};
+use crate::detect::{Change, Life, Link, Severity, ThreadRef};
 use crate::model::decode::in_words;
 use crate::model::frames::{Reading, Rest};
 use crate::model::graph::{Graph, Hop, Nature};
@@ -20,6 +20,8 @@ const LISTED: usize = 40;
 const LINKS: usize = 20;
 /// Different stacks shown under a finding, or under a small process.
 const STACKS: usize = 4;
+/// Frames of a goroutine's stack shown under a finding.
+const GO_FRAMES: usize = 16;
 /// Threads named above a stack that they share.
 const NAMED: usize = 3;
 /// Width of running text.
@@ -108,6 +110,14 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
     for frame in stack.into_iter().flatten().filter_map(|f| f.as_str()).take(12) {
         let _ = writeln!(out, "    {}", paint.dim(&clean(frame)));
     }
+    let stack = finding.evidence.get("stack").and_then(|v| v.as_array());
+    let frames: Vec<&str> = stack.into_iter().flatten().filter_map(|f| f.as_str()).take(GO_FRAMES).collect();
+    if !frames.is_empty() {
+        let _ = writeln!(out, "    stack of these goroutines:");
+        for frame in frames {
+            let _ = writeln!(out, "      {}", paint.dim(&clean(frame)));
+        }
+    }
     let groups = stacks::groups(host, finding.threads.iter().copied());
     out.push_str(&stack_groups(host, &groups, STACKS, "    ", paint));
     out.push_str(&wrap(&format!("→ {}", clean(&finding.remedy)), "  "));
@@ -117,11 +127,23 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
 /// Who waits for what of whom.
 fn steps(host: &Host, link: &Link) -> String {
     let held = match link.held_by {
-        Some(held) => format!("{} {}", link.nature.verb(), host.name(held.tid)),
+        Some(held) => format!("{} {}", link.nature.verb(), who(host, held)),
+        None if link.nature == Nature::Call => {
+            return clean(&format!("{} → {}", who(host, link.from), link.waits_for.describe()));
+        }
         None => "holder unknown".to_owned(),
     };
     let thing = if link.nature == Nature::Exit { "the exit".to_owned() } else { link.waits_for.describe() };
-    clean(&format!("{} → {thing} → {held}", host.name(link.from.tid)))
+    clean(&format!("{} → {thing} → {held}", who(host, link.from)))
+}
+
+/// `goroutine 18`, `goroutine 18 on worker (tid 77)`, `worker (tid 77)`.
+fn who(host: &Host, one: ThreadRef) -> String {
+    match (one.goid, one.tid) {
+        (Some(goid), 0) => format!("goroutine {goid}"),
+        (Some(goid), tid) => format!("goroutine {goid} on {}", host.name(tid)),
+        (None, tid) => host.name(tid),
+    }
 }
 
 /// One step of a chain, with how sure it is.
