@@ -7,6 +7,7 @@ mod bench_stacks;
 mod daemon;
 mod doctor;
 mod generate;
+mod goroutines;
 mod look;
 mod output;
 mod replay;
@@ -46,6 +47,8 @@ enum Command {
     Watch(watch::Args),
     /// The service: findings and metrics of this host, until it is told to end
     Daemon(Box<daemon::Args>),
+    /// The goroutines of a Go program, from outside: where they wait, who started them, which groups grow
+    Goroutines(goroutines::Args),
     /// Judge a recording again (made with --record)
     Replay(replay::Args),
     /// Can it run here: kernel, BTF, capabilities, the rung of each probe, and what is lost without what
@@ -94,6 +97,7 @@ pub fn run() -> ExitCode {
         Command::Attach(args) => attach::run(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Daemon(args) => daemon::run(&args),
+        Command::Goroutines(args) => goroutines::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => generate::completions(&args),

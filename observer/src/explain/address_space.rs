@@ -67,6 +67,17 @@ impl AddressSpace {
         Self { regions: regions.collect(), unusable: Vec::new() }
     }
 
+    /// The files that are mapped here, each with its bias, each once.
+    pub(super) fn modules(&self) -> Vec<(&Arc<Loaded>, u64)> {
+        let mut modules: Vec<(&Arc<Loaded>, u64)> = Vec::new();
+        for (loaded, bias) in self.regions.iter().filter_map(|region| region.module.as_ref()) {
+            if !modules.iter().any(|(known, at)| Arc::ptr_eq(known, loaded) && at == bias) {
+                modules.push((loaded, *bias));
+            }
+        }
+        modules
+    }
+
     /// Where this address belongs.
     pub(super) fn at(&self, avma: u64) -> Place<'_> {
         let behind = self.regions.partition_point(|region| region.start <= avma);

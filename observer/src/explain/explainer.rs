@@ -4,7 +4,7 @@ use super::job::{Outcome, Question, explain};
 use super::library::Library;
 use crate::census::ProcessId;
 use crate::proc::pool::{PoolSettings, PoolStats, ReaderPool};
-use crate::proc::{BlockedRead, RuntimeLocks, RuntimeWant, StackFact, StackWant};
+use crate::proc::{BlockedRead, Goroutines, RuntimeLocks, RuntimeWant, StackFact, StackWant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -51,6 +51,8 @@ pub struct Explainer {
     sender: Sender<(ProcessId, Outcome)>,
     outcomes: Receiver<(ProcessId, Outcome)>,
     pages_lost: u64,
+    /// Finished, and not handed over yet: at most one per process.
+    goroutines: BTreeMap<ProcessId, Goroutines>,
 }
 
 impl Explainer {
@@ -64,6 +66,7 @@ impl Explainer {
             sender,
             outcomes,
             pages_lost: 0,
+            goroutines: BTreeMap::new(),
         }
     }
 
@@ -76,8 +79,6 @@ impl Explainer {
 
     /// The same, and the threads at locks of these runtimes.
     pub fn answer(&mut self, wants: &[StackWant], runtimes: &[RuntimeWant], deadline: Duration) -> Explained {
-        let until = Instant::now() + deadline;
-        let mut explained = Explained::default();
         let mut by_process: BTreeMap<ProcessId, Question> = BTreeMap::new();
         for want in wants {
             by_process.entry(want.process).or_default().stacks.push(want.clone());
@@ -85,7 +86,32 @@ impl Explainer {
         for want in runtimes {
             by_process.entry(want.process).or_default().runtime = Some(want.clone());
         }
+        self.ask(by_process, deadline)
+    }
+
+    /// Takes a census of the goroutines of these processes, and returns within `deadline` with what is finished: at most one
+    /// answer per process, also of those asked earlier. One that could not be read says so in
+    /// [`Goroutines::missing`]; one that is still being read comes with a later call.
+    ///
+    /// Of a process with more goroutines than can be read in `deadline` there are those that were read.
+    pub fn goroutines(&mut self, processes: &[ProcessId], deadline: Duration) -> Vec<Goroutines> {
+        let question = || Question { goroutines: Some(deadline), ..Question::default() };
+        let by_process = processes.iter().map(|process| (*process, question())).collect();
+        self.ask(by_process, deadline);
+        for process in processes {
+            if !self.pending.contains_key(process) {
+                self.no_goroutines(*process, "reading them failed: a defect of observer");
+            }
+        }
+        std::mem::take(&mut self.goroutines).into_values().collect()
+    }
+
+    fn ask(&mut self, mut by_process: BTreeMap<ProcessId, Question>, deadline: Duration) -> Explained {
+        let until = Instant::now() + deadline;
+        let mut explained = Explained::default();
         let asked: BTreeSet<ProcessId> = by_process.keys().copied().collect();
+        let wants_goroutines = by_process.iter().filter(|(_, question)| question.goroutines.is_some());
+        let wanted: BTreeSet<ProcessId> = wants_goroutines.map(|(process, _)| *process).collect();
         loop {
             by_process.retain(|process, question| {
                 let busy = self.pending.contains_key(process);
@@ -108,13 +134,19 @@ impl Explainer {
                 Err(_) => self.pool.tend(),
             }
         }
-        for question in by_process.values() {
+        for (process, question) in &by_process {
             explained.lose("stack: deadline", question.stacks.len());
+            if question.goroutines.is_some() {
+                self.no_goroutines(*process, "an earlier question about it is not answered yet: ask again");
+            }
         }
         // Not begun: better asked again with fresh registers than walked late.
         for process in self.pool.withdraw() {
             if let Some(count) = self.pending.remove(&process) {
                 explained.lose("stack: deadline", count);
+                if wanted.contains(&process) {
+                    self.no_goroutines(process, "no reader was free in time: ask again");
+                }
             }
         }
         let pages = Library::pages_lost();
@@ -127,9 +159,10 @@ impl Explainer {
     }
 
     fn submit(&mut self, process: ProcessId, question: Question, explained: &mut Explained) {
-        if question.stacks.is_empty() && question.runtime.is_none() {
+        if question.is_empty() {
             return;
         }
+        let wants_goroutines = question.goroutines.is_some();
         let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), question.stacks.len());
         let submitted = self.pool.submit(process, move |steps| {
             let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
@@ -143,19 +176,29 @@ impl Explainer {
             Ok(()) => {
                 self.pending.insert(process, count);
             }
-            Err(error) => explained.lose(&format!("stack: {}", error.reason()), count),
+            Err(error) => {
+                explained.lose(&format!("stack: {}", error.reason()), count);
+                if wants_goroutines {
+                    self.no_goroutines(process, &error.to_string());
+                }
+            }
         }
     }
 
     fn take(&mut self, process: ProcessId, outcome: Outcome, explained: &mut Explained) {
         self.pending.remove(&process);
-        let Outcome { stacks, runtime_locks, lost, walk_ns } = outcome;
+        let Outcome { stacks, runtime_locks, goroutines, lost, walk_ns } = outcome;
+        self.goroutines.extend(goroutines.map(|goroutines| (process, goroutines)));
         explained.runtime_locks.extend(runtime_locks);
         explained.walk_ns += walk_ns;
         explained.stacks.extend(stacks);
         for (reason, count) in lost {
             *explained.lost.entry(reason).or_default() += count;
         }
+    }
+
+    fn no_goroutines(&mut self, process: ProcessId, why: &str) {
+        self.goroutines.entry(process).or_insert_with(|| Goroutines::missing(process, why));
     }
 
     /// Gives the memory back that nobody has needed for a while: names and debug information are read again when a stack is

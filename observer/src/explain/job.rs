@@ -2,6 +2,7 @@
 
 use super::address_space::{AddressSpace, Place};
 use super::cpython;
+use super::go::goroutines;
 use super::jvm;
 use super::library::Library;
 use super::names::{Named, PerfMap};
@@ -11,7 +12,8 @@ use crate::census::{Pid, ProcessId};
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
 use crate::proc::{
-    Frame, MemoryFact, MemoryRange, Mention, RuntimeLocks, RuntimeWant, Stack, StackEnd, StackFact, StackWant, memory,
+    Frame, Goroutines, MemoryFact, MemoryRange, Mention, RuntimeLocks, RuntimeWant, Stack, StackEnd, StackFact,
+    StackWant, memory,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -31,6 +33,14 @@ pub(super) struct Question {
     pub(super) stacks: Vec<StackWant>,
     /// Whether the locks of its runtime are wanted.
     pub(super) runtime: Option<RuntimeWant>,
+    /// Whether its goroutines are wanted, and how long reading them may take.
+    pub(super) goroutines: Option<Duration>,
+}
+
+impl Question {
+    pub(super) fn is_empty(&self) -> bool {
+        self.stacks.is_empty() && self.runtime.is_none() && self.goroutines.is_none()
+    }
 }
 
 /// What came out of one process.
@@ -38,6 +48,7 @@ pub(super) struct Question {
 pub(super) struct Outcome {
     pub(super) stacks: Vec<StackFact>,
     pub(super) runtime_locks: Option<RuntimeLocks>,
+    pub(super) goroutines: Option<Goroutines>,
     /// Stacks that did not reach their root, and files that could not be used, by reason.
     pub(super) lost: BTreeMap<String, u64>,
     /// Time spent on reading and walking the stacks, nanoseconds.
@@ -51,7 +62,10 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
     steps.begin("maps");
     let (via, mappings) = match mappings(process.pid, wants) {
         Ok(found) => found,
-        Err(error) => return outcome.none(wants, &error),
+        Err(error) => {
+            outcome.goroutines = question.goroutines.map(|_| Goroutines::missing(process, &error));
+            return outcome.none(wants, &error);
+        }
     };
     if let Some(want) = &question.runtime {
         steps.begin("locks of its runtime");
@@ -61,11 +75,17 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
             false => cpython::read(want, via, &mappings, library),
         });
     }
-    if wants.is_empty() {
+    if wants.is_empty() && question.goroutines.is_none() {
         return outcome;
     }
     steps.begin("program files");
     let space = AddressSpace::new(via, &mappings, library);
+    if let Some(within) = question.goroutines {
+        steps.begin("goroutines");
+        // Names come from files: a long look at them is no sign of a stuck target.
+        let named = || steps.compute();
+        outcome.goroutines = Some(goroutines::read(process, via, &space, Instant::now() + within, &named));
+    }
     for (file, why) in &space.unusable {
         log::debug!("{file}: {why}");
         outcome.count("unusable file");

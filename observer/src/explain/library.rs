@@ -4,7 +4,7 @@
 //! would put false names into the stacks of its neighbours.
 
 use super::bus_errors;
-use super::go::{GoFrame, PcLineTable};
+use super::go::{GoFrame, GoTableError, PcLineTable};
 use super::image::{Image, ImageError};
 use super::names::{Named, Names, PerfMap};
 use super::unwind::cfi::Cfi;
@@ -43,7 +43,7 @@ pub(super) struct Loaded {
     /// Where that target sees its files.
     root: PathBuf,
     pub(super) cfi: Cfi,
-    go: OnceLock<Option<PcLineTable>>,
+    go: OnceLock<Result<Option<PcLineTable>, GoTableError>>,
     names: OnceLock<Names>,
     resolved: Mutex<Resolved>,
 }
@@ -65,13 +65,13 @@ impl Loaded {
 
     /// The tables of a Go program.
     pub(super) fn go(&self) -> Option<&PcLineTable> {
-        let find = || {
-            PcLineTable::find(&self.image).unwrap_or_else(|error| {
-                log::debug!("{}: {error}", self.path);
-                None
-            })
-        };
-        self.go.get_or_init(find).as_ref()
+        self.go_or_why().ok().flatten()
+    }
+
+    /// The same; an error says why they cannot be used.
+    pub(super) fn go_or_why(&self) -> Result<Option<&PcLineTable>, &GoTableError> {
+        let find = || PcLineTable::find(&self.image).inspect_err(|error| log::debug!("{}: {error}", self.path));
+        self.go.get_or_init(find).as_ref().map(Option::as_ref)
     }
 
     /// Its symbols and debug information, found at first need.

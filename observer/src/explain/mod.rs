@@ -23,3 +23,4 @@ mod pieces;
 mod unwind;
 
 pub use explainer::{ExplainSettings, Explained, Explainer};
+pub use go::goroutines::NOT_STARTED;

@@ -118,6 +118,21 @@ pub struct Goroutines {
 }
 
 impl Goroutines {
+    /// None, for this reason.
+    pub fn missing(process: ProcessId, why: impl Into<String>) -> Self {
+        Self {
+            process,
+            version: String::new(),
+            taken_ns: 0,
+            took_ns: 0,
+            slots: 0,
+            groups: Vec::new(),
+            lost: BTreeMap::new(),
+            heap_bytes: None,
+            missing: Some(why.into()),
+        }
+    }
+
     /// Living goroutines whose state is known, those of the runtime included.
     pub fn total(&self) -> usize {
         self.groups.iter().map(|group| group.members.len()).sum()

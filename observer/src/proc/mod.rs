@@ -22,6 +22,7 @@ mod in_root;
 mod locks;
 pub mod maps;
 pub mod memory;
+pub mod pieces;
 mod polled;
 pub mod pool;
 mod runtime;

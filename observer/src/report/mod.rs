@@ -3,8 +3,10 @@
 
 pub mod account;
 mod chains;
+pub mod goroutines;
 pub mod json;
 pub mod lately;
+pub mod pprof;
 mod stacks;
 pub mod text;
 

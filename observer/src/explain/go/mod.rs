@@ -6,15 +6,18 @@
 //!
 //! Not for: plugins loaded at run time (each file has a table of its own), other architectures, Go up to 1.15.
 
+mod anchors;
+pub(super) mod goroutines;
 mod locate;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use super::image::Image;
+pub use anchors::{Anchors, GoRuntimeError};
 pub use locate::ModuleData;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 pub use table::{Format, Function, GoFrame, Header, LineTable};
 
 /// Why the table of a Go program cannot be used.
@@ -41,6 +44,7 @@ pub struct PcLineTable {
     text: u64,
     module: Option<ModuleData>,
     version: String,
+    anchors: OnceLock<Result<Anchors, GoRuntimeError>>,
 }
 
 impl PcLineTable {
@@ -54,7 +58,8 @@ impl PcLineTable {
         let version = locate::version(image).unwrap_or_default();
         let trees = found.module.and_then(|module| locate::file_range(image, module.gofunc?)).unwrap_or_default();
         let locate::Found { range, header, text, module } = found;
-        Ok(Some(Self { image: Arc::clone(image), bytes: range, inline_trees: trees, header, text, module, version }))
+        let (image, anchors) = (Arc::clone(image), OnceLock::new());
+        Ok(Some(Self { image, bytes: range, inline_trees: trees, header, text, module, version, anchors }))
     }
 
     /// The function that holds this svma.
@@ -88,6 +93,19 @@ impl PcLineTable {
     /// Where the parts of the program are; `None` if it was not found, and then no inlined calls are known.
     pub fn module(&self) -> Option<&ModuleData> {
         self.module.as_ref()
+    }
+
+    /// Where the runtime keeps its goroutines: looked for at the first call.
+    ///
+    /// # Errors
+    /// The file holds no runtime, or one that is not understood.
+    pub fn anchors(&self) -> Result<&Anchors, GoRuntimeError> {
+        self.anchors.get_or_init(|| Anchors::find(self)).as_ref().map_err(|error| *error)
+    }
+
+    /// The file.
+    pub(super) fn image(&self) -> &Image {
+        &self.image
     }
 
     /// The table as a pure reader of bytes.

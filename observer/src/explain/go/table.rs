@@ -171,6 +171,38 @@ impl<'a> LineTable<'a> {
         })
     }
 
+    /// The entries of the functions with these names, in one pass over all.
+    pub(super) fn entries_of<const N: usize>(&self, names: [&str; N]) -> [Option<u64>; N] {
+        let mut found = [None; N];
+        let all = self.bytes.get(self.header.names..self.header.units).unwrap_or_default();
+        let mut left = N;
+        for index in 0..self.header.functions {
+            if left == 0 {
+                break;
+            }
+            let name = self
+                .record_at(index)
+                .and_then(|record| all.get(usize::try_from(self.field(record, Field::Name)?).ok()?..));
+            let Some(name) = name else { continue };
+            let is = |wanted: &str| name.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0));
+            if let Some(at) = names.iter().position(|wanted| is(wanted)).filter(|&at| found[at].is_none()) {
+                found[at] = self.entry(index);
+                left -= 1;
+            }
+        }
+        found
+    }
+
+    /// Whether this svma is in a function.
+    pub(super) fn holds(&self, svma: u64) -> bool {
+        self.record(svma).is_some()
+    }
+
+    /// The entry of the function that holds this svma.
+    pub(super) fn entry_of(&self, svma: u64) -> Option<u64> {
+        self.record(svma).map(|record| record.entry)
+    }
+
     /// File and line of a pc.
     pub fn line(&self, svma: u64) -> Option<(String, u32)> {
         self.line_in(self.record(svma)?, svma)
@@ -272,12 +304,17 @@ impl<'a> LineTable<'a> {
             let middle = low + (high - low) / 2;
             if self.entry(middle)? <= svma { low = middle } else { high = middle }
         }
-        let (entry, end) = (self.entry(low)?, self.entry(low + 1)?);
+        self.record_at(low).filter(|record| record.entry <= svma && svma < record.end)
+    }
+
+    /// The function at this place of the table.
+    fn record_at(&self, index: usize) -> Option<Record> {
+        let (entry, end) = (self.entry(index)?, self.entry(index + 1)?);
         let field = self.header.field();
-        let place = self.header.funcs.checked_add((low * 2 + 1) * field)?;
+        let place = self.header.funcs.checked_add((index * 2 + 1) * field)?;
         let offset = if field == 8 { u64_at(self.bytes, place)? } else { u64::from(self.u32(place)?) };
         let at = self.header.funcs.checked_add(usize::try_from(offset).ok()?)?;
-        (entry <= svma && svma < end).then_some(Record { at, entry, end })
+        Some(Record { at, entry, end })
     }
 
     /// Svma of the entry of a function; the one after the last is the end of the last.
