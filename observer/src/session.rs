@@ -1,6 +1,8 @@
 //! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
 //! host; what it produces are turns.
 
+mod goroutines;
+
 use crate::census::{Census, CensusError, Pid, ProbePlane, ProbeReading, ProcessId, Source, ThreadRow};
 use crate::detect::{Change, Judge, Turn};
 use crate::explain::{ExplainSettings, Explainer};
@@ -13,6 +15,7 @@ use crate::proc::{
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
+use goroutines::GoPace;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,6 +73,10 @@ pub struct Session {
     connecting: (Vec<ConnectingSocket>, Option<Instant>),
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
+    /// When the goroutines of which process are read next.
+    go_pace: GoPace,
+    /// A reading of goroutines is under way.
+    awaits_goroutines: bool,
     /// What the probes' filter holds, in ids of the initial PID namespace.
     listened_to: BTreeSet<Pid>,
     /// Model, rules, findings.
@@ -94,6 +101,8 @@ impl Session {
             no_far_ends_until: None,
             connecting: (Vec::new(), None),
             parents: Vec::new(),
+            go_pace: GoPace::default(),
+            awaits_goroutines: false,
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
             account: Account::default(),
@@ -146,6 +155,7 @@ impl Session {
         facts.stacks.append(&mut self.between);
         let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
+        self.read_goroutines(&mut facts);
         self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
         self.account.note_readers(self.gatherer.pool_stats() + self.explainer.pool_stats());
@@ -312,6 +322,7 @@ impl Session {
             if round == 0 {
                 let extra = self.whole_processes();
                 processes.extend(extra.identify);
+                processes.extend(self.maybe_go());
                 sockets_of = self.due(extra.sockets_of);
                 unread_of = extra.unread_of;
                 stopped = extra.stopped;

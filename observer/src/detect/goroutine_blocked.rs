@@ -250,7 +250,7 @@ fn lock(context: &Context<'_>, process: ProcessId, go: &GoProcess, queue: &LockQ
     };
     let by = holder.as_ref().map_or_else(
         || " Nobody stands where a holder would: it may have returned without Unlock.".to_owned(),
-        |holder| holder_words(host, process, go, holder, &doing),
+        |holder| holder_words(host, process, holder, &doing),
     );
     finding.explanation = format!(
         "{who}, {}, {verb} for {what} at {at}; the first has waited for {} or longer, {came}, and nobody has got it.{by} Times count from observer's first look.",
@@ -289,7 +289,7 @@ fn about(
         .read_by(go)
 }
 
-fn holder_words(host: &Host, process: ProcessId, go: &GoProcess, holder: &GoHolder<'_>, doing: &str) -> String {
+fn holder_words(host: &Host, process: ProcessId, holder: &GoHolder<'_>, doing: &str) -> String {
     let goid = holder.goroutine.goid;
     let at = Site::of(holder.group).map(|site| format!(" at {}", site.place.describe())).unwrap_or_default();
     let thread =
@@ -298,11 +298,7 @@ fn holder_words(host: &Host, process: ProcessId, go: &GoProcess, holder: &GoHold
         0 => String::new(),
         n => format!(" ({n} more stand there, too)"),
     };
-    format!(
-        " Goroutine {goid}{thread}{at} seems to have it, since it {}{others}; it {doing} for {} or longer.",
-        holder.how,
-        ago(go, go.waiting_since(holder.goroutine))
-    )
+    format!(" Goroutine {goid}{thread}{at} seems to have it, since it {}{others}; it {doing}.", holder.how)
 }
 
 /// One step: from a waiter to whoever seems to have the lock.
@@ -340,7 +336,7 @@ fn chain(
     let host = context.host;
     let tid = host.thread_of(process, holder.goroutine);
     let mut chain = vec![step(context, process, queue, Some((holder, tid)))];
-    let (last, doing) = call(context, process, holder);
+    let (last, doing) = call(context, process, go, holder);
     let queues = go.lock_queues();
     let mut at = *holder;
     while chain.len() < STEPS
@@ -359,16 +355,20 @@ fn chain(
     if at.goroutine.goid == holder.goroutine.goid {
         chain.extend(last);
     } else {
-        chain.extend(call(context, process, &at).0);
+        chain.extend(call(context, process, go, &at).0);
     }
-    if let Some(behind) = host.thread_of(process, at.goroutine).and_then(|tid| context.graph.chain(host, tid)) {
+    // A guess about who has the other end of something polled explains nothing here.
+    let behind = host.thread_of(process, at.goroutine).and_then(|tid| context.graph.chain(host, tid));
+    if let Some(behind) =
+        behind.filter(|behind| behind.hops.first().is_some_and(|hop| hop.confidence >= Confidence::Likely))
+    {
         chain.extend(links(&behind.hops, host));
     }
     (chain, doing)
 }
 
 /// What a goroutine is in: the call of its thread, or the wait that the runtime records.
-fn call(context: &Context<'_>, process: ProcessId, one: &GoHolder<'_>) -> (Option<Link>, String) {
+fn call(context: &Context<'_>, process: ProcessId, go: &GoProcess, one: &GoHolder<'_>) -> (Option<Link>, String) {
     let host = context.host;
     let tid = host.thread_of(process, one.goroutine);
     let asleep = tid
@@ -397,5 +397,10 @@ fn call(context: &Context<'_>, process: ProcessId, one: &GoHolder<'_>) -> (Optio
         confidence: Confidence::Certain,
         how: how.to_owned(),
     };
-    (Some(link), format!("has been in {words}"))
+    // The kernel knows since when its thread sleeps.
+    let age = match asleep.filter(|_| wait.is_some()) {
+        Some(row) => duration(host.blocked_ns(row)),
+        None => format!("{} or longer", ago(go, go.waiting_since(one.goroutine))),
+    };
+    (Some(link), format!("has been in {words} for {age}"))
 }

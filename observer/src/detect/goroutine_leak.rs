@@ -71,9 +71,10 @@ fn leaks<'a>(context: &Context<'_>, process: ProcessId, go: &'a GoProcess, verdi
             Some(growth) => leaks.push(Leak { site, growth }),
             None => {
                 let demand = if asked_for { short } else { long };
-                // Until the readings themselves span that time.
-                if let Some(at) = site.samples.ripens(demand).filter(|at| *at > go.latest.taken_ns) {
-                    verdict.later(at.max(context.host.now_ns()));
+                // Until the readings themselves span that time, and often enough to see that it is steady.
+                if let Some(at) = site.samples.ripens(demand) {
+                    let now = context.host.now_ns();
+                    verdict.later(at.clamp(now, now + demand.window_ns / 8));
                 }
             }
         }

@@ -16,6 +16,9 @@ pub struct Sample {
 /// Kept at most: when there are more, every second of the older half goes.
 const MOST: usize = 96;
 
+/// A rise must go on in so many parts of its time.
+const PARTS: usize = 4;
+
 /// Counts over time, the oldest first: close together lately, far apart long ago.
 #[derive(Clone, Debug, Default)]
 pub struct Samples(Vec<Sample>);
@@ -105,28 +108,43 @@ impl Samples {
         })
     }
 
-    /// Whether a rise that is too short yet has begun, and when it would be long enough.
+    /// Whether a rise has begun that is too short yet, or was seen too rarely, and when it would be long enough.
     pub fn ripens(&self, demand: Demand) -> Option<u64> {
         let last = self.0.last()?;
+        let late = self.0.partition_point(|first| first.at_ns < demand.not_before_ns);
         // Nobody has left since this one.
-        let rising = self.0.iter().filter(|first| first.at_ns >= demand.not_before_ns).find(|first| {
-            let growth = Growth { first: **first, last: *last };
-            growth.more() > 0 && growth.left() * 20 <= growth.arrived()
-        });
-        rising.map(|first| first.at_ns.saturating_add(demand.window_ns))
+        let rising = (late..self.0.len()).find(|at| {
+            self.0
+                .get(*at)
+                .map(|first| Growth { first: *first, last: *last })
+                .is_some_and(|growth| growth.more() > 0 && growth.left() * 20 <= growth.arrived())
+        })?;
+        let at = self.0.get(rising)?.at_ns.saturating_add(demand.window_ns);
+        (at > last.at_ns || self.0.len() - rising < PARTS + 1).then_some(at)
     }
 
+    /// Whether it rose in each of four parts of about the same length, or of three where it was not counted often, and did
+    /// not come nearly to a stop in the last.
     fn is_steady(&self, growth: &Growth) -> bool {
-        let (start, quarter) = (growth.first.at_ns, growth.window_ns() / 4);
-        let at = |ns: u64| {
-            let behind = self.0.partition_point(|sample| sample.at_ns <= ns);
-            behind.checked_sub(1).and_then(|at| self.0.get(at)).map_or(0, |sample| sample.count)
+        let (start, length) = (growth.first.at_ns, growth.window_ns());
+        let at = |part: usize| {
+            let until = start + length / PARTS as u64 * part as u64;
+            match part {
+                PARTS => self.0.len().saturating_sub(1),
+                _ => self.0.partition_point(|sample| sample.at_ns <= until).saturating_sub(1),
+            }
         };
-        let counts: Vec<u64> = (0..=4).map(|n| at(start + quarter * n + if n == 4 { 4 } else { 0 })).collect();
-        let risen: Vec<u64> = counts.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        let mut bounds: Vec<usize> = (0..=PARTS).map(at).collect();
+        bounds.dedup();
+        let bounds: Vec<&Sample> = bounds.into_iter().filter_map(|at| self.0.get(at)).collect();
+        let parts: Vec<Growth> = bounds
+            .windows(2)
+            .filter_map(|pair| Some(Growth { first: **pair.first()?, last: **pair.last()? }))
+            .collect();
         // A pool that fills slows down before it stops.
-        let mean = growth.more() / 4;
-        risen.iter().all(|risen| *risen > 0) && risen.last().is_some_and(|last| *last * 4 >= mean)
+        parts.len() + 1 >= PARTS
+            && parts.iter().all(|part| part.more() > 0)
+            && parts.last().is_some_and(|last| last.per_minute() * 4.0 >= growth.per_minute())
     }
 }
 
