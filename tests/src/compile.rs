@@ -67,12 +67,19 @@ pub fn find(tool: &str) -> Result<PathBuf> {
 }
 
 /// Runs a tool to its end; what it wrote to stderr becomes the error.
-fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let run = command.output().with_context(|| format!("a victim needs {:?}", command.get_program()))?;
     if !run.status.success() {
         bail!("{command:?}:\n{}", String::from_utf8_lossy(&run.stderr));
     }
     Ok(())
+}
+
+/// A program under `target/victims`, made of this content unless it is there already.
+pub(crate) fn once_of(program: &str, content: &impl Hash, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    once(program, &hasher, make)
 }
 
 /// A program under `target/victims`, made unless it is there already.

@@ -5,6 +5,7 @@
 //! - [`kube_stub`]: an API server that says what a test tells it to.
 //! - [`deployed`]: an empty root, the container of the DaemonSet, the sandbox of the systemd unit.
 //! - [`helm`]: the Helm chart, rendered by real Helm.
+//! - [`golang`]: Go toolchains, and what Go programs say of their own goroutines.
 //! - [`guard`]: a started process, killed with its descendants when the guard is dropped.
 //! - [`victim`]: a program that reaches one known state, and the truth it tells about it.
 //! - [`observer`]: the binary under test, run with a deadline.
@@ -25,6 +26,7 @@ pub mod contract;
 pub mod deadline;
 pub mod deployed;
 pub mod gdb;
+pub mod golang;
 pub mod guard;
 pub mod helm;
 pub mod kube_stub;
