@@ -111,7 +111,7 @@ func answer(c *lfu, keep bool) {
 }
 
 func cache() {
-	debug.SetGCPercent(5)
+	debug.SetGCPercent(2)
 	c := &lfu{}
 	for i := 0; i < 400000; i++ {
 		answer(c, true)

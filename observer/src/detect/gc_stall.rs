@@ -8,8 +8,11 @@ use crate::model::goroutines::{GcSample, GoClass, GoProcess, Site};
 use crate::model::{Confidence, duration};
 use crate::proc::{GoState, GoroutineGroup};
 
-/// Readings of which half must show it.
+/// Readings that are needed at least, and of those that show it.
 const READINGS: usize = 4;
+const STALLED: usize = 2;
+/// The part of the goroutines with work to do that the collector holds up, over all readings, from which on it matters.
+const SHARE: f64 = 0.1;
 
 /// The rule.
 #[derive(Debug)]
@@ -26,17 +29,20 @@ impl Rule for GcStall {
             let stalled: Vec<&GcSample> = recent().filter(|sample| is_stalled(sample)).collect();
             let at_work = recent().filter(|sample| sample.workers > 0).count();
             let starved = starved(go, threshold);
-            let is_often = |count: usize| count * 2 >= readings;
+            let is_often = |count: usize| count > 0 && count * 3 >= readings;
+            let (held, busy) = recent().fold((0, 0), |(held, busy), one| (held + one.held_up, busy + busy_with(one)));
+            let share = held as f64 / busy.max(1) as f64;
             let spans = recent().next().is_some_and(|first| now.saturating_sub(first.at_ns) >= threshold);
-            let begins = !stalled.is_empty() || recent().any(|sample| sample.held_up > 0);
+            let begins = !stalled.is_empty() || recent().any(|sample| sample.held_up > 0 || sample.workers > 0);
             if (readings < READINGS || !spans) && begins {
                 verdict.later(context.host.now_ns());
             }
             if readings < READINGS || !spans {
                 continue;
             }
-            if is_often(stalled.len()) || starved > 0 && is_often(at_work) {
-                let numbers = Numbers { readings, at_work, starved };
+            let is_stalled = stalled.len() >= STALLED && share >= SHARE;
+            if is_stalled || starved > 0 && is_often(at_work) {
+                let numbers = Numbers { readings, at_work, starved, share };
                 verdict.findings.push(finding(context, process, go, &stalled, &numbers));
             }
         }
@@ -46,7 +52,12 @@ impl Rule for GcStall {
 
 /// Whether a reading shows more than the help every allocation may have to give now and then.
 fn is_stalled(sample: &GcSample) -> bool {
-    sample.held_up >= 2 && sample.held_up * 10 >= sample.held_up + sample.runnable + sample.running
+    sample.held_up >= 2 && sample.held_up * 10 >= busy_with(sample)
+}
+
+/// Goroutines with work to do.
+fn busy_with(sample: &GcSample) -> u64 {
+    sample.held_up + sample.runnable + sample.running
 }
 
 /// Runnable goroutines that have not moved for the threshold.
@@ -60,6 +71,7 @@ struct Numbers {
     readings: usize,
     at_work: usize,
     starved: usize,
+    share: f64,
 }
 
 fn finding(
@@ -71,7 +83,7 @@ fn finding(
 ) -> Finding {
     let most = stalled.iter().map(|sample| sample.held_up).max().unwrap_or(0);
     let first = stalled.first().map_or(go.latest.taken_ns, |sample| sample.at_ns);
-    let Numbers { readings, at_work, starved } = *numbers;
+    let Numbers { readings, at_work, starved, share } = *numbers;
     let group = largest(go);
     let site = group.and_then(Site::of);
     let heap: Vec<u64> = go.gc().iter().map(|sample| sample.heap_bytes).filter(|bytes| *bytes > 0).collect();
@@ -81,6 +93,7 @@ fn finding(
         .fact("readings_stalled", stalled.len())
         .fact("readings_gc_at_work", at_work)
         .fact("held_up_most", most)
+        .fact("held_up_share", (share * 1000.0).round() / 1000.0)
         .fact("runnable_starved", starved)
         .fact("runnable", go.gc().last().map(|sample| sample.runnable))
         .fact("heap_bytes", go.latest.heap_bytes)
@@ -89,7 +102,7 @@ fn finding(
         .fact("created_by", site.as_ref().and_then(|site| site.created_by.as_ref()).map(place))
         .fact("stack", group.map(|group| frames(&group.stack)).unwrap_or_default())
         .read_by(go);
-    finding.confidence = if stalled.is_empty() { Confidence::Possible } else { Confidence::Likely };
+    finding.confidence = if stalled.len() * 3 >= readings { Confidence::Likely } else { Confidence::Possible };
     finding.severity = Severity::Warning;
     finding.title = match stalled.len() {
         0 => format!("{starved} runnable goroutines of {} do not get to run while its collector works", finding.comm),
@@ -113,8 +126,9 @@ fn finding(
         n => format!(" {} have been runnable for the threshold or longer and did not run.", goroutines(n as u64)),
     };
     finding.explanation = format!(
-        "In {} of {readings} readings goroutines of the program waited for the collector (`GC assist wait` and the like), up to {most} at once; its workers were at work in {at_work}.{at}{starving}{grown} A goroutine that allocates faster than the collector can mark must help it first, and its request waits meanwhile.",
-        stalled.len()
+        "In {} of {readings} readings goroutines of the program waited for the collector (`GC assist wait` and the like), up to {most} at once, {:.0} % of those with work to do on average.{at}{starving}{grown} A goroutine that allocates faster than the collector can mark must help it first, and its request waits meanwhile.",
+        stalled.len(),
+        share * 100.0
     );
     finding.remedy = "Take a heap profile: what grows (a cache without a bound, a map that is never emptied) makes every collection longer. Then allocate less where these goroutines stand, or give the collector room (GOGC, GOMEMLIMIT) and CPUs.".to_owned();
     finding

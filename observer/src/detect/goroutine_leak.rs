@@ -29,6 +29,8 @@ pub struct GoroutineLeak;
 struct Leak<'a> {
     site: &'a SiteHistory,
     growth: Growth,
+    /// By itself it says too little.
+    is_weak: bool,
 }
 
 impl Rule for GoroutineLeak {
@@ -67,8 +69,12 @@ fn leaks<'a>(context: &Context<'_>, process: ProcessId, go: &'a GoProcess, verdi
             .samples
             .growth(long)
             .or_else(|| (asked_for && patience == 1).then(|| site.samples.growth(short).filter(backed)).flatten());
+        // Beside another place that fills it is part of the same.
+        let beside = || site.samples.growth(Demand { window_ns: long.window_ns / PATIENCE, ..long });
+        let weak = || (patience > 1).then(|| beside().or_else(|| site.samples.growth(short))).flatten();
         match growth {
-            Some(growth) => leaks.push(Leak { site, growth }),
+            Some(growth) => leaks.push(Leak { site, growth, is_weak: false }),
+            None if let Some(growth) = weak() => leaks.push(Leak { site, growth, is_weak: true }),
             None => {
                 let demand = if asked_for { short } else { long };
                 // Until the readings themselves span that time, and often enough to see that it is steady.
@@ -99,7 +105,7 @@ fn is_backed(context: &Context<'_>, process: ProcessId, growth: &Growth) -> bool
 /// One mistake may fill several places: those of libraries are told with that of the program, and so is what its goroutines
 /// started themselves.
 fn joined(mut leaks: Vec<Leak<'_>>) -> Vec<(Leak<'_>, Vec<Leak<'_>>)> {
-    leaks.sort_by_key(|leak| (!leak.site.site.is_own(), std::cmp::Reverse(leak.growth.more())));
+    leaks.sort_by_key(|leak| (leak.is_weak, !leak.site.site.is_own(), std::cmp::Reverse(leak.growth.more())));
     let mut joined: Vec<(Leak<'_>, Vec<Leak<'_>>)> = Vec::new();
     for leak in leaks {
         let belongs = |(first, _): &&mut (Leak<'_>, Vec<Leak<'_>>)| {
@@ -110,6 +116,7 @@ fn joined(mut leaks: Vec<Leak<'_>>) -> Vec<(Leak<'_>, Vec<Leak<'_>>)> {
         };
         match joined.iter_mut().find(belongs) {
             Some((_, beside)) => beside.push(leak),
+            None if leak.is_weak => {}
             None => joined.push((leak, Vec::new())),
         }
     }
