@@ -422,5 +422,6 @@ fn life_of_a_finding() {
 mod far_ends;
 mod file_locks;
 mod frames;
+mod goroutines;
 mod lost_wakeup;
 mod runtime_locks;

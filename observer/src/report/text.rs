@@ -5,6 +5,7 @@ use crate::census::{Pid, ThreadRow, TimeoutKind};
 use crate::detect::{Change, Life, Link, Severity, ThreadRef};
 use crate::model::decode::in_words;
 use crate::model::frames::{Reading, Rest};
+use crate::model::goroutines::{GoClass, GoProcess};
 use crate::model::graph::{Graph, Hop, Nature};
 use crate::model::{Class, Host, Owner, ResourceKind, Wait, duration};
 use crate::proc::{EndHolder, FarEnd};
@@ -20,6 +21,8 @@ const LISTED: usize = 40;
 const LINKS: usize = 20;
 /// Different stacks shown under a finding, or under a small process.
 const STACKS: usize = 4;
+/// Places of goroutines shown of a process.
+const GO_SITES: usize = 5;
 /// Frames of a goroutine's stack shown under a finding.
 const GO_FRAMES: usize = 16;
 /// Threads named above a stack that they share.
@@ -371,6 +374,9 @@ pub fn process(
         let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
+    if let Some(go) = host.goroutines(view.id) {
+        out.push_str(&goroutines(go));
+    }
     let alone: Vec<Pid> = listed.iter().copied().filter(|tid| !involved.contains(tid)).collect();
     out.push_str(&chains::to_text(host, graph, &alone));
     out.push_str(&lately::to_text(host, view.id.pid));
@@ -381,6 +387,28 @@ pub fn process(
         Stacks::All => (view.threads.iter().map(|row| row.tid).collect(), usize::MAX),
     };
     out.push_str(&stack_groups(host, &stacks::groups(host, tids), most, "  ", paint));
+    out
+}
+
+/// The goroutines of a process, in a few lines: where most of them stand.
+fn goroutines(go: &GoProcess) -> String {
+    let mut sites: Vec<_> = go.sites().filter(|history| !history.site.is_system).collect();
+    sites.sort_by_key(|history| std::cmp::Reverse(history.count));
+    let mut out = format!("  {} goroutines, read in {}\n", go.latest.total(), duration(go.latest.took_ns));
+    for history in sites.iter().take(GO_SITES) {
+        let site = &history.site;
+        let started = site.created_by.as_ref().map(|place| format!(", started by {}", place.describe()));
+        let what = match site.reason.as_str() {
+            "" if site.class == GoClass::Syscall => "system call",
+            "" => "runnable or running",
+            reason => reason,
+        };
+        let line = format!("{} in {what} at {}{}", history.count, site.place.describe(), started.unwrap_or_default());
+        let _ = writeln!(out, "    {}", clean(&line));
+    }
+    if let Some(more @ 1..) = sites.len().checked_sub(GO_SITES) {
+        let _ = writeln!(out, "    + {more} more places (`observer goroutines PID` shows them)");
+    }
     out
 }
 
