@@ -140,6 +140,10 @@ handler, start = behind["handler"], behind["_start"][0]
 unwind("signal", "signal", symbols["bare"], [handler[-1], STACK + 0x28, symbols["restorer"]] + [0] * 13 + [STACK + 0xb0, 0, 0, STACK + 0xd8, symbols["bare"], 0, handler[0], 0, start] + [start] * 6, 0, 8)
 unwind("generated", "plain", 0, [STACK + 0x20, 0x700000000010, 0, 0, STACK + 0x40, 0x700000000020, 0, 0, 0, 0], 0, 0)
 
+# Place (24 bits) and value of a change to sound goroutines.
+write("goroutines", "length", b"\0\0\0\xff")
+write("goroutines", "fields", b"\x98\0\0\0\xa0\x10\0\x05")
+
 write("maps", "program", "55d0c0a00000-55d0c0a21000 r-xp 00002000 fd:01 1234567    /opt/a b/server (deleted)\n7ffd0-7ffd1 rw-p 00000000 00:00 0      [stack]\n7f00000000-7f00001000 r-xp 00000000 00:00 0\n")
 write("maps", "odd", b"0-1 ---p 0 00:00 0 \xff\xfe\\012x\nffffffffffffffff-ffffffffffffffff r 0 0 0\n")
 hash64 = "a3f1e0b2c4d5968778695a4b3c2d1e0f" * 2

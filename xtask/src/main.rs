@@ -37,6 +37,7 @@ cargo xtask corpus locks [--seed N] [--count N] [--library NAME] [--healthy]
                                        random lock programs that log their own truth: how often inferred holders are right
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
+cargo xtask bench goroutines [--quick] what a census of 10,000 and 100,000 goroutines costs, against the program's own profile
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace and strace
@@ -76,7 +77,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
         ["configuration"] => configuration().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
-        ["bench", what @ ("census" | "stacks" | "convoy" | "daemon" | "tax"), flags @ ..] => {
+        ["bench", what @ ("census" | "stacks" | "goroutines" | "convoy" | "daemon" | "tax"), flags @ ..] => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

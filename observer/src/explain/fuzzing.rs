@@ -1,6 +1,7 @@
 //! Parts of this room by themselves, for its tests and for the fuzz targets of `tests/fuzz`; not part of observer itself.
 
 use super::address_space::AddressSpace;
+pub use super::go::goroutines::made_up::MadeUp;
 use super::image::Image;
 use super::library::Loaded;
 use super::unwind::stack_memory::StackMemory;

@@ -15,6 +15,9 @@ const SHOWN: usize = 8;
 /// Numbers of goroutines, and things waited for, that JSON lists of one group.
 const LISTED: usize = 16;
 
+/// Groups that are remembered beyond the last census.
+const MAX_GROUPS: usize = 1 << 16;
+
 /// What one census adds to those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Trend {
@@ -27,7 +30,7 @@ pub struct Trend {
 /// A goroutine in one wait: number, `g`, program counter, stack pointer.
 type Wait = (u64, u64, u64, u64);
 
-/// The censuses of one process so far. What it keeps is as large as one census.
+/// The censuses of one process so far. What it keeps is about as large as one census.
 #[derive(Debug, Default)]
 pub struct Trends {
     /// When each was first seen where it is, `CLOCK_MONOTONIC`.
@@ -64,11 +67,10 @@ impl Trends {
             trends.push(Trend { longest_wait_ns, growth_per_minute: growth });
         }
         // A group that has gone for a moment has not begun anew.
-        self.groups.retain(|key, _| groups.contains_key(key) || self.first_ns == Some(first));
-        self.groups.extend(groups);
-        if self.groups.len() > 4 * census.groups.len().max(1024) {
-            self.groups.retain(|_, (_, count)| *count > 0);
+        if self.groups.len() > MAX_GROUPS {
+            self.groups.clear();
         }
+        self.groups.extend(groups);
         self.waits = waits;
         trends
     }
@@ -278,4 +280,51 @@ pub fn to_folded(census: &Goroutines, with_system: bool) -> String {
         *folded.entry(names.join(";")).or_default() += group.members.len();
     }
     folded.iter().map(|(stack, count)| format!("{stack} {count}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::census::ProcessId;
+    use crate::proc::Goroutine;
+    use std::sync::Arc;
+
+    fn census(taken_ns: u64, goids: impl IntoIterator<Item = u64>) -> Goroutines {
+        let function = |name: &str| Frame { function: Some(name.to_owned()), ..Frame::default() };
+        let frames = vec![function("runtime.gopark"), function("main.send;er"), function("main.\u{1b}run")];
+        let members = goids.into_iter().map(|goid| Goroutine { goid, g: goid, ..Goroutine::default() }).collect();
+        let group = GoroutineGroup {
+            state: GoState::Waiting,
+            reason: "chan send".to_owned(),
+            stack: Arc::new(Stack { frames, end: StackEnd::Root }),
+            created_by: Some(("main.start".to_owned(), "/src/main.go".to_owned(), 7)),
+            function: Some("main.run".to_owned()),
+            is_system: false,
+            members,
+        };
+        let mut census = Goroutines::missing(ProcessId { pid: 7, start_ns: 1 }, "");
+        (census.taken_ns, census.missing, census.groups) = (taken_ns, None, vec![group]);
+        census
+    }
+
+    #[test]
+    fn growth_and_waits_are_those_since_the_first_census() {
+        let mut trends = Trends::default();
+        let second = 1_000_000_000;
+        assert_eq!(trends.learn(&census(10 * second, 1..=10)), [Trend::default()]);
+        // Half a minute later five more, and the first has gone.
+        let trend = trends.learn(&census(40 * second, 2..=16))[0];
+        assert_eq!(trend, Trend { longest_wait_ns: 30 * second, growth_per_minute: Some(10.0) });
+        // All of them are new: nobody has been seen waiting before.
+        let trend = trends.learn(&census(70 * second, 20..=29))[0];
+        assert_eq!(trend, Trend { longest_wait_ns: 0, growth_per_minute: Some(0.0) });
+    }
+
+    #[test]
+    fn names_neither_break_lines_nor_reach_the_terminal() {
+        let census = census(1, 1..=3);
+        assert_eq!(to_folded(&census, false), "main.\u{fffd}run;main.send:er;runtime.gopark;[chan send] 3\n");
+        let text = to_text(&census, &[Trend::default()], "x\u{1b}", 20, false, Paint::default());
+        assert!(!text.contains('\u{1b}') && text.contains("created by main.start (/src/main.go:7)"), "{text}");
+    }
 }

@@ -7,6 +7,7 @@ mod census;
 mod companion;
 mod convoy;
 mod daemon;
+mod goroutines;
 mod limits;
 mod namespace;
 mod stacks;
@@ -31,6 +32,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
     let table = match what {
         "census" => census::measure(&observer, quick)?,
         "stacks" => stacks::measure(&observer, quick)?,
+        "goroutines" => goroutines::measure(&observer, quick)?,
         "convoy" => convoy::measure(&observer, quick)?,
         "daemon" => daemon::measure(&observer, quick)?,
         _ => tax::measure(&observer, quick)?,

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod hostile;
+pub(super) use hostile::Damage;
 
 use super::*;
 use object::{Object, ObjectSymbol, SymbolKind};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Builds the test program with the `go` of this machine (Debian's, installed by `xtask setup`).
-fn build(directory: &Path, name: &str, arguments: &[&str]) -> PathBuf {
+pub(super) fn build(directory: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/explain/go/testdata/main.go");
     let program = directory.join(name);
     let mut go = Command::new("go");

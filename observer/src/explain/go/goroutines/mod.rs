@@ -11,6 +11,8 @@
 
 mod groups;
 mod layout;
+#[cfg(any(test, fuzzing))]
+pub(in crate::explain) mod made_up;
 mod reasons;
 mod waits;
 mod walk;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// xorshift64*: the same damage in each run.
-struct Damage(u64);
+pub(in crate::explain::go) struct Damage(pub(in crate::explain::go) u64);
 
 impl Damage {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(in crate::explain::go) fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
