@@ -146,7 +146,7 @@ fn a_circle_of_locks() {
     let found = watch((0..10).map(circle));
     assert_eq!(kinds_of(&found), [(Kind::Deadlock, Confidence::Likely)], "{found:#?}");
     let steps: Vec<_> = found[0].chain.iter().map(|link| (link.from.goid, link.held_by.unwrap().goid)).collect();
-    assert_eq!(steps, [(Some(6), Some(5)), (Some(5), Some(6))].map(|(a, b)| (a, b)), "{:#?}", found[0].chain);
+    assert_eq!(steps, [(Some(5), Some(6)), (Some(6), Some(5))], "{:#?}", found[0].chain);
     assert!(watch((0..3).map(circle)).is_empty(), "not for the threshold");
 }
 

@@ -137,7 +137,7 @@ impl GoProcess {
             }
         }
         // Left out for want of time: whoever is missing may live.
-        let others: u64 = all.lost.values().sum();
+        let others: u64 = ["unreadable", "unsound"].into_iter().filter_map(|why| all.lost.get(why)).sum();
         let is_cut = all.lost.contains_key("deadline") || all.lost.contains_key("limit");
         let is_whole = !is_cut && others <= 8 + all.total() as u64 / 20;
         if is_whole {

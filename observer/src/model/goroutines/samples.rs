@@ -13,7 +13,7 @@ pub struct Sample {
     pub left: u64,
 }
 
-/// Kept at most: when there are more, every second of the older half goes.
+/// Kept at most.
 const MOST: usize = 96;
 
 /// A rise must go on in so many parts of its time.
@@ -74,12 +74,16 @@ impl Samples {
     /// Takes the next one.
     pub fn push(&mut self, sample: Sample) {
         if self.0.len() >= MOST {
-            let half = MOST / 2;
-            let mut at = 0;
-            self.0.retain(|_| {
-                at += 1;
-                at > half || at % 2 == 1
-            });
+            // The gaps grow with their age, so that any length of time up to now keeps its parts.
+            let gap = |at: &usize| {
+                let near = self.0.get(at - 1).zip(self.0.get(*at)).zip(self.0.get(at + 1));
+                near.map_or(f64::MAX, |((before, this), behind)| {
+                    let age = sample.at_ns.saturating_sub(this.at_ns).max(1);
+                    behind.at_ns.saturating_sub(before.at_ns) as f64 / age as f64
+                })
+            };
+            let narrowest = (1..MOST - 1).min_by(|one, other| gap(one).total_cmp(&gap(other)));
+            self.0.remove(narrowest.unwrap_or(1));
         }
         self.0.push(sample);
     }
