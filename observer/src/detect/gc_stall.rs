@@ -88,7 +88,7 @@ fn finding(
     let site = group.and_then(Site::of);
     let heap: Vec<u64> = go.gc().iter().map(|sample| sample.heap_bytes).filter(|bytes| *bytes > 0).collect();
     let mut finding = Finding::new(Kind::GcStall, context.host, process, "gc")
-        .from_first_look(first, context.host)
+        .since_first_look(first, context.host)
         .fact("readings", readings)
         .fact("readings_stalled", stalled.len())
         .fact("readings_gc_at_work", at_work)

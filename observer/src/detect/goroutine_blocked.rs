@@ -282,7 +282,7 @@ fn about(
     since_ns: u64,
 ) -> Finding {
     Finding::new(Kind::GoroutineBlocked, context.host, process, key)
-        .from_first_look(since_ns, context.host)
+        .since_first_look(since_ns, context.host)
         .fact("place", place(at))
         .fact("created_by", created_by.map(place))
         .fact("oldest_wait_ns", go.latest.taken_ns.saturating_sub(since_ns))

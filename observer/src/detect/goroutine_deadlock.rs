@@ -88,7 +88,7 @@ fn finding(
     keys.sort();
     let confidence = steps.iter().map(|(_, holder)| holder.confidence).min()?;
     let mut finding = Finding::new(Kind::Deadlock, context.host, process, &keys.join(","))
-        .from_first_look(since, context.host)
+        .since_first_look(since, context.host)
         .fact("cycle", steps.len())
         .fact("goroutines", steps.iter().map(|(_, holder)| holder.goroutine.goid).collect::<Vec<_>>())
         .fact("also_blocked", circle.waiters().count().saturating_sub(steps.len()))

@@ -130,7 +130,7 @@ fn finding(context: &Context<'_>, process: ProcessId, go: &GoProcess, leak: &Lea
     let memory: u64 = all().map(|leak| leak.site.stack_bytes + leak.site.count * G_BYTES).sum();
     let per_minute = growth.per_minute();
     let mut finding = Finding::new(Kind::GoroutineLeak, context.host, process, &site.key())
-        .from_first_look(growth.first.at_ns, context.host)
+        .since_first_look(growth.first.at_ns, context.host)
         .fact("wait_reason", site.reason.as_str())
         .fact("place", place(&site.place))
         .fact("created_by", site.created_by.as_ref().map(place))

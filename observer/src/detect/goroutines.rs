@@ -102,7 +102,7 @@ pub(super) fn goroutine_ref(host: &Host, process: ProcessId, goid: u64, tid: Opt
 
 impl Finding {
     /// Of goroutines observer knows no earlier time than that of its first look.
-    pub(super) fn from_first_look(mut self, ns: u64, host: &Host) -> Self {
+    pub(super) fn since_first_look(mut self, ns: u64, host: &Host) -> Self {
         self = self.since_mono(ns, host).fact("since_exact", false);
         self
     }

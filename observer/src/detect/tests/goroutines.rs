@@ -173,7 +173,7 @@ fn the_collector() {
     let work = |reason: &str, goids| go_group(reason, &["runtime.gopark", "runtime.mallocgc", "main.handle"], goids);
     let held = |n: u64| vec![work("GC assist wait", 100..100 + (n % 3) * 10), receivers(10..14)];
     assert_eq!(kinds_of(&watch((0..10).map(held))), [(Kind::GcStall, Confidence::Likely)]);
-    let brief = |n: u64| vec![work("GC assist wait", 100..100 + u64::from(n % 10 == 0)), receivers(10..14)];
+    let brief = |n: u64| vec![work("GC assist wait", 100..100 + u64::from(n.is_multiple_of(10))), receivers(10..14)];
     assert!(watch((0..30).map(brief)).is_empty());
 }
 
