@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 /// So many more are the least that is told from chance.
 const LEAST: u64 = 8;
-/// A rise that is too short to say what it is counts with so many there before.
-const BACKING: u64 = 200;
+/// A rise that is too short to say what it is counts if this part of what the rate explains was there before.
+const BACKING: f64 = 0.6;
 /// Waits that end when a peer or a clock wants it: sessions grow with their users.
 const PATIENCE: u64 = 10;
 /// What the runtime keeps of a goroutine beside its stack, bytes (`sizeof(runtime.g)` of Go 1.24).
@@ -94,12 +94,13 @@ fn is_judged(site: &SiteHistory) -> bool {
         && !matches!(site.site.class, GoClass::Active | GoClass::Forever | GoClass::Lock | GoClass::Gc | GoClass::Other)
 }
 
-/// Whether a short rise has gone on for long, by what was there when the look began: a leak from the start of the process on
-/// explains it, a pool that has just begun to fill does not.
+/// Whether a short rise has gone on for long, by what was there when the look began: as much as comes in the time that a long
+/// rise takes, or since the start of the process. A pool that has just begun to fill has less.
 fn is_backed(context: &Context<'_>, process: ProcessId, growth: &Growth) -> bool {
     let age = growth.first.at_ns.saturating_sub(context.started(process));
-    let explained = growth.per_minute() / 60e9 * age as f64;
-    growth.first.count >= BACKING || growth.first.count as f64 >= explained / 5.0
+    let long = context.scope.threshold_ns.saturating_mul(THRESHOLDS);
+    let explained = growth.per_minute() / 60e9 * age.min(long) as f64;
+    growth.first.count as f64 >= explained * BACKING
 }
 
 /// One mistake may fill several places: those of libraries are told with that of the program, and so is what its goroutines
