@@ -2,6 +2,7 @@
 //! host; what it produces are turns.
 
 mod gather;
+mod goroutines;
 
 use crate::census::{
     Census, CensusError, GovernedProbes, Pid, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
@@ -18,6 +19,7 @@ use crate::proc::{
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
+use goroutines::GoPace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,6 +74,10 @@ pub struct Session {
     connecting: (Vec<ConnectingSocket>, Option<Instant>),
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
+    /// When the goroutines of which process are read next.
+    go_pace: GoPace,
+    /// A reading of goroutines is under way.
+    awaits_goroutines: bool,
     /// What the probes' filter holds, in ids of the initial PID namespace.
     listened_to: BTreeSet<Pid>,
     /// Model, rules, findings.
@@ -97,6 +103,8 @@ impl Session {
             no_far_ends_until: None,
             connecting: (Vec::new(), None),
             parents: Vec::new(),
+            go_pace: GoPace::default(),
+            awaits_goroutines: false,
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
             account: Account::default(),
@@ -157,6 +165,7 @@ impl Session {
         facts.sites = sites;
         let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
+        self.read_goroutines(&mut facts);
         self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
         self.account.note_readers(self.gatherer.pool_stats() + self.explainer.pool_stats());

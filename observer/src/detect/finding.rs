@@ -21,11 +21,14 @@ pub enum Kind {
     Uninterruptible,
     Stopped,
     Unreadable,
+    GoroutineLeak,
+    GoroutineBlocked,
+    GcStall,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Deadlock,
         Self::AbandonedLock,
         Self::LockWait,
@@ -35,6 +38,9 @@ impl Kind {
         Self::Uninterruptible,
         Self::Stopped,
         Self::Unreadable,
+        Self::GoroutineLeak,
+        Self::GoroutineBlocked,
+        Self::GcStall,
     ];
 
     /// The name in JSON.
@@ -49,6 +55,9 @@ impl Kind {
             Self::Uninterruptible => "uninterruptible",
             Self::Stopped => "stopped",
             Self::Unreadable => "unreadable",
+            Self::GoroutineLeak => "goroutine_leak",
+            Self::GoroutineBlocked => "goroutine_blocked",
+            Self::GcStall => "gc_stall",
         }
     }
 }
@@ -99,8 +108,10 @@ impl Moment {
 pub struct ThreadRef {
     /// Its process.
     pub pid: Pid,
-    /// Its id.
+    /// Its id; 0 for a goroutine that is on no thread.
     pub tid: Pid,
+    /// The goroutine that is meant.
+    pub goid: Option<u64>,
 }
 
 /// One step of a finding's chain.
@@ -247,7 +258,7 @@ pub fn links_with(longest: &[Hop], waiters: &BTreeSet<Pid>, graph: &Graph, host:
 
 /// A thread with its process.
 pub fn thread_ref(tid: Pid, host: &Host) -> ThreadRef {
-    ThreadRef { pid: host.row(tid).map_or(tid, |row| row.process.pid), tid }
+    ThreadRef { pid: host.row(tid).map_or(tid, |row| row.process.pid), tid, goid: None }
 }
 
 /// FNV-1a over kind, process and key: short, stable between runs, and no secret.

@@ -4,7 +4,7 @@ use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
 use crate::census::{Census, ProbeReading};
 use crate::model::graph::Graph;
 use crate::model::{Host, Scope};
-use crate::proc::{Facts, RuntimeLocks, StackFact};
+use crate::proc::{Facts, Goroutines, RuntimeLocks, StackFact};
 
 /// What one census brought.
 #[derive(Debug, Default)]
@@ -52,6 +52,11 @@ impl Judge {
     /// Takes what was read of the locks of runtimes after that census.
     pub fn learn_runtime_locks(&mut self, locks: Vec<RuntimeLocks>) {
         self.host.learn_runtime_locks(locks);
+    }
+
+    /// Takes readings of goroutines after that census.
+    pub fn learn_goroutines(&mut self, all: &[Goroutines]) {
+        self.host.learn_goroutines(all);
     }
 
     /// Takes what was gathered after that census.

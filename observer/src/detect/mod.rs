@@ -7,6 +7,11 @@ pub mod abandoned_lock;
 pub mod bad_timeout;
 pub mod deadlock;
 pub mod finding;
+pub mod gc_stall;
+pub mod goroutine_blocked;
+pub mod goroutine_deadlock;
+pub mod goroutine_leak;
+mod goroutines;
 pub mod habit;
 pub mod judge;
 pub mod ledger;
@@ -103,6 +108,10 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
         Box::new(unreadable::Unreadable),
         Box::new(bad_timeout::BadTimeout),
         Box::new(habit::ChangeOfHabit),
+        Box::new(goroutine_deadlock::GoroutineDeadlock),
+        Box::new(goroutine_blocked::GoroutineBlocked),
+        Box::new(goroutine_leak::GoroutineLeak),
+        Box::new(gc_stall::GcStall),
     ]
 }
 

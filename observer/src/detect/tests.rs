@@ -422,6 +422,7 @@ fn life_of_a_finding() {
 mod far_ends;
 mod file_locks;
 mod frames;
+mod goroutines;
 mod habit;
 mod lost_wakeup;
 mod runtime_locks;

@@ -3,6 +3,7 @@
 use super::decode::{self, Call, Known, Memory};
 use super::ends;
 use super::file_lock::{self, FileLock};
+use super::goroutines::GoProcesses;
 use super::holding::{Named, Queue};
 use super::probes::{ProbeHistory, Waker};
 use super::runtime_locks::AtLocks;
@@ -92,6 +93,7 @@ pub struct Host {
     pub(super) glanced: Pid,
     pub(super) stacks: Stacks,
     pub(super) runtime_locks: AtLocks,
+    pub(super) go: GoProcesses,
 }
 
 /// How often a row's thread was switched out: the same number twice means it slept in between.
@@ -128,6 +130,7 @@ impl Host {
             self.rows.chunk_by(|a, b| a.process == b.process).filter_map(|rows| Some(rows.first()?.process)).collect();
         self.processes.retain(|id, _| processes.contains(id));
         self.epolls.retain(|(id, _), _| processes.contains(id));
+        self.go.0.retain(|id, _| processes.contains(id));
         self.probes.learn(reading, now);
         let tids = &self.tids;
         self.probes.forget(|id| tids.binary_search(&id).is_ok() || processes.iter().any(|process| process.pid == id));
@@ -157,6 +160,7 @@ impl Host {
         self.learn_stacks(&facts.stacks);
         self.probes.learn_sites(&facts.sites);
         let runtime_locks = facts.runtime_locks;
+        self.learn_goroutines(&facts.goroutines);
         for process in facts.processes {
             self.processes.insert(process.process, process);
         }

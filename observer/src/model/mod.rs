@@ -6,6 +6,7 @@ pub mod decode;
 mod ends;
 pub mod file_lock;
 pub mod frames;
+pub mod goroutines;
 pub mod graph;
 mod holding;
 pub mod host;

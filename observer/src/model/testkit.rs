@@ -1,7 +1,11 @@
 //! Rows and facts made by hand, for the tests of `model` and `detect`.
 
 use crate::census::{Census, Clocks, Pid, ProcessId, SyscallInProgress, ThreadRow, row::state};
-use crate::proc::{Facts, Libc, MemoryFact, ProcessFacts, ThreadFacts};
+use crate::proc::{
+    Facts, Frame, GoState, Goroutine, GoroutineGroup, Goroutines, Libc, MemoryFact, ProcessFacts, Stack, StackEnd,
+    ThreadFacts,
+};
+use std::sync::Arc;
 
 /// One second, nanoseconds.
 pub(crate) const S: u64 = 1_000_000_000;
@@ -102,4 +106,33 @@ pub(crate) fn facts(threads: Vec<ThreadFacts>) -> Facts {
         })
         .collect();
     Facts { threads, processes, ..Facts::default() }
+}
+
+/// Parked goroutines with these numbers and frames, innermost first, started by `main.serve`.
+pub(crate) fn go_group(reason: &str, functions: &[&str], goids: std::ops::Range<u64>) -> GoroutineGroup {
+    let frame = |(line, function): (u32, &&str)| Frame {
+        function: Some((*function).to_owned()),
+        file: Some("/src/main.go".to_owned()),
+        line: Some(line),
+        ..Frame::default()
+    };
+    let frames = (10..).zip(functions).map(frame).collect();
+    let member =
+        |goid| Goroutine { goid, g: 0xc000 + goid, pc: 0x4000, sp: 0x9000, stack_bytes: 2048, ..Goroutine::default() };
+    GoroutineGroup {
+        state: GoState::Waiting,
+        reason: reason.to_owned(),
+        stack: Arc::new(Stack { frames, end: StackEnd::Root }),
+        created_by: Some(("main.serve".to_owned(), "/src/main.go".to_owned(), 99)),
+        function: functions.last().map(|name| (*name).to_owned()),
+        is_system: false,
+        members: goids.map(member).collect(),
+    }
+}
+
+/// A reading of the goroutines of a process at a second.
+pub(crate) fn goroutines(pid: Pid, at_s: u64, groups: Vec<GoroutineGroup>) -> Goroutines {
+    let mut all = Goroutines::missing(process(pid), "");
+    (all.missing, all.version, all.taken_ns, all.groups) = (None, "go1.24.3".to_owned(), at_s * S, groups);
+    all
 }

@@ -1,9 +1,11 @@
 //! `observer.report/v1` and `observer.finding/v1`. Fields may be added here, never renamed or dropped.
 
+use super::goroutines::{Trend, group_to_json};
 use super::{Account, ProcessView, Setting, lately, stacks, wakes};
 use crate::census::{ThreadRow, TimeoutKind};
-use crate::detect::{CallSite, Life, Link, Moment};
+use crate::detect::{CallSite, Life, Link, Moment, ThreadRef};
 use crate::model::frames::Reading;
+use crate::model::goroutines::GoProcess;
 use crate::model::graph::{Graph, Hop};
 use crate::model::wait::Member;
 use crate::model::{Confidence, Host, Owner, Resource, Timeout, Wait};
@@ -156,7 +158,7 @@ pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
         "threads": view.threads.iter().map(|row| thread(host, graph, row)).collect::<Vec<_>>(),
         "waits": host.probes().stats().iter().filter(|s| s.pid == view.id.pid).collect::<Vec<_>>(),
         "lately": lately::to_json(host, view.id.pid),
-        "goroutines": null,
+        "goroutines": host.goroutines(view.id).map(goroutines),
         // Not measured yet: null is "unknown", never "none".
         "debts": {
             "unanswered": null, "oldest_unanswered_ns": null, "unread_bytes": null, "backlog": null, "awaiting_reply": null,
@@ -166,15 +168,47 @@ pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
 
 pub(super) fn link(host: &Host, link: &Link) -> Value {
     json!({
-        "from": { "pid": link.from.pid, "tid": link.from.tid },
+        "from": thread_ref(link.from),
         "waits_for": resource(&link.waits_for),
-        "held_by": link.held_by.map(|held| json!({ "pid": held.pid, "tid": held.tid })),
+        "held_by": link.held_by.map(thread_ref),
         "relation": link.nature.name(),
         "confidence": confidence(link.confidence),
         "how": link.how,
         // A hint where nobody is known to hold it.
         "woken_by": if link.held_by.is_none() { wakes::to_json(host, link.from.tid) } else { Value::Null },
     })
+}
+
+/// Groups of goroutines that a report lists, the largest first.
+const GO_GROUPS: usize = 500;
+
+/// The goroutines of a process, as read last.
+fn goroutines(go: &GoProcess) -> Value {
+    let now = go.latest.taken_ns;
+    let groups = go.latest.groups.iter().take(GO_GROUPS).map(|group| {
+        let growth = go.site(group).and_then(|site| site.samples.since(0));
+        let growth_per_minute = growth.filter(|growth| growth.window_ns() > 0).map(|growth| growth.per_minute());
+        let longest_wait_ns = now.saturating_sub(go.oldest(group));
+        group_to_json(group, Trend { longest_wait_ns, growth_per_minute })
+    });
+    json!({
+        "total": go.latest.total(),
+        "version": go.latest.version,
+        "taken_ns": now,
+        "took_ns": go.latest.took_ns,
+        "watched_ns": go.watched_ns(),
+        "lost": go.latest.lost,
+        "groups": groups.collect::<Vec<_>>(),
+        "groups_cut": go.latest.groups.len().saturating_sub(GO_GROUPS),
+    })
+}
+
+/// A thread, or a goroutine with the thread it is on, if any.
+fn thread_ref(one: ThreadRef) -> Value {
+    match one.goid {
+        None => json!({ "pid": one.pid, "tid": one.tid }),
+        Some(goid) => json!({ "pid": one.pid, "tid": (one.tid != 0).then_some(one.tid), "goid": goid }),
+    }
 }
 
 fn stack_group(group: &stacks::Group<'_>) -> Value {

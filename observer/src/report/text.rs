@@ -2,10 +2,11 @@
 
 use super::{Account, ProcessView, Setting, chains, json, lately, stacks, wakes};
 use crate::census::{Pid, ThreadRow, TimeoutKind};
-use crate::detect::{CallSite, Change, Life, Link, Severity};
+use crate::detect::{CallSite, Change, Life, Link, Severity, ThreadRef};
 use crate::host::clock::whole_ns;
 use crate::model::decode::in_words;
 use crate::model::frames::{Reading, Rest};
+use crate::model::goroutines::{GoClass, GoProcess};
 use crate::model::graph::{Graph, Hop, Nature};
 use crate::model::{Class, Host, Owner, ResourceKind, Wait, duration};
 use crate::proc::{EndHolder, FarEnd};
@@ -21,6 +22,10 @@ const LISTED: usize = 40;
 const LINKS: usize = 20;
 /// Different stacks shown under a finding, or under a small process.
 const STACKS: usize = 4;
+/// Places of goroutines shown of a process.
+const GO_SITES: usize = 5;
+/// Frames of a goroutine's stack shown under a finding.
+const GO_FRAMES: usize = 16;
 /// Threads named above a stack that they share.
 const NAMED: usize = 3;
 /// Width of running text.
@@ -113,6 +118,14 @@ pub fn finding(host: &Host, life: &Life, paint: Paint) -> String {
         let group = stacks::Group { tids: vec![call.tid], stack: &call.stack };
         out.push_str(&call_stack(host, &group, "    ", paint));
     }
+    let stack = finding.evidence.get("stack").and_then(|v| v.as_array());
+    let frames: Vec<&str> = stack.into_iter().flatten().filter_map(|f| f.as_str()).take(GO_FRAMES).collect();
+    if !frames.is_empty() {
+        let _ = writeln!(out, "    stack of these goroutines:");
+        for frame in frames {
+            let _ = writeln!(out, "      {}", paint.dim(&clean(frame)));
+        }
+    }
     let groups = stacks::groups(host, finding.threads.iter().copied());
     let groups: Vec<_> = groups.into_iter().filter(|group| !is_told(finding.call.as_ref(), group)).collect();
     out.push_str(&stack_groups(host, &groups, STACKS, "    ", paint));
@@ -138,14 +151,26 @@ fn call_stack(host: &Host, group: &stacks::Group<'_>, indent: &str, paint: Paint
 /// Who waits for what of whom.
 fn steps(host: &Host, link: &Link) -> String {
     let held = match link.held_by {
-        Some(held) => format!("{} {}", link.nature.verb(), host.name(held.tid)),
+        Some(held) => format!("{} {}", link.nature.verb(), who(host, held)),
+        None if link.nature == Nature::Call => {
+            return clean(&format!("{} → {}", who(host, link.from), link.waits_for.describe()));
+        }
         None => match wakes::to_text(host, link.from.tid) {
             Some(waker) => format!("holder unknown, {waker}"),
             None => "holder unknown".to_owned(),
         },
     };
     let thing = if link.nature == Nature::Exit { "the exit".to_owned() } else { link.waits_for.describe() };
-    clean(&format!("{} → {thing} → {held}", host.name(link.from.tid)))
+    clean(&format!("{} → {thing} → {held}", who(host, link.from)))
+}
+
+/// `goroutine 18`, `goroutine 18 on worker (tid 77)`, `worker (tid 77)`.
+fn who(host: &Host, one: ThreadRef) -> String {
+    match (one.goid, one.tid) {
+        (Some(goid), 0) => format!("goroutine {goid}"),
+        (Some(goid), tid) => format!("goroutine {goid} on {}", host.name(tid)),
+        (None, tid) => host.name(tid),
+    }
 }
 
 /// One step of a chain, with how sure it is.
@@ -373,6 +398,9 @@ pub fn process(
         let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
+    if let Some(go) = host.goroutines(view.id) {
+        out.push_str(&goroutines(go));
+    }
     let alone: Vec<Pid> = listed.iter().copied().filter(|tid| !involved.contains(tid)).collect();
     out.push_str(&chains::to_text(host, graph, &alone));
     out.push_str(&lately::to_text(host, view.id.pid));
@@ -383,6 +411,28 @@ pub fn process(
         Stacks::All => (view.threads.iter().map(|row| row.tid).collect(), usize::MAX),
     };
     out.push_str(&stack_groups(host, &stacks::groups(host, tids), most, "  ", paint));
+    out
+}
+
+/// The goroutines of a process, in a few lines: where most of them stand.
+fn goroutines(go: &GoProcess) -> String {
+    let mut sites: Vec<_> = go.sites().filter(|history| !history.site.is_system).collect();
+    sites.sort_by_key(|history| std::cmp::Reverse(history.count));
+    let mut out = format!("  {} goroutines, read in {}\n", go.latest.total(), duration(go.latest.took_ns));
+    for history in sites.iter().take(GO_SITES) {
+        let site = &history.site;
+        let started = site.created_by.as_ref().map(|place| format!(", started by {}", place.describe()));
+        let what = match site.reason.as_str() {
+            "" if site.class == GoClass::Syscall => "system call",
+            "" => "runnable or running",
+            reason => reason,
+        };
+        let line = format!("{} in {what} at {}{}", history.count, site.place.describe(), started.unwrap_or_default());
+        let _ = writeln!(out, "    {}", clean(&line));
+    }
+    if let Some(more @ 1..) = sites.len().checked_sub(GO_SITES) {
+        let _ = writeln!(out, "    + {more} more places (`observer goroutines PID` shows them)");
+    }
     out
 }
 

@@ -41,6 +41,7 @@ impl Session {
             if round == 0 {
                 let extra = self.whole_processes();
                 processes.extend(extra.identify);
+                processes.extend(self.maybe_go());
                 sockets_of = self.due(extra.sockets_of);
                 unread_of = extra.unread_of;
                 stopped = extra.stopped;

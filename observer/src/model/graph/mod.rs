@@ -41,6 +41,8 @@ pub enum Nature {
     FarEnd,
     /// It traces it.
     Tracer,
+    /// Nobody is meant: the call or the wait that a goroutine is in.
+    Call,
 }
 
 impl Nature {
@@ -52,6 +54,7 @@ impl Nature {
             Self::Child => "child",
             Self::FarEnd => "other_end",
             Self::Tracer => "tracer",
+            Self::Call => "call",
         }
     }
 
@@ -63,6 +66,7 @@ impl Nature {
             Self::Child => "which is",
             Self::FarEnd => "whose other end is held by",
             Self::Tracer => "which is",
+            Self::Call => "in",
         }
     }
 }

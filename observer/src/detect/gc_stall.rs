@@ -1,0 +1,142 @@
+//! `gc_stall`: the garbage collector holds up the program: goroutines made to help it, or to wait for it, in reading after
+//! reading; runnable ones that do not get to run while it works.
+
+use super::goroutines::{bytes, creator, frames, goroutines, place};
+use super::{Context, Finding, Kind, Rule, Severity, Verdict};
+use crate::census::ProcessId;
+use crate::model::goroutines::{GcSample, GoClass, GoProcess, Site};
+use crate::model::{Confidence, duration};
+use crate::proc::{GoState, GoroutineGroup};
+
+/// Readings that are needed at least, and of those that show it.
+const READINGS: usize = 4;
+const STALLED: usize = 2;
+/// The part of the goroutines with work to do that the collector holds up, over all readings, from which on it matters.
+const SHARE: f64 = 0.1;
+
+/// The rule.
+#[derive(Debug)]
+pub struct GcStall;
+
+impl Rule for GcStall {
+    fn check(&self, context: &Context<'_>) -> Verdict {
+        let mut verdict = Verdict::default();
+        for (process, go) in context.go_processes() {
+            let threshold = context.scope.threshold_ns;
+            let now = go.latest.taken_ns;
+            let recent = || go.gc().iter().filter(|sample| sample.at_ns.saturating_add(2 * threshold) >= now);
+            let readings = recent().count();
+            let stalled: Vec<&GcSample> = recent().filter(|sample| is_stalled(sample)).collect();
+            let at_work = recent().filter(|sample| sample.workers > 0).count();
+            let starved = starved(go, threshold);
+            let is_often = |count: usize| count > 0 && count * 3 >= readings;
+            let (held, busy) = recent().fold((0, 0), |(held, busy), one| (held + one.held_up, busy + busy_with(one)));
+            let share = held as f64 / busy.max(1) as f64;
+            let spans = recent().next().is_some_and(|first| now.saturating_sub(first.at_ns) >= threshold);
+            let begins = !stalled.is_empty() || recent().any(|sample| sample.held_up > 0 || sample.workers > 0);
+            if (readings < READINGS || !spans) && begins {
+                verdict.later(context.host.now_ns());
+            }
+            if readings < READINGS || !spans {
+                continue;
+            }
+            let is_stalled = stalled.len() >= STALLED && share >= SHARE;
+            if is_stalled || starved > 0 && is_often(at_work) {
+                let numbers = Numbers { readings, at_work, starved, share };
+                verdict.findings.push(finding(context, process, go, &stalled, &numbers));
+            }
+        }
+        verdict
+    }
+}
+
+/// Whether a reading shows more than the help every allocation may have to give now and then.
+fn is_stalled(sample: &GcSample) -> bool {
+    sample.held_up >= 2 && sample.held_up * 10 >= busy_with(sample)
+}
+
+/// Goroutines with work to do.
+fn busy_with(sample: &GcSample) -> u64 {
+    sample.held_up + sample.runnable + sample.running
+}
+
+/// Runnable goroutines that have not moved for the threshold.
+fn starved(go: &GoProcess, threshold: u64) -> usize {
+    let runnable = go.groups().filter(|group| group.state == GoState::Runnable);
+    let is_old = |since: u64| since.saturating_add(threshold) <= go.latest.taken_ns;
+    runnable.flat_map(|group| &group.members).filter(|one| is_old(go.waiting_since(one))).count()
+}
+
+struct Numbers {
+    readings: usize,
+    at_work: usize,
+    starved: usize,
+    share: f64,
+}
+
+fn finding(
+    context: &Context<'_>,
+    process: ProcessId,
+    go: &GoProcess,
+    stalled: &[&GcSample],
+    numbers: &Numbers,
+) -> Finding {
+    let most = stalled.iter().map(|sample| sample.held_up).max().unwrap_or(0);
+    let first = stalled.first().map_or(go.latest.taken_ns, |sample| sample.at_ns);
+    let Numbers { readings, at_work, starved, share } = *numbers;
+    let group = largest(go);
+    let site = group.and_then(Site::of);
+    let heap: Vec<u64> = go.gc().iter().map(|sample| sample.heap_bytes).filter(|bytes| *bytes > 0).collect();
+    let mut finding = Finding::new(Kind::GcStall, context.host, process, "gc")
+        .since_first_look(first, context.host)
+        .fact("readings", readings)
+        .fact("readings_stalled", stalled.len())
+        .fact("readings_gc_at_work", at_work)
+        .fact("held_up_most", most)
+        .fact("held_up_share", (share * 1000.0).round() / 1000.0)
+        .fact("runnable_starved", starved)
+        .fact("runnable", go.gc().last().map(|sample| sample.runnable))
+        .fact("heap_bytes", go.latest.heap_bytes)
+        .fact("heap_bytes_before", heap.first().copied())
+        .fact("place", site.as_ref().map(|site| place(&site.place)))
+        .fact("created_by", site.as_ref().and_then(|site| site.created_by.as_ref()).map(place))
+        .fact("stack", group.map(|group| frames(&group.stack)).unwrap_or_default())
+        .read_by(go);
+    finding.confidence = if stalled.len() * 3 >= readings { Confidence::Likely } else { Confidence::Possible };
+    finding.severity = Severity::Warning;
+    finding.title = match stalled.len() {
+        0 => format!("{starved} runnable goroutines of {} do not get to run while its collector works", finding.comm),
+        n => format!(
+            "the garbage collector of {} holds up its goroutines: up to {most} in {n} of {readings} readings",
+            finding.comm
+        ),
+    };
+    let at = site.as_ref().map_or_else(String::new, |site| {
+        format!(" Most stand at {}, {}.", site.place.describe(), creator(site.created_by.as_ref()))
+    });
+    let grown = match (heap.first(), heap.last()) {
+        (Some(before), Some(now)) if now > before => {
+            format!(" Its heap has grown from {} to {} in {}.", bytes(*before), bytes(*now), duration(go.watched_ns()))
+        }
+        (_, Some(now)) => format!(" Its heap has {}.", bytes(*now)),
+        _ => String::new(),
+    };
+    let starving = match starved {
+        0 => String::new(),
+        n => format!(" {} have been runnable for the threshold or longer and did not run.", goroutines(n as u64)),
+    };
+    finding.explanation = format!(
+        "In {} of {readings} readings goroutines of the program waited for the collector (`GC assist wait` and the like), up to {most} at once, {:.0} % of those with work to do on average.{at}{starving}{grown} A goroutine that allocates faster than the collector can mark must help it first, and its request waits meanwhile.",
+        stalled.len(),
+        share * 100.0
+    );
+    finding.remedy = "Take a heap profile: what grows (a cache without a bound, a map that is never emptied) makes every collection longer. Then allocate less where these goroutines stand, or give the collector room (GOGC, GOMEMLIMIT) and CPUs.".to_owned();
+    finding
+}
+
+/// The largest group that is held up now, else the largest that wants to run.
+fn largest(go: &GoProcess) -> Option<&GoroutineGroup> {
+    let held = go.groups().filter(|group| GoProcess::class(group) == GoClass::Gc);
+    let runnable = go.groups().filter(|group| group.state == GoState::Runnable);
+    held.max_by_key(|group| group.members.len()).or_else(|| runnable.max_by_key(|group| group.members.len()))
+}
