@@ -136,6 +136,8 @@ fn all_asleep(context: &Context<'_>, process: ProcessId, go: &GoProcess, verdict
     let mut owed: Option<&GoroutineGroup> = None;
     let mut since = 0;
     let mut count = 0;
+    // A channel may be closed by a timer of the runtime: that of a context with a deadline is.
+    let mut may_be_timed = false;
     for group in go.groups() {
         let (class, members) = (GoProcess::class(group), group.members.iter());
         let is_unbuffered =
@@ -151,6 +153,7 @@ fn all_asleep(context: &Context<'_>, process: ProcessId, go: &GoProcess, verdict
         if is_debt && owed.is_none_or(|most| most.members.len() < group.members.len()) {
             owed = Some(group);
         }
+        may_be_timed |= class == GoClass::Receive;
         count += group.members.len();
         since = members.map(|one| go.waiting_since(one)).max().unwrap_or(0).max(since);
     }
@@ -165,8 +168,10 @@ fn all_asleep(context: &Context<'_>, process: ProcessId, go: &GoProcess, verdict
         .fact("wait_reason", group.reason.as_str())
         .fact("count", count)
         .fact("stack", frames(&group.stack));
-    finding.confidence = Confidence::Likely;
-    finding.severity = Severity::Critical;
+    (finding.confidence, finding.severity) = match may_be_timed {
+        true => (Confidence::Possible, Severity::Warning),
+        false => (Confidence::Likely, Severity::Critical),
+    };
     finding.title = format!("all {count} goroutines of {} wait for each other", finding.comm);
     finding.explanation = format!(
         "Each of the {count} goroutines of the program waits for a lock, a wait group or a channel without a buffer that only another goroutine can end, and none has moved for {} or longer; none sleeps, waits for the network or is in a call. {} at {}, {}.",
