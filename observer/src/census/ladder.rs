@@ -25,17 +25,18 @@ use std::io::ErrorKind;
 pub enum Rung {
     /// fentry/fexit on `__x64_sys_*`.
     Fentry,
-    /// kprobe/kretprobe on `__x64_sys_*`.
-    Kprobe,
     /// `syscalls:sys_enter_*`/`sys_exit_*`.
     Tracepoint,
     /// `sys_enter`/`sys_exit` with types, one pair for all families on it: every system call of the machine pays.
     TpBtf,
+    /// kprobe/kretprobe on `__x64_sys_*`. Last: a kretprobe has few instances, each held by a thread asleep in its call, and
+    /// returns are missed when they run out.
+    Kprobe,
 }
 
 impl Rung {
     /// All of them, best first.
-    pub const ALL: [Self; 4] = [Self::Fentry, Self::Kprobe, Self::Tracepoint, Self::TpBtf];
+    pub const ALL: [Self; 4] = [Self::Fentry, Self::Tracepoint, Self::TpBtf, Self::Kprobe];
 }
 
 impl fmt::Display for Rung {
