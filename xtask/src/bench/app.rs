@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::companion::{Companion, Mode, Probes};
+use super::companion::{Companion, Mode, Probes, Rung};
 use super::namespace::Namespace;
 use super::table::{markdown, median, provenance, spread};
 use crate::invoke;
@@ -16,8 +16,13 @@ use crate::started::Started;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// What runs beside the application.
-const BESIDE: [Mode; 4] =
-    [Mode::Off, Mode::Daemon(Probes::None), Mode::Daemon(Probes::Budget), Mode::Daemon(Probes::NoBudget)];
+const BESIDE: [Mode; 5] = [
+    Mode::Off,
+    Mode::Daemon(Probes::None),
+    Mode::Daemon(Probes::Budget),
+    Mode::Watch(Rung::TpBtf),
+    Mode::Watch(Rung::Tracepoint),
+];
 
 /// One application under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +50,7 @@ type Samples = BTreeMap<(Load, Mode), Vec<f64>>;
 
 /// Measures and returns the table.
 pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
-    let (rounds, seconds) = if quick { (3, 2) } else { (15, 4) };
+    let (rounds, seconds) = if quick { (3, 2) } else { (9, 3) };
     // A network namespace with nothing but loopback, and a PID namespace: the daemon sees this and nothing else.
     let shell = "ip link set lo up && echo '{\"ready\":true}' && exec cat";
     let mut command = Command::new("unshare");
@@ -85,7 +90,7 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
     let command = if quick { "cargo xtask bench app --quick" } else { "cargo xtask bench app" };
     Ok(format!(
         "{}\n\n{}\nMedians of {rounds} rounds, each about {seconds} s a load; nobody watching is in requests a second. The others are the median of \
-         the ratios to the same round's run without observer, ± half the distance between the quartiles. {}",
+         the ratios to the same round's run without observer, ± half the distance between the quartiles. `observer watch` is without a budget here (`--cpu-budget off`). {}",
         provenance(command)?,
         table(&samples, &loads)?,
         if postgres_is_missing(&loads) { "PostgreSQL was not there." } else { "Server and client share the CPUs." }
