@@ -4,8 +4,8 @@ use crate::probes::Attempt;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use observer_ebpf::{
-    ACCOUNT_ENTRIES, FAMILIES, ProcessKey, ProcessWaits, SETTLED_SLOTS, Settled, SiteKey, SiteRecord, ThreadState,
-    Wakes, WordKey, WordRecord,
+    ACCOUNT_ENTRIES, Call, FAMILIES, ProcessKey, ProcessWaits, SETTLED_SLOTS, Settled, SiteKey, SiteRecord,
+    ThreadState, Wakes, WordKey, WordRecord,
 };
 
 /// Threads (view ids) whose kernel stack is wanted. A report shows a few dozen threads; 1,024 is
@@ -37,6 +37,10 @@ pub(crate) static IN_FLIGHT: HashMap<u64, ThreadState> = HashMap::with_max_entri
 /// A zeroed thread to insert from: too large for the stack.
 #[map]
 pub(crate) static ZERO_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
+
+/// A call of a thread for which there is no room, while its event is sent.
+#[map]
+pub(crate) static CALL: PerCpuArray<Call> = PerCpuArray::with_max_entries(1, 0);
 
 /// By family: only one call in `2^n` is looked at. See `ProbePlane::set_sampling`.
 #[map]

@@ -231,8 +231,7 @@ fn is_fair(policy: u32) -> bool {
 #[inline(always)]
 fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
     let tid = task.u32(off!(task_pid));
-    let memory = remember(task, tid);
-    if let Memory::Known = memory {
+    if is_settled(task, tid) {
         if write(seq, &settled(tid)) {
             WRITTEN.set(WRITTEN.get() + 1);
         }
@@ -343,27 +342,18 @@ fn one<const HELPER: bool>(seq: *mut seq_file, task: Btf) {
     }
     if write(seq, &record) {
         WRITTEN.set(WRITTEN.get() + 1);
-    } else if let Memory::New(slot) = memory {
+    } else if let Some(slot) = SETTLED.get_ptr_mut(tid & (SETTLED_SLOTS - 1)) {
         // The buffer is full, the kernel drains it and comes again: only what has been written is known.
         // SAFETY: a live map value; one thread reads an iterator at a time.
         unsafe { (*slot).tid = 0 };
     }
 }
 
-/// What is remembered of a thread.
-enum Memory {
-    /// An earlier pass has written it as it is now.
-    Known,
-    /// It is remembered as it is now.
-    New(*mut Settled),
-    /// Nothing: it runs, is runnable, stopped, in D state or about to end, or every thread is to be written whole.
-    Nothing,
-}
-
-/// Compares a thread with what is remembered of it. Only of sleepers that nobody else touches: such a thread changes
-/// nothing until it is switched in.
+/// Whether an earlier pass has written a thread as it is now; if not, it is remembered as it is now. Only of sleepers that
+/// nobody else touches: such a thread changes nothing until it is switched in. One that runs, is runnable, stopped, in D
+/// state or about to end is written whole.
 #[inline(always)]
-fn remember(task: Btf, tid: u32) -> Memory {
+fn is_settled(task: Btf, tid: u32) -> bool {
     let generation = match GENERATION.get(0) {
         Some(generation) => *generation,
         None => 0,
@@ -372,10 +362,10 @@ fn remember(task: Btf, tid: u32) -> Memory {
     let sleeps = state & INTERRUPTIBLE != 0 || state & NOLOAD != 0;
     // With the state of a sleeper and still on a CPU: on its way to sleep, after something new.
     if generation == 0 || !sleeps || task.u32(off!(task_on_cpu)) != 0 {
-        return Memory::Nothing;
+        return false;
     }
     let Some(slot) = SETTLED.get_ptr_mut(tid & (SETTLED_SLOTS - 1)) else {
-        return Memory::Nothing;
+        return false;
     };
     let start_boot_ns = task.u64(off!(task_start_boottime));
     let switches = task.u64(off!(task_nvcsw)).wrapping_add(task.u64(off!(task_nivcsw)));
@@ -389,10 +379,10 @@ fn remember(task: Btf, tid: u32) -> Memory {
         && known.switches == switches
         && known.generation == generation
     {
-        return Memory::Known;
+        return true;
     }
     *known = Settled { tid, state, start_boot_ns, switches, generation, reserved: 0 };
-    Memory::New(slot)
+    false
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use super::event::count;
 use super::socket::SHORTEST_NS;
 use crate::kernel::{Raw, current_registers, current_view, off, user};
 use crate::maps::{SITES, STACK_LIMIT, STACKS, ZERO_SITE};
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user};
 use observer_ebpf::{
     ACCOUNT_SITES_NEW, ACCOUNT_STACKS_FULL, ACCOUNT_STACKS_LIMITED, ACCOUNT_STACKS_UNREADABLE, ACCOUNT_TOO_SHORT, Call,
     FAMILY_CONNECT, FAMILY_SOCKET, STACK_BYTES, SiteKey, SiteRecord, TIMEOUT_FINITE, TIMEOUT_INVALID, TIMEOUT_KINDS,
@@ -80,18 +80,21 @@ fn record(key: &SiteKey) -> Option<*mut SiteRecord> {
     SITES.get_ptr_mut(key)
 }
 
-/// A call is entered at its site. Other threads may be at the same one: counts are close, not exact.
+/// A call is entered at its site; 1 if the stack of the site is still wanted. Other threads may be at the same one: counts are
+/// close, not exact.
+///
+/// Who calls it takes the stack, too: one function inside of another is more than older kernels have stack for.
 #[inline(never)]
-pub(crate) fn entered(call: &Call, given: u64) {
+pub(crate) fn entered(call: &Call) -> u64 {
     // SAFETY: the helper has no preconditions.
     let id = unsafe { bpf_get_current_pid_tgid() };
     let key = SiteKey { tgid: (id >> 32) as u32, syscall: call.nr, site: call.site };
     let Some(site) = record(&key) else {
-        return;
+        return 0;
     };
     let kind = call.kind as usize;
     // SAFETY: fields of a live map value; the index is checked.
-    let take = unsafe {
+    unsafe {
         if kind < TIMEOUT_KINDS {
             *(&raw mut (*site).calls).cast::<u64>().add(kind) += 1;
         }
@@ -109,30 +112,41 @@ pub(crate) fn entered(call: &Call, given: u64) {
             (*site).raw = call.timeout_raw;
             (*site).has_bad = bad as u32;
         }
-        (*site).last_ns = call.start_ns;
+        (*site).last_ns = if call.start_ns != 0 { call.start_ns } else { bpf_ktime_get_ns() };
         (*site).args = call.args;
         if (*site).tid != id as u32 {
             (*site).tid = id as u32;
             (*site).view_tid = current_view().0;
         }
-        (*site).has_stack == 0
-    };
-    if take && stack(given, call.site) != 0 {
+        u64::from((*site).has_stack == 0)
+    }
+}
+
+/// The stack of a site was sent.
+#[inline(never)]
+pub(crate) fn has_stack(call: &Call) {
+    // SAFETY: the helper has no preconditions.
+    let tgid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
+    if let Some(site) = SITES.get_ptr_mut(SiteKey { tgid, syscall: call.nr, site: call.site }) {
         // SAFETY: a field of a live map value.
         unsafe { (*site).has_stack = 1 };
     }
 }
 
-/// A call returns from its site. Calls of sockets are sites only if they waited.
-#[inline(never)]
-pub(crate) fn returned(call: &Call, wait_ns: u64, ret: i64, given: u64) {
-    if call.family == FAMILY_SOCKET && wait_ns < SHORTEST_NS || call.family == FAMILY_CONNECT && ret == IN_PROGRESS {
+/// Whether a call that returned makes a site: of sockets only those that waited.
+#[inline(always)]
+pub(crate) fn is_kept(call: &Call, wait_ns: u64, ret: i64) -> bool {
+    let too_short =
+        call.family == FAMILY_SOCKET && wait_ns < SHORTEST_NS || call.family == FAMILY_CONNECT && ret == IN_PROGRESS;
+    if too_short {
         count(ACCOUNT_TOO_SHORT);
-        return;
     }
-    if call.family == FAMILY_SOCKET || call.family == FAMILY_CONNECT {
-        entered(call, given);
-    }
+    !too_short
+}
+
+/// A call returns from its site.
+#[inline(never)]
+pub(crate) fn returned(call: &Call, wait_ns: u64) {
     // SAFETY: the helper has no preconditions.
     let tgid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     let Some(site) = SITES.get_ptr_mut(SiteKey { tgid, syscall: call.nr, site: call.site }) else {
@@ -155,7 +169,7 @@ fn may_take() -> bool {
         return false;
     };
     // SAFETY: the helper has no preconditions.
-    let second = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_ns() } >> 30;
+    let second = unsafe { bpf_ktime_get_ns() } >> 30;
     // SAFETY: this CPU's slot; a nested probe could take one stack more, no worse.
     unsafe {
         if (*limit)[0] != second {

@@ -4,7 +4,7 @@ use super::event::{Ends, What, Who, count, send};
 use super::timeout::Timeout;
 use super::{connect, futex, habit, poll, site, socket, wakeup};
 use crate::kernel::{add, current_in_view, setting};
-use crate::maps::{ENABLED, FILTER, IN_FLIGHT, PROCESSES, SAMPLE, ZERO, ZERO_THREAD};
+use crate::maps::{CALL, ENABLED, FILTER, IN_FLIGHT, PROCESSES, SAMPLE, ZERO, ZERO_THREAD};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
@@ -146,20 +146,27 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
             aggregate(waits, timeout.kind, 1);
         }
         if bad {
-            let call = Call {
-                // SAFETY: the helper has no preconditions.
-                start_ns: unsafe { bpf_ktime_get_ns() },
-                timeout_ns: timeout.ns,
-                timeout_raw: timeout.raw,
-                args: *args,
-                site: 0,
-                nr,
-                kind: timeout.kind,
-                family,
-                reserved: 0,
+            let Some(call) = CALL.get_ptr_mut(0) else {
+                return;
+            };
+            // SAFETY: this CPU's slot; the helper has no preconditions. A probe on top of this one could replace the call, and
+            // then the event is of that one.
+            let call = unsafe {
+                *call = Call {
+                    start_ns: bpf_ktime_get_ns(),
+                    timeout_ns: timeout.ns,
+                    timeout_raw: timeout.raw,
+                    args: *args,
+                    site: 0,
+                    nr,
+                    kind: timeout.kind,
+                    family,
+                    reserved: 0,
+                };
+                &*call
             };
             let what = What { kind: EVENT_BAD_TIMEOUT, family, wait_ns: 0, ret: 0, history: History::NONE, site: 0 };
-            send(&what, &Who::current(), &call, &Ends::UNKNOWN);
+            send(&what, &Who::current(), call, &Ends::UNKNOWN);
         }
         return;
     };
@@ -175,13 +182,19 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
     let Decoded { timeout_ns, timeout_raw, nr, kind, family, .. } = decoded;
     let (zero, bad) = (decoded.zero != 0, decoded.bad != 0);
     let timeout = Timeout { kind, raw: timeout_raw, ns: timeout_ns };
-    let mut call = Call { start_ns: 0, timeout_ns, timeout_raw, args: *args, site: 0, nr, kind, family, reserved: 0 };
+    // In place, and in flight once it has its start: a copy would take the stack that older kernels do not give.
+    // SAFETY: a map value that only this thread writes.
+    let call = unsafe { &mut (*thread).call };
+    if call.start_ns != 0 {
+        count(ACCOUNT_RETURN_MISSED);
+    }
+    *call = Call { start_ns: 0, timeout_ns, timeout_raw, args: *args, site: 0, nr, kind, family, reserved: 0 };
     if setting!(sites) != 0 {
         call.site = site::site(regs);
         if family == FAMILY_FUTEX || family == FAMILY_POLL {
-            // SAFETY: the helper has no preconditions.
-            call.start_ns = unsafe { bpf_ktime_get_ns() };
-            site::entered(&call, regs);
+            if site::entered(call) != 0 && site::stack(regs, call.site) != 0 {
+                site::has_stack(call);
+            }
         }
     }
     let mut history = History::NONE;
@@ -241,16 +254,9 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
     }
     // SAFETY: the helper has no preconditions.
     call.start_ns = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: as above.
-    unsafe {
-        if (*thread).call.start_ns != 0 {
-            count(ACCOUNT_RETURN_MISSED);
-        }
-        (*thread).call = call;
-    }
     if send_kind != 0 {
         let what = What { kind: send_kind, family, wait_ns: 0, ret: 0, history, site: call.site };
-        send(&what, &Who::current(), &call, &Ends::UNKNOWN);
+        send(&what, &Who::current(), call, &Ends::UNKNOWN);
         site::stack(regs, call.site);
     }
 }
@@ -292,7 +298,15 @@ pub(crate) fn exit(ret: i64, nr: u32, regs: u64) {
     let wait_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(call.start_ns);
     let family = call.family;
     if setting!(sites) != 0 && call.site != 0 {
-        site::returned(&call, wait_ns, ret, regs);
+        if site::is_kept(&call, wait_ns, ret) {
+            // Of these only what waited is kept, so they are not counted at entry.
+            let late = family == FAMILY_SOCKET || family == FAMILY_CONNECT;
+            let wanted = late && site::entered(&call) != 0;
+            site::returned(&call, wait_ns);
+            if wanted && site::stack(regs, call.site) != 0 {
+                site::has_stack(&call);
+            }
+        }
     }
     if family == FAMILY_SOCKET {
         return;
