@@ -12,7 +12,7 @@ pub(super) const TESTS: &[(&str, &str)] = &[
     ("deadlocks", "two_threads_two_mutexes"),
     ("deadlocks", "across_two_processes"),
     ("timeouts", "negative_and_absurd_timeouts_are_findings_even_when_they_began_before_us"),
-    ("timeouts", "an_invalid_timeout_is_seen_by_the_probe"),
+    ("timeouts", "timeouts_that_the_kernel_refuses_are_seen_by_the_probe"),
     ("timeouts", "timeouts_that_are_right_are_decoded_and_left_alone"),
     ("other_hangs", "a_connect_nobody_answers"),
     ("other_hangs", "a_stopped_process_somebody_waits_for"),
