@@ -109,7 +109,8 @@ fn timeouts_that_are_right_are_decoded_and_left_alone() -> Result<()> {
 fn timeouts_that_the_kernel_refuses_are_seen_by_the_probe() -> Result<()> {
     let victims = start(["ppoll-invalid", "ppoll-neg", "epoll-pwait2-neg"])?;
     let pids: Vec<i32> = victims.iter().flat_map(|victim| victim.truth.pids()).collect();
-    let run = Observer::attach(&pids, &["--for", "4s", "--output", "json"])?.run()?;
+    // The victims spin: with a budget the probes would be taken off.
+    let run = Observer::attach(&pids, &["--for", "4s", "--cpu-budget", "off", "--output", "json"])?.run()?;
     let report = run.report()?;
     if report.json["capability"]["probes"]["poll"].as_str().is_none_or(|p| p.starts_with("none")) {
         // The call never sleeps: without a probe nobody can see it.
