@@ -107,7 +107,7 @@ fn timeouts_that_are_right_are_decoded_and_left_alone() -> Result<()> {
 
 #[test]
 fn timeouts_that_the_kernel_refuses_are_seen_by_the_probe() -> Result<()> {
-    let victims = start(["ppoll-invalid", "ppoll-neg", "epoll-pwait2-neg"])?;
+    let victims = start(["ppoll-invalid", "ppoll-neg", "epoll-pwait2-neg"].into_iter().filter(|mode| is_there(mode)))?;
     let pids: Vec<i32> = victims.iter().flat_map(|victim| victim.truth.pids()).collect();
     // The victims spin: with a budget the probes would be taken off.
     let run = Observer::attach(&pids, &["--for", "4s", "--cpu-budget", "off", "--output", "json"])?.run()?;
