@@ -220,7 +220,8 @@ mod tests {
 
     fn edge(from: i32, to: i32, address: &str) -> Value {
         json!({ "from": {"pid": 10, "tid": from}, "waits_for": {"kind": "mutex", "address": address},
-            "held_by": {"pid": 10, "tid": to}, "confidence": "certain", "how": "glibc mutex owner" })
+            "held_by": {"pid": 10, "tid": to}, "confidence": "certain", "how": "glibc mutex owner",
+            "woken_by": null })
     }
 
     fn report(finding: Value) -> Value {
@@ -237,7 +238,8 @@ mod tests {
             "confidence": "certain", "state": "open", "since": "2026-01-01T00:00:00.1Z",
             "first_seen": "2026-01-01T00:00:01Z", "last_seen": "2026-01-01T00:00:01Z", "pid": 10, "comm": "deadlock",
             "container": null, "pod": null, "threads": [11, 12], "title": "t", "explanation": "e", "remedy": "r",
-            "chain": [edge(11, 12, "0x2000"), edge(12, 11, "0x1000")], "evidence": {}, "stacks": [] })
+            "chain": [edge(11, 12, "0x2000"), edge(12, 11, "0x1000")], "evidence": {}, "stacks": [],
+            "call_site": null })
     }
 
     fn check(finding: Value, code: i32) -> Result<()> {

@@ -5,7 +5,7 @@ use super::cpython;
 use super::go::goroutines;
 use super::jvm;
 use super::library::Library;
-use super::names::{Named, PerfMap};
+use super::names::PerfMap;
 use super::unwind::stack_memory::{FIRST, StackMemory};
 use super::unwind::{OUT_OF_TIME, RawFrame, Walked, walk};
 use crate::census::{Pid, ProcessId};
@@ -262,34 +262,13 @@ impl Naming<'_> {
     }
 
     fn name(&mut self, raw: &RawFrame, frames: &mut Vec<Frame>) {
-        let bare = Frame { address: raw.address, offset: raw.address, found_by: raw.found_by, ..Frame::default() };
         match self.space.at(raw.lookup()) {
-            Place::Nowhere => frames.push(bare),
+            Place::Nowhere => frames.push(raw.bare()),
             Place::Generated => {
                 let function = self.perf_map().and_then(|map| map.lookup(raw.lookup())).map(str::to_owned);
-                frames.push(Frame { function, ..bare });
+                frames.push(Frame { function, ..raw.bare() });
             }
-            Place::Module(loaded, lookup) => {
-                let svma = lookup.wrapping_add(u64::from(raw.is_return));
-                let module = Some(loaded.path.clone());
-                let build_id = loaded.image.build_id().map(str::to_owned);
-                let bare = Frame { module, build_id, offset: svma, ..bare };
-                let named = match Instant::now() < self.until {
-                    true => loaded.resolve(svma, raw.is_return),
-                    false => Arc::default(),
-                };
-                if named.is_empty() {
-                    frames.push(bare);
-                    return;
-                }
-                frames.extend(named.iter().map(|Named { function, file, line, inlined }| Frame {
-                    function: function.clone(),
-                    file: file.clone(),
-                    line: *line,
-                    inlined: *inlined,
-                    ..bare.clone()
-                }));
-            }
+            Place::Module(loaded, lookup) => loaded.name(lookup, raw, Instant::now() < self.until, frames),
         }
     }
 

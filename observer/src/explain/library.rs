@@ -7,9 +7,11 @@ use super::bus_errors;
 use super::go::{GoFrame, GoTableError, PcLineTable};
 use super::image::{Image, ImageError};
 use super::names::{Named, Names, PerfMap};
+use super::unwind::RawFrame;
 use super::unwind::cfi::Cfi;
 use super::unwind::stack_memory;
 use crate::census::Pid;
+use crate::proc::Frame;
 use crate::proc::maps::Mapping;
 use nix::fcntl::OFlag;
 use std::collections::{HashMap, VecDeque};
@@ -103,6 +105,26 @@ impl Loaded {
         }
         resolved.insert(key, Arc::clone(&found));
         found
+    }
+
+    /// Adds the functions of a frame of this file, innermost first; one without a name where nothing names it, or none is to be
+    /// `resolved` any more. `lookup`: the svma that the frame is looked up by.
+    pub(super) fn name(&self, lookup: u64, raw: &RawFrame, resolved: bool, frames: &mut Vec<Frame>) {
+        let svma = lookup.wrapping_add(u64::from(raw.is_return));
+        let (module, build_id) = (Some(self.path.clone()), self.image.build_id().map(str::to_owned));
+        let bare = Frame { module, build_id, offset: svma, ..raw.bare() };
+        let named = if resolved { self.resolve(svma, raw.is_return) } else { Arc::default() };
+        if named.is_empty() {
+            frames.push(bare);
+            return;
+        }
+        frames.extend(named.iter().map(|Named { function, file, line, inlined }| Frame {
+            function: function.clone(),
+            file: file.clone(),
+            line: *line,
+            inlined: *inlined,
+            ..bare.clone()
+        }));
     }
 
     fn approximate_bytes(&self) -> usize {

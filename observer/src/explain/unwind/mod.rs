@@ -14,7 +14,7 @@ mod tests;
 use super::address_space::{AddressSpace, Place};
 use super::library::Loaded;
 use crate::census::Registers;
-use crate::proc::{FoundBy, Mention, StackEnd};
+use crate::proc::{FoundBy, Frame, Mention, StackEnd};
 use cfi::{Cfa, Known, Rule};
 use stack_memory::StackMemory;
 use std::sync::Arc;
@@ -44,6 +44,11 @@ impl RawFrame {
     /// The address to look up: within the call, not behind it, where another function may begin.
     pub(super) fn lookup(&self) -> u64 {
         self.address.wrapping_sub(u64::from(self.is_return))
+    }
+
+    /// The frame without a name.
+    pub(super) fn bare(&self) -> Frame {
+        Frame { address: self.address, offset: self.address, found_by: self.found_by, ..Frame::default() }
     }
 }
 

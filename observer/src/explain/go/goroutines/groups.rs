@@ -7,7 +7,7 @@ use super::{Read, waits};
 use crate::explain::address_space::{AddressSpace, Place};
 use crate::explain::names::Named;
 use crate::explain::unwind::RawFrame;
-use crate::proc::{Frame, GoState, GoWait, Goroutine, GoroutineGroup, Stack, StackEnd};
+use crate::proc::{GoState, GoWait, Goroutine, GoroutineGroup, Stack, StackEnd};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -197,26 +197,10 @@ fn creation(gopc: u64, space: &AddressSpace) -> Option<(String, String, u32)> {
 fn named_stack(raw: &[RawFrame], stopped: Option<&str>, space: &AddressSpace) -> Arc<Stack> {
     let mut frames = Vec::with_capacity(raw.len());
     for raw in raw {
-        let bare = Frame { address: raw.address, offset: raw.address, found_by: raw.found_by, ..Frame::default() };
-        let Place::Module(loaded, svma) = space.at(raw.lookup()) else {
-            frames.push(bare);
-            continue;
-        };
-        let offset = svma.wrapping_add(u64::from(raw.is_return));
-        let (module, build_id) = (Some(loaded.path.clone()), loaded.image.build_id().map(str::to_owned));
-        let bare = Frame { module, build_id, offset, ..bare };
-        let named = loaded.resolve(offset, raw.is_return);
-        if named.is_empty() {
-            frames.push(bare);
-            continue;
+        match space.at(raw.lookup()) {
+            Place::Module(loaded, lookup) => loaded.name(lookup, raw, true, &mut frames),
+            _ => frames.push(raw.bare()),
         }
-        frames.extend(named.iter().map(|Named { function, file, line, inlined }| Frame {
-            function: function.clone(),
-            file: file.clone(),
-            line: *line,
-            inlined: *inlined,
-            ..bare.clone()
-        }));
     }
     let end = stopped.map_or(StackEnd::Root, |why| StackEnd::Stopped(why.to_owned()));
     Arc::new(Stack { frames, end })
