@@ -223,7 +223,7 @@ fn ctrl_c_is_quick_and_detaches_everything() -> Result<()> {
             Ok(held.iter().any(|(kind, _)| kind == "prog_id").then_some(held))
         })?;
         live.guard.signal(signal)?;
-        let run = live.finish(Duration::from_secs(2)).context("Ctrl-C must end it at once")?;
+        let run = live.finish(Duration::from_secs(3)).context("Ctrl-C must end it at once")?;
         ensure!(run.code == Some(0), "nothing was found: {run:#?}");
         // The kernel frees what nobody holds after a grace period.
         wait_until("the kernel to forget programs, links and maps", Duration::from_secs(10), || {

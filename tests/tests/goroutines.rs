@@ -156,6 +156,9 @@ fn census_is_the_programs_own_1_27() -> Result<()> {
     compare_all(Toolchain::wheel("1.27.3"), &Build::ALL)
 }
 
+/// Why frames of a stack that does not fit together are left out.
+const TORN: [&str; 2] = ["an address that is in no function of Go", "frame sizes and frame pointers disagree"];
+
 #[test]
 fn while_goroutines_come_and_go_none_is_invented() -> Result<()> {
     for go in [Toolchain::debian(), Toolchain::wheel("1.26.6")] {
@@ -164,7 +167,7 @@ fn while_goroutines_come_and_go_none_is_invented() -> Result<()> {
             Err(why) => skip!("{why}"),
         };
         let victim = start(&go.build("goroutines.go", Build::Stripped)?, &["churn"])?;
-        let mut walked = 0;
+        let (mut walked, mut torn) = (0, 0);
         for _ in 0..10 {
             let census = census(&victim)?;
             // Main, and four that each have up to twenty at once, and as many again that are about to end.
@@ -173,7 +176,9 @@ fn while_goroutines_come_and_go_none_is_invented() -> Result<()> {
             for group in groups(&census)? {
                 let end = text(&group["stack_end"]);
                 if end != "root" {
-                    ensure!(["running", "changed"].contains(&end), "{group:#}");
+                    let is_torn = TORN.contains(&end) && group["stack"] == serde_json::json!([]);
+                    torn += u64::from(is_torn);
+                    ensure!(is_torn || ["running", "changed"].contains(&end), "{group:#}");
                     continue;
                 }
                 walked += group["count"].as_u64().context("count")?;
@@ -187,6 +192,8 @@ fn while_goroutines_come_and_go_none_is_invented() -> Result<()> {
             }
         }
         ensure!(walked > 100, "{walked} stacks");
+        // One that parks at the same place twice while it is read, and again when it is read once more.
+        ensure!(torn <= walked / 50, "{torn} of {walked} stacks were torn, and were left out");
     }
     Ok(())
 }

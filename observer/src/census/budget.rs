@@ -164,6 +164,9 @@ pub struct Governor {
     changed: Duration,
     /// CPU seconds a second at the last reading.
     total: f64,
+    /// The last reading was too much, too: one alone may be an interrupt, or a neighbour's turn on this CPU, in the middle of
+    /// a run, which the kernel counts as the probe's.
+    is_over: bool,
 }
 
 impl Governor {
@@ -172,7 +175,7 @@ impl Governor {
         let families =
             attached.into_iter().map(|family| (family, FamilyState { changed: now, ..FamilyState::default() }));
         let credit = budget.share().map_or(0.0, |share| share * BURST.as_secs_f64());
-        Self { budget, families: families.collect(), credit, last: now, changed: now, total: 0.0 }
+        Self { budget, families: families.collect(), credit, last: now, changed: now, total: 0.0, is_over: false }
     }
 
     /// The budget.
@@ -197,7 +200,7 @@ impl Governor {
 
     /// Whether something was changed so recently that the next measurement should come soon.
     pub fn is_unsettled(&self, now: Duration) -> bool {
-        now.saturating_sub(self.changed) < CALM
+        self.is_over || now.saturating_sub(self.changed) < CALM
     }
 
     /// Whether a family is not looked at in full.
@@ -226,8 +229,9 @@ impl Governor {
         let Some(share) = self.budget.share() else { return self.give_back(f64::INFINITY, now) };
         let (most, least) = (share * BURST.as_secs_f64(), -share * DEBT.as_secs_f64());
         self.credit = (self.credit + (share - self.total) * since.as_secs_f64()).clamp(least, most);
-        if self.credit < 0.0 && self.total > share {
-            self.shed(share, now)
+        let was_over = std::mem::replace(&mut self.is_over, self.credit < 0.0 && self.total > share);
+        if self.is_over {
+            was_over.then(|| self.shed(share, now)).flatten()
         } else if self.credit >= most {
             self.give_back(share * AIM, now)
         } else {
@@ -240,6 +244,7 @@ impl Governor {
         let since = now.saturating_sub(self.last);
         self.last = now;
         self.changed = now;
+        self.is_over = false;
         if let Some(share) = self.budget.share() {
             let least = -share * DEBT.as_secs_f64();
             self.credit =

@@ -73,6 +73,22 @@ fn a_short_burst_is_let_pass() {
 }
 
 #[test]
+fn one_reading_alone_takes_nothing_off() {
+    let mut world = World::new("1%");
+    world.full.insert(Family::Futex, 0.05);
+    world.run(3 * STEP);
+    assert_eq!(world.changes.len(), 1, "in debt");
+    // An interrupt in the middle of a run, now and then.
+    for _ in 0..5 {
+        world.full = BTreeMap::from([(Family::Poll, 0.2)]);
+        world.run(STEP);
+        world.full.clear();
+        world.run(STEP);
+    }
+    assert_eq!(world.watch(Family::Poll), Watch::Full);
+}
+
+#[test]
 fn the_dearest_is_sampled_as_much_as_it_takes() {
     let mut world = World::new("1%");
     world.full = BTreeMap::from([(Family::Poll, 0.002), (Family::Futex, 0.03)]);

@@ -5,7 +5,7 @@
 
 use super::budget::{Change, FAMILIES, FamilyState, Governor, Reading, Watch};
 use super::event::{Family, ProbeReading};
-use super::meter::{Meter, ProgramCost};
+use super::meter::{Costs, Meter, ProgramCost};
 use super::probes::{ProbeError, ProbePlane, ProbeStatus};
 use super::row::{Census, Pid};
 use crate::settings::CpuBudget;
@@ -20,8 +20,13 @@ const WINDOW: Duration = Duration::from_millis(50);
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(150));
 /// A family that is attached is never quite without weight.
 const LEAST_CALLS: f64 = 1e-3;
+/// Between two estimates where the kernel does not measure: calls are counted once a census, and a change must show in them.
+const ESTIMATE: Duration = Duration::from_secs(2);
 /// Until statistics that were refused are asked for again.
 const REFUSED: Duration = Duration::from_secs(60);
+/// What a call is taken to cost where the kernel does not measure: one that is looked at, and one that sampling passes over
+/// (both rather too much; `cargo xtask bench tax` has the figures).
+const ESTIMATED_NS: (f64, f64) = (800.0, 150.0);
 /// How long a drain waits for a change that is being made, and how often it looks.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(1));
 
@@ -30,7 +35,7 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(20), Duration::fro
 pub struct Spending {
     /// What they may cost.
     pub budget: CpuBudget,
-    /// Why it is not known what they cost; then nothing is given up either.
+    /// Why the kernel does not measure them; then their cost is estimated from the calls they count.
     pub unmeasured: Option<String>,
     /// What all probes cost when they were measured last, CPU seconds a second.
     pub share: f64,
@@ -191,11 +196,12 @@ impl Shared {
 fn keep(shared: &Shared) {
     let began = Instant::now();
     let mut meter = Meter::of(lock(&shared.plane).object());
+    let mut refused: Option<Instant> = None;
     loop {
         let pause = {
             let state = lock(&shared.state);
             match (&state.unmeasured, state.governor.is_unsettled(began.elapsed())) {
-                (Some(_), _) => REFUSED,
+                (Some(_), _) => ESTIMATE,
                 (None, true) => PAUSE.1,
                 (None, false) => PAUSE.0,
             }
@@ -203,30 +209,29 @@ fn keep(shared: &Shared) {
         if shared.pause(pause) {
             return;
         }
-        let costs = match meter.window(|| shared.pause(WINDOW)) {
-            Ok(costs) => costs,
-            Err(why) => {
-                let mut state = lock(&shared.state);
-                if state.unmeasured.is_none() && state.governor.budget() != CpuBudget::OFF {
-                    log::warn!("--cpu-budget is not kept: {why}; `observer doctor` says what is missing");
-                }
-                state.unmeasured = Some(why);
-                continue;
-            }
-        };
+        let asks = refused.is_none_or(|at| at.elapsed() >= REFUSED);
+        let costs = asks.then(|| meter.window(|| shared.pause(WINDOW)));
         let change = {
             let mut state = lock(&shared.state);
             if state.ends {
                 return;
             }
-            state.unmeasured = None;
-            state.measured += costs.window;
-            for (name, cost) in &costs.programs {
-                state.programs.entry(name.clone()).or_default().add(cost);
-            }
-            let weights = weights(&state, costs.shared_calls());
-            let reading =
-                Reading { window: costs.window, families: costs.by_family(&weights), rest_ns: costs.rest_ns() };
+            let reading = match costs {
+                Some(Ok(costs)) => {
+                    (refused, state.unmeasured) = (None, None);
+                    state.reading(&costs)
+                }
+                Some(Err(why)) => {
+                    if state.unmeasured.is_none() && state.governor.budget() != CpuBudget::OFF {
+                        log::info!(
+                            "--cpu-budget is kept by an estimate: {why}; `observer doctor` says what is missing"
+                        );
+                    }
+                    (refused, state.unmeasured) = (Some(Instant::now()), Some(why));
+                    state.estimate()
+                }
+                None => state.estimate(),
+            };
             state.changing = state.governor.measured(&reading, began.elapsed());
             state.changing.clone()
         };
@@ -239,6 +244,30 @@ fn keep(shared: &Shared) {
             // Programs may have been loaded again.
             meter = Meter::of(lock(&shared.plane).object());
         }
+    }
+}
+
+impl State {
+    /// What the kernel measured.
+    fn reading(&mut self, costs: &Costs) -> Reading {
+        self.measured += costs.window;
+        for (name, cost) in &costs.programs {
+            self.programs.entry(name.clone()).or_default().add(cost);
+        }
+        let weights = weights(self, costs.shared_calls());
+        Reading { window: costs.window, families: costs.by_family(&weights), rest_ns: costs.rest_ns() }
+    }
+
+    /// What the calls that were counted cost as a rule. Futex calls that only wake are not counted.
+    fn estimate(&self) -> Reading {
+        let window = Duration::from_secs(1);
+        let cost = |(family, state): (&Family, &FamilyState)| {
+            let one_in = state.watch.one_in() as f64;
+            let (counted, passed) = (self.calls.rate(*family), self.calls.rate(*family) * (one_in - 1.0));
+            (*family, (counted * ESTIMATED_NS.0 + passed * ESTIMATED_NS.1).max(0.0) as u64)
+        };
+        let on = self.governor.families().iter().filter(|(_, state)| state.watch != Watch::Off);
+        Reading { window, families: on.map(cost).collect(), rest_ns: 0 }
     }
 }
 

@@ -148,8 +148,10 @@ pub(super) fn payer(program: &str) -> Payer {
 /// Keeps a program attached until dropped.
 type Link = Box<dyn Any + Send>;
 
+/// Threads that take probes off at the end.
+const DETACHERS: usize = 16;
+
 /// Everything that is attached.
-#[derive(Default)]
 pub(super) struct Links {
     /// By family: what only it uses.
     families: HashMap<Family, Vec<Link>>,
@@ -164,7 +166,7 @@ pub(super) struct Links {
 impl Links {
     /// Nothing yet. `wakes`: calls that only wake are to be attached, too.
     pub(super) fn new(wakes: bool) -> Self {
-        Self { wakes, ..Self::default() }
+        Self { families: HashMap::new(), shared: Vec::new(), wakes, pair: None }
     }
 
     /// Takes off what only this family uses.
@@ -177,6 +179,24 @@ impl Links {
         if let Some(Ok(held)) = self.pair.take() {
             detach(held);
         }
+    }
+}
+
+/// Takes everything off at once, in no order: nobody reads what is in flight any more. The kernel waits for its readers each time
+/// that it lets a probe go, which several threads do together.
+impl Drop for Links {
+    fn drop(&mut self) {
+        let families = self.families.drain().flat_map(|(_, held)| held);
+        let pair = self.pair.take().and_then(Result::ok).into_iter().flatten();
+        let mut held: Vec<Link> = families.chain(self.shared.drain(..)).chain(pair).collect();
+        let share = held.len().div_ceil(DETACHERS).max(1);
+        std::thread::scope(|scope| {
+            while !held.is_empty() {
+                let some = held.split_off(held.len().saturating_sub(share));
+                // Without a thread it is done here.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(some));
+            }
+        });
     }
 }
 

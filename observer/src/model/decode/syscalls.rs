@@ -128,6 +128,14 @@ impl Call {
             && !self.name.starts_with("rt_sig")
     }
 
+    /// How many arguments there are up to the timeout, at least: those behind may be what a register happened to hold.
+    pub fn arguments(&self) -> usize {
+        match self.timeout {
+            TimeoutAt::Millis(at) | TimeoutAt::Timespec(at) | TimeoutAt::Timeval(at) => at + 1,
+            _ => 0,
+        }
+    }
+
     /// The descriptor this call works on.
     pub fn fd(&self, args: &[u64; 6]) -> Option<i32> {
         // P_PIDFD

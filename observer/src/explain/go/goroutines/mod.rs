@@ -340,6 +340,11 @@ impl Census {
                     again.push((*g, true));
                     continue;
                 }
+                // It may have run on and parked at the same place again while its stack was read.
+                if matches!(stopped, Some(walk::DISAGREE | walk::NO_FUNCTION)) && !last {
+                    again.push((*g, false));
+                    continue;
+                }
                 self.groups.stack(&frames, stopped)
             };
             let wait = if is_same { self.waits.of(index, *g, &head, &self.reasons, &layout) } else { None };
