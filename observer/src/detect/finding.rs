@@ -18,6 +18,11 @@ pub enum Kind {
     LostWakeup,
     BadTimeout,
     StuckConnect,
+    AwaitingReply,
+    UnansweredRequests,
+    NotAccepting,
+    NotReading,
+    PoolExhausted,
     Uninterruptible,
     Stopped,
     Unreadable,
@@ -28,13 +33,18 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Deadlock,
         Self::AbandonedLock,
         Self::LockWait,
         Self::LostWakeup,
         Self::BadTimeout,
         Self::StuckConnect,
+        Self::AwaitingReply,
+        Self::UnansweredRequests,
+        Self::NotAccepting,
+        Self::NotReading,
+        Self::PoolExhausted,
         Self::Uninterruptible,
         Self::Stopped,
         Self::Unreadable,
@@ -52,6 +62,11 @@ impl Kind {
             Self::LostWakeup => "lost_wakeup",
             Self::BadTimeout => "bad_timeout",
             Self::StuckConnect => "stuck_connect",
+            Self::AwaitingReply => "awaiting_reply",
+            Self::UnansweredRequests => "unanswered_requests",
+            Self::NotAccepting => "not_accepting",
+            Self::NotReading => "not_reading",
+            Self::PoolExhausted => "pool_exhausted",
             Self::Uninterruptible => "uninterruptible",
             Self::Stopped => "stopped",
             Self::Unreadable => "unreadable",

@@ -44,7 +44,11 @@ impl Rule for ChangeOfHabit {
 /// Whether the wait that lasts now is the call in which the habit changed.
 fn is_that_call(host: &Host, row: &ThreadRow, number: u32, habit: &Habit) -> bool {
     let since = host.since(row);
-    let same = row.syscall.is_some_and(|call| !row.compat && call.number == number && call.args == habit.args);
+    let same = row.syscall.is_some_and(|call| {
+        // Behind the call's last argument there is whatever the registers held.
+        let takes = Call::lookup(number, false).arguments();
+        !row.compat && call.number == number && call.args.iter().zip(&habit.args).take(takes).all(|(a, b)| a == b)
+    });
     // A source that knows no times shows the first sight only, which may be any time later.
     same && (!since.exact || since.ns.saturating_sub(habit.start_ns) <= SLACK_NS)
 }

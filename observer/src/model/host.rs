@@ -1,5 +1,6 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
+use super::debts::Services;
 use super::decode::{self, Call, Known, Memory};
 use super::ends;
 use super::file_lock::{self, FileLock};
@@ -94,6 +95,7 @@ pub struct Host {
     pub(super) stacks: Stacks,
     pub(super) runtime_locks: AtLocks,
     pub(super) go: GoProcesses,
+    pub(super) services: Services,
 }
 
 /// How often a row's thread was switched out: the same number twice means it slept in between.
@@ -131,6 +133,7 @@ impl Host {
         self.processes.retain(|id, _| processes.contains(id));
         self.epolls.retain(|(id, _), _| processes.contains(id));
         self.go.0.retain(|id, _| processes.contains(id));
+        self.services.retain(|id| processes.contains(id));
         self.probes.learn(reading, now);
         let tids = &self.tids;
         self.probes.forget(|id| tids.binary_search(&id).is_ok() || processes.iter().any(|process| process.pid == id));
@@ -167,6 +170,7 @@ impl Host {
         self.connecting = facts.connecting;
         self.unread = facts.unread;
         self.stops = facts.stops;
+        self.services.learn(&facts.streams);
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
         let differs =
@@ -479,6 +483,11 @@ impl Host {
         let scan: &[ThreadRow] = if direct { &[] } else { &self.rows };
         let pidns = waiter.pidns;
         exact.into_iter().chain(scan.iter().filter(move |row| row.own.0 == own_tid && row.pidns == pidns))
+    }
+
+    /// What processes owe over their sockets, and what they are owed.
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     /// Sockets in SYN-SENT.

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod blocker;
+pub mod debts;
 pub mod decode;
 mod ends;
 pub mod file_lock;

@@ -343,6 +343,9 @@ pub struct Facts {
     /// Sockets of stopped processes with bytes or connections waiting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<(ProcessId, SocketFact)>,
+    /// Stream sockets of processes, as listed for this turn; of a process that was not listed now nothing is known to have changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<super::ProcessStreams>,
     /// Why processes are stopped, where that is written down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stops: Vec<StopFact>,

@@ -31,6 +31,7 @@ mod sockets;
 pub mod stack;
 mod stat;
 mod stops;
+pub mod streams;
 mod tree;
 mod work;
 
@@ -50,4 +51,5 @@ pub use sockets::Sockets;
 pub use stack::{FoundBy, Frame, Mention, SiteFact, SiteWant, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
 pub use stops::{StopFact, stop_fact};
+pub use streams::{Connection, Listener, ProcessStreams, StreamKind, Unaccepted};
 pub use tree::children_of;

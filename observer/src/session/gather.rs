@@ -209,7 +209,9 @@ fn merge(all: &mut Facts, more: Facts) {
         file_locks,
         lost,
         goroutines,
+        streams,
     } = more;
+    all.streams.extend(streams);
     all.threads.extend(threads);
     all.stacks.extend(stacks);
     all.sites.extend(sites);

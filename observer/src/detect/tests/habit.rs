@@ -48,7 +48,9 @@ fn pipe(holder: u32) -> MemberFact {
 
 /// The thread waits in that poll since second 90; what is found at second `now_s`.
 fn found(history: TimeoutHistory, members: Vec<MemberFact>, now_s: u64) -> Vec<Finding> {
-    let rows = vec![row(10, 10), with_syscall(row(10, 11), POLL, event(EventKind::Habit, history).args)];
+    // poll() has three arguments; the registers behind hold anything.
+    let [fds, count, timeout, ..] = event(EventKind::Habit, history).args;
+    let rows = vec![row(10, 10), with_syscall(row(10, 11), POLL, [fds, count, timeout, 0x5555, 7, 9])];
     let mut judge = judge();
     let events = vec![event(EventKind::Habit, history)];
     judge.advance(census(91, rows.clone()), ProbeReading { events, ..ProbeReading::default() });
