@@ -17,6 +17,17 @@ pub struct Pieces {
     bytes: Vec<u8>,
     /// Begin in `bytes`, and how much of it is there.
     spans: Vec<(usize, usize)>,
+    runs: Runs,
+}
+
+/// Neighbours that are read together.
+#[derive(Debug, Default)]
+struct Runs {
+    /// The pieces by address.
+    order: Vec<usize>,
+    ranges: Vec<MemoryRange>,
+    spans: Vec<(usize, usize)>,
+    buffer: Vec<u8>,
 }
 
 impl Pieces {
@@ -52,6 +63,12 @@ impl Pieces {
     }
 }
 
+/// Pieces that lie so near to each other are read in one go, with what is between: the kernel finds and holds each page anew
+/// for each piece, which costs more than to copy a little more.
+const NEAR: u64 = 2048;
+/// Such a run is no longer than this.
+const LONGEST_RUN: u64 = 64 << 10;
+
 /// Reads pieces of the memory of a process. A piece that cannot be read is short; the others are not affected.
 ///
 /// May block for as long as the target likes: call it on a reader of the [`pool`](super::pool). Whether the PID still
@@ -62,6 +79,70 @@ impl Pieces {
 pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Result<(), Errno> {
     into.reset(ranges);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::ESRCH)?);
+    let Pieces { bytes, spans, runs } = into;
+    let Runs { order, ranges: joined, spans: read, buffer } = runs;
+    order.clear();
+    order.extend((0..ranges.len()).filter(|&index| ranges[index].len != 0));
+    order.sort_unstable_by_key(|&index| ranges[index].addr);
+    let end_of = |range: &MemoryRange| range.addr.saturating_add(u64::from(range.len));
+    for run in order.chunk_by(|&a, &b| ranges[b].addr.saturating_sub(end_of(&ranges[a])) <= NEAR) {
+        // A run that is too long is cut where a piece ends.
+        let mut open: Option<MemoryRange> = None;
+        for range in run.iter().map(|&index| &ranges[index]) {
+            match &mut open {
+                Some(whole) if end_of(range) - whole.addr <= LONGEST_RUN => {
+                    whole.len = (end_of(range).max(end_of(whole)) - whole.addr) as u32;
+                }
+                _ => {
+                    joined.extend(open.replace(*range));
+                }
+            }
+        }
+        joined.extend(open);
+    }
+    let mut start = 0;
+    read.extend(joined.iter().map(|run| {
+        let span = (start, 0);
+        start += run.len as usize;
+        span
+    }));
+    if buffer.len() < start {
+        buffer.resize(start, 0);
+    }
+    let outcome = fill(pid, joined, buffer, read);
+    // Back to the pieces; those that a bad page of a neighbour took along are read by themselves.
+    let mut run = 0;
+    for &index in order.iter().filter(|_| outcome.is_ok()) {
+        let range = &ranges[index];
+        while joined.get(run).is_some_and(|whole| end_of(whole) < end_of(range) || whole.addr > range.addr) {
+            run += 1;
+        }
+        let (Some(whole), Some(&(begin, got)), Some(span)) = (joined.get(run), read.get(run), spans.get_mut(index))
+        else {
+            break;
+        };
+        let (at, len) = ((range.addr - whole.addr) as usize, range.len as usize);
+        let Some(room) = bytes.get_mut(span.0..span.0 + len) else { continue };
+        if got >= at + len {
+            room.copy_from_slice(&buffer[begin + at..begin + at + len]);
+            span.1 = len;
+        } else {
+            let mut alone = [(0, 0)];
+            fill(pid, std::slice::from_ref(range), room, &mut alone)?;
+            span.1 = alone[0].1;
+        }
+    }
+    (joined.clear(), read.clear());
+    outcome
+}
+
+/// Reads ranges into a buffer, where each begins at its span; the spans get how much was read.
+fn fill(
+    pid: nix::unistd::Pid,
+    ranges: &[MemoryRange],
+    bytes: &mut [u8],
+    spans: &mut [(usize, usize)],
+) -> Result<(), Errno> {
     let mut next = 0;
     while next < ranges.len() {
         let rest = &ranges[next..ranges.len().min(next + MAX_PIECES)];
@@ -70,8 +151,8 @@ pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Resul
             .map(|r| RemoteIoVec { base: usize::try_from(r.addr).unwrap_or(usize::MAX), len: r.len as usize })
             .collect();
         let wanted: usize = remote.iter().map(|r| r.len).sum();
-        let start = into.spans.get(next).map_or(0, |span| span.0);
-        let got = match into.bytes.get_mut(start..start + wanted) {
+        let start = spans.get(next).map_or(0, |span| span.0);
+        let got = match bytes.get_mut(start..start + wanted) {
             Some(buffer) if wanted != 0 => process_vm_readv(pid, &mut [IoSliceMut::new(buffer)], &remote),
             _ => Ok(0),
         };
@@ -85,7 +166,7 @@ pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Resul
         for range in rest {
             let got = left.min(range.len as usize);
             left -= got;
-            if let Some(span) = into.spans.get_mut(next) {
+            if let Some(span) = spans.get_mut(next) {
                 span.1 = got;
             }
             next += 1;

@@ -4,6 +4,7 @@
 use super::victim::{Victim, wait_for};
 use crate::census::ProcessId;
 use crate::proc::memory::read;
+use crate::proc::pieces::{Pieces, read_pieces};
 use crate::proc::stat::Stat;
 use crate::proc::{MemoryFact, MemoryRange};
 use std::time::Duration;
@@ -89,4 +90,44 @@ fn a_main_thread_that_has_ended_has_threads_with_memory() {
     check(&facts[0], b"still here", None);
     // Nor is it a zombie to whom there is nothing to attach.
     assert_eq!(crate::proc::exists(victim.id.pid).unwrap().id, victim.id);
+}
+
+#[test]
+fn neighbours_read_together_are_each_what_they_are_alone() {
+    let victim = Victim::start(&["memory"]);
+    let at = victim.value;
+    let ranges = [
+        // Out of order, overlapping, near each other, into the hole and behind it.
+        range(at + 8192, 3),
+        range(at + 4090, 16),
+        range(at + 4080, 8),
+        range(at + 4084, 8),
+        range(at, 4),
+        range(at + 4096, 8),
+        range(at, 0),
+        range(u64::MAX - 3, 8),
+        range(0, 1),
+        range(at, 4096),
+    ];
+    let mut pieces = Pieces::default();
+    for _ in 0..2 {
+        read_pieces(victim.id.pid, &ranges, &mut pieces).unwrap();
+        let wanted: [&[u8]; 9] = [b"ccc", b"aaaaaa", &[b'a'; 8], &[b'a'; 8], b"aaaa", b"", b"", b"", b""];
+        for (index, wanted) in wanted.into_iter().enumerate() {
+            assert_eq!(pieces.get(index), wanted, "piece {index}");
+        }
+        assert_eq!(pieces.get(9), [b'a'; 4096]);
+    }
+
+    let own: Vec<u8> = (0..1_u32 << 20).map(|n| (n % 251) as u8).collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..20 {
+        let some: Vec<(usize, u32)> = (0..3000).map(|_| (random.usize(0..1 << 19), random.u32(0..3000))).collect();
+        let ranges: Vec<MemoryRange> =
+            some.iter().map(|(begin, len)| range(own.as_ptr() as u64 + *begin as u64, *len)).collect();
+        read_pieces(std::process::id(), &ranges, &mut pieces).unwrap();
+        for (index, (begin, len)) in some.into_iter().enumerate() {
+            assert!(pieces.get(index) == &own[begin..begin + len as usize], "piece {index}");
+        }
+    }
 }

@@ -8,7 +8,8 @@ use crate::explain::address_space::{AddressSpace, Place};
 use crate::explain::names::Named;
 use crate::explain::unwind::RawFrame;
 use crate::proc::{GoState, GoWait, Goroutine, GoroutineGroup, Stack, StackEnd};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -4,7 +4,7 @@ use crate::explain::address_space::{AddressSpace, Place};
 use crate::explain::pieces::word;
 use crate::explain::unwind::RawFrame;
 use crate::proc::FoundBy;
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 /// Frames of one stack.
 pub(super) const MAX_FRAMES: usize = 256;
