@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::vm::image;
 use crate::{ebpf, invoke, workspace};
 
 /// musl and not a static glibc: that one looks names up through libraries of the machine it was built on, and an empty root has none.
@@ -18,16 +19,22 @@ const LICENCES: [&str; 3] = ["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"];
 /// Certificate authorities of the machine that builds: the image has no others.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-pub(crate) fn run() -> Result<()> {
+/// `quick`: what goes into the guests of the kernel matrix, into `target/dist-quick`. It is built already where the matrix has run, and
+/// shows all of a release but its speed.
+pub(crate) fn run(quick: bool) -> Result<()> {
     ebpf::renew_if_stale()?;
     add_target()?;
-    let mut build =
-        workspace::cargo(&["build", "--quiet", "--release", "--locked", "--package", "observer", "--target", TARGET]);
-    invoke::run(build.env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo"))?;
-    let binary = workspace::target().join(TARGET).join("release/observer");
+    let (profile, place) = if quick { ("guest", "dist-quick") } else { ("release", "dist") };
+    if quick {
+        invoke::run(&mut image::cargo_build())?;
+    } else {
+        let release = ["build", "--quiet", "--release", "--locked", "--package", "observer", "--target", TARGET];
+        invoke::run(workspace::cargo(&release).env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo"))?;
+    }
+    let binary = workspace::target().join(TARGET).join(profile).join("observer");
     ensure_static(&binary)?;
 
-    let dist = workspace::target().join("dist");
+    let dist = workspace::target().join(place);
     fs::create_dir_all(&dist).with_context(|| format!("cannot write {}", dist.display()))?;
     let copy = |from: &Path, name: &str| {
         fs::copy(from, dist.join(name)).with_context(|| format!("cannot copy {}", from.display()))

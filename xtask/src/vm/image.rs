@@ -79,22 +79,7 @@ pub(super) fn addition(name: &str, plan: &str, done: &[String], kernel: &Path) -
 fn rust_programs(files: &Path) -> Result<()> {
     dist::add_target()?;
     ebpf::renew_if_stale()?;
-    // A profile of its own: see Cargo.toml.
-    let mut cargo = workspace::cargo(&["build", "--quiet", "--package", "observer", "--package", "observer-tests"]);
-    cargo.args([
-        "--profile",
-        "guest",
-        "--target",
-        dist::TARGET,
-        "--message-format",
-        "json-render-diagnostics",
-        "--bin",
-        "observer",
-    ]);
-    for file in plan::test_files() {
-        cargo.args(["--test", file]);
-    }
-    let messages = invoke::capture(&mut cargo)?;
+    let messages = invoke::capture(cargo_build().args(["--message-format", "json-render-diagnostics"]))?;
     let mut found = 1;
     for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let (Some(path), Some(name)) = (message["executable"].as_str(), message["target"]["name"].as_str()) else {
@@ -117,6 +102,17 @@ fn rust_programs(files: &Path) -> Result<()> {
         copy(&given, &files.join("bin/observer"))?;
     }
     Ok(())
+}
+
+/// Builds them.
+pub(crate) fn cargo_build() -> Command {
+    // A profile of its own: see Cargo.toml.
+    let mut cargo = workspace::cargo(&["build", "--quiet", "--package", "observer", "--package", "observer-tests"]);
+    cargo.args(["--profile", "guest", "--target", dist::TARGET, "--bin", "observer"]);
+    for file in plan::test_files() {
+        cargo.args(["--test", file]);
+    }
+    cargo
 }
 
 /// As the tests compile their victims, but linked statically.

@@ -6,7 +6,7 @@
 
 mod boot;
 mod fetch;
-mod image;
+pub(crate) mod image;
 mod page;
 mod plan;
 mod record;
