@@ -108,6 +108,8 @@ fn a_collector_that_holds_up_requests() -> Result<()> {
     let report = look(&guard, since)?;
     let stall = of_kind(&report, "gc_stall")?;
     ensure!(stall["evidence"]["held_up_most"].as_u64() >= Some(2), "{stall:#}");
+    ensure!(stall["evidence"]["rss_bytes"].as_u64() > Some(10 << 20), "{stall:#}");
+    ensure!(stall["explanation"].as_str().is_some_and(|text| text.contains("resident memory")), "{stall:#}");
     let frames = stall["evidence"]["stack"].as_array().context("stack")?;
     let names = |name: &str| frames.iter().any(|frame| frame.as_str().is_some_and(|frame| frame.starts_with(name)));
     ensure!(frames.is_empty() || names("main.cache") || names("main.answer"), "{stall:#}");

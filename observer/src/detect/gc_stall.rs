@@ -86,7 +86,7 @@ fn finding(
     let Numbers { readings, at_work, starved, share } = *numbers;
     let group = largest(go);
     let site = group.and_then(Site::of);
-    let heap: Vec<u64> = go.gc().iter().map(|sample| sample.heap_bytes).filter(|bytes| *bytes > 0).collect();
+    let memory: Vec<&GcSample> = go.gc().iter().filter(|sample| sample.rss_bytes > 0).collect();
     let mut finding = Finding::new(Kind::GcStall, context.host, process, "gc")
         .since_first_look(first, context.host)
         .fact("readings", readings)
@@ -96,8 +96,9 @@ fn finding(
         .fact("held_up_share", (share * 1000.0).round() / 1000.0)
         .fact("runnable_starved", starved)
         .fact("runnable", go.gc().last().map(|sample| sample.runnable))
-        .fact("heap_bytes", go.latest.heap_bytes)
-        .fact("heap_bytes_before", heap.first().copied())
+        .fact("heap_bytes", serde_json::Value::Null)
+        .fact("rss_bytes", go.latest.rss_bytes)
+        .fact("rss_bytes_before", memory.first().map(|sample| sample.rss_bytes))
         .fact("place", site.as_ref().map(|site| place(&site.place)))
         .fact("created_by", site.as_ref().and_then(|site| site.created_by.as_ref()).map(place))
         .fact("stack", group.map(|group| frames(&group.stack)).unwrap_or_default())
@@ -114,11 +115,14 @@ fn finding(
     let at = site.as_ref().map_or_else(String::new, |site| {
         format!(" Most stand at {}, {}.", site.place.describe(), creator(site.created_by.as_ref()))
     });
-    let grown = match (heap.first(), heap.last()) {
-        (Some(before), Some(now)) if now > before => {
-            format!(" Its heap has grown from {} to {} in {}.", bytes(*before), bytes(*now), duration(go.watched_ns()))
-        }
-        (_, Some(now)) => format!(" Its heap has {}.", bytes(*now)),
+    let grown = match (memory.first(), memory.last()) {
+        (Some(before), Some(now)) if now.rss_bytes > before.rss_bytes => format!(
+            " Its resident memory has grown from {} to {} in {}.",
+            bytes(before.rss_bytes),
+            bytes(now.rss_bytes),
+            duration(now.at_ns.saturating_sub(before.at_ns))
+        ),
+        (_, Some(now)) => format!(" Its resident memory is {}.", bytes(now.rss_bytes)),
         _ => String::new(),
     };
     let starving = match starved {

@@ -109,9 +109,9 @@ pub struct Goroutines {
     pub groups: Vec<GoroutineGroup>,
     /// Living goroutines without a stack, or left out, by reason: `changed` (it moved while it was read), `deadline`, …
     pub lost: BTreeMap<String, u64>,
-    /// Size of the heap in use as the runtime counts it, bytes; `None` where it was not found.
+    /// Resident memory of the process, bytes; `None` where it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heap_bytes: Option<u64>,
+    pub rss_bytes: Option<u64>,
     /// Why nothing could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
@@ -128,7 +128,7 @@ impl Goroutines {
             slots: 0,
             groups: Vec::new(),
             lost: BTreeMap::new(),
-            heap_bytes: None,
+            rss_bytes: None,
             missing: Some(why.into()),
         }
     }

@@ -150,7 +150,9 @@ pub fn to_json(census: &Goroutines, trends: &[Trend], comm: &str, taken_at: &str
         "slots": census.slots,
         "total": census.total(),
         "system": system(census),
-        "heap_bytes": census.heap_bytes,
+        // Not measured: the runtime's own count has no place that is known in a stripped program.
+        "heap_bytes": null,
+        "rss_bytes": census.rss_bytes,
         "groups": groups.collect::<Vec<_>>(),
         "lost": census.lost,
     })

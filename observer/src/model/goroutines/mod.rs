@@ -71,8 +71,6 @@ pub struct GoProcess {
     pub censuses: u64,
     /// `CLOCK_MONOTONIC` of the first, nanoseconds.
     pub first_ns: u64,
-    /// Heap in use at the first one, bytes.
-    pub first_heap: Option<u64>,
     /// Readings in which program goroutines waited for the collector, of the last ones: see [`GoProcess::gc`].
     gc: Vec<GcSample>,
     sites: Vec<SiteHistory>,
@@ -93,8 +91,8 @@ pub struct GcSample {
     pub running: u64,
     /// The collector's own goroutines that work now.
     pub workers: u64,
-    /// Heap in use, bytes; 0 if unknown.
-    pub heap_bytes: u64,
+    /// Resident memory of the process, bytes; 0 if unknown.
+    pub rss_bytes: u64,
 }
 
 /// Readings that are kept for [`GoProcess::gc`].
@@ -102,12 +100,11 @@ const GC_SAMPLES: usize = 30;
 
 impl GoProcess {
     fn new(latest: Goroutines) -> Self {
-        let (first_ns, first_heap) = (latest.taken_ns, latest.heap_bytes);
+        let first_ns = latest.taken_ns;
         Self {
             latest,
             censuses: 0,
             first_ns,
-            first_heap,
             gc: Vec::new(),
             sites: Vec::new(),
             index: HashMap::new(),
@@ -255,8 +252,7 @@ impl GoProcess {
     }
 
     fn note_gc(&mut self, all: &Goroutines) {
-        let mut sample =
-            GcSample { at_ns: all.taken_ns, heap_bytes: all.heap_bytes.unwrap_or(0), ..GcSample::default() };
+        let mut sample = GcSample { at_ns: all.taken_ns, rss_bytes: all.rss_bytes.unwrap_or(0), ..GcSample::default() };
         for group in &all.groups {
             let count = group.members.len() as u64;
             if group.is_system {

@@ -75,7 +75,20 @@ pub(in crate::explain) fn read(
         named();
         is_still(process).map_err(str::to_owned)
     };
-    take(process, &mut target, space, until, &mut done)
+    let mut answer = take(process, &mut target, space, until, &mut done);
+    if answer.missing.is_none() {
+        // Of the process meant, if the PID is still its own behind the reading.
+        answer.rss_bytes = resident(via).filter(|_| is_still(process).is_ok());
+    }
+    answer
+}
+
+/// Resident memory (`statm`, second number, in pages), bytes.
+fn resident(pid: Pid) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    pages.checked_mul(u64::try_from(page).ok()?)
 }
 
 /// The same, of whatever memory. `done` is asked after the last reading whether that was of the process meant.
@@ -95,7 +108,7 @@ pub(in crate::explain) fn take(
         slots: 0,
         groups: Vec::new(),
         lost: BTreeMap::new(),
-        heap_bytes: None,
+        rss_bytes: None,
         missing: None,
     };
     if let Err(why) = fill(&mut answer, target, space, until, done) {
