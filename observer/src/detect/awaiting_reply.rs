@@ -175,7 +175,7 @@ fn owing(debts: &Debts, owed: &Owed<'_>, since: u64, threshold_ns: u64) -> Optio
     (late && asked_for).then(|| Reason {
         name: "owes_answers",
         words: "Its data were acknowledged; whether the peer works on them cannot be seen from here.".to_owned(),
-        confidence: if owed.is_unlike_before(debts) { Confidence::Likely } else { Confidence::Possible },
+        confidence: if owed.is_unlike_before(debts, threshold_ns) { Confidence::Likely } else { Confidence::Possible },
     })
 }
 

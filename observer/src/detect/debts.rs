@@ -17,6 +17,8 @@ pub(super) const LEARNT: u64 = 20;
 pub(super) const BEYOND: u64 = 10;
 /// A listing counts for so many thresholds.
 const FRESH: u64 = 4;
+/// Requests that must have come since.
+const NEWER: usize = 3;
 /// Links of what a peer's finding says that another one repeats.
 const MOST_LINKS: usize = 16;
 
@@ -136,10 +138,13 @@ impl<'a> Owed<'a> {
     }
 
     /// Whether what was seen of these services says that this is no slow answer: enough answers, the oldest request many times older than
-    /// the slowest of them, others have come since, and none was answered.
-    pub(super) fn is_unlike_before(&self, debts: &Debts) -> bool {
+    /// the slowest of them, others kept coming, for the threshold at least, and none was answered. A few clients who have turned to wait on
+    /// purpose (workers in `BLPOP`, at night) do not keep coming.
+    pub(super) fn is_unlike_before(&self, debts: &Debts, threshold_ns: u64) -> bool {
         let (longest, count) = self.learnt(debts);
-        let others = self.requests.iter().any(|(_, since)| *since > self.oldest_ns);
+        let later = self.requests.iter().map(|(_, since)| since.saturating_sub(self.oldest_ns));
+        let others = later.clone().filter(|later| *later > 0).count() >= NEWER
+            && later.max().is_some_and(|last| last >= threshold_ns);
         count >= LEARNT
             && others
             && debts.age(self.oldest_ns) >= longest.saturating_mul(BEYOND)

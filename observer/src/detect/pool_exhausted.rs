@@ -61,8 +61,9 @@ impl Rule for PoolExhausted {
             pools.sort_by_key(|pool| std::cmp::Reverse(pool.lines.len()));
             for pool in &pools {
                 let Some(idle_since) = pool.idle_since() else { continue };
-                let Some((confidence, shape)) = judge(debts, &owed, pool, acquiring.as_ref()) else { continue };
                 let threshold = context.scope.threshold_ns;
+                let judged = judge(debts, &owed, pool, acquiring.as_ref(), threshold);
+                let Some((confidence, shape)) = judged else { continue };
                 if verdict.is_due(owed.oldest_ns.max(idle_since), threshold, debts, context) {
                     let told = Told { process, debts, owed: &owed, pools: &pools, idle_since, shape };
                     verdict.findings.push(told.finding(context, pool, confidence, acquiring.as_ref()));
@@ -80,6 +81,7 @@ fn judge(
     owed: &Owed<'_>,
     pool: &Pool<'_>,
     acquiring: Option<&Acquiring>,
+    threshold_ns: u64,
 ) -> Option<(Confidence, Option<Exhausted>)> {
     let shape = debts.exhausted(pool);
     let is_single = pool.lines.len() < 2;
@@ -94,7 +96,7 @@ fn judge(
     }
     match shape {
         // One connection that many requests share is used right after almost any request.
-        _ if is_single => owed.is_unlike_before(debts).then_some((Confidence::Possible, Some(shape))),
+        _ if is_single => owed.is_unlike_before(debts, threshold_ns).then_some((Confidence::Possible, Some(shape))),
         Exhausted { answered_since: 0, .. } => Some((Confidence::Likely, Some(shape))),
         Exhausted { starved: 2.., .. } => Some((Confidence::Possible, Some(shape))),
         _ => None,

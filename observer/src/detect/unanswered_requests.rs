@@ -49,7 +49,7 @@ impl Rule for UnansweredRequests {
             let reason = in_a_database(context, process)
                 .or_else(|| stuck_workers(context, process))
                 .or_else(|| stuck_elsewhere(context, process, &owed, debts))
-                .or_else(|| unlike_before(debts, &owed));
+                .or_else(|| unlike_before(debts, &owed, context.scope.threshold_ns));
             verdict.findings.extend(reason.map(|reason| finding(context, process, debts, &owed, reason)));
         }
         verdict
@@ -152,8 +152,8 @@ fn stuck_elsewhere(context: &Context<'_>, process: ProcessId, owed: &Owed<'_>, d
 }
 
 /// The service has never taken nearly as long.
-fn unlike_before(debts: &Debts, owed: &Owed<'_>) -> Option<Reason> {
-    if !owed.is_unlike_before(debts) {
+fn unlike_before(debts: &Debts, owed: &Owed<'_>, threshold_ns: u64) -> Option<Reason> {
+    if !owed.is_unlike_before(debts, threshold_ns) {
         return None;
     }
     let (longest, answers) = owed.learnt(debts);
@@ -170,7 +170,7 @@ fn unlike_before(debts: &Debts, owed: &Owed<'_>) -> Option<Reason> {
     Some(Reason {
         name: "history",
         words: format!(
-            "{answers} answers of this service were seen before, none of which took longer than {}; newer requests have come since, and nobody was answered.{pools}",
+            "{answers} answers of this service were seen before, none of which took longer than {}; newer requests have kept coming since, and nobody was answered.{pools}",
             duration(longest)
         ),
         remedy: "Look at what these requests wait for inside of the program (its tasks, queues, pools): no thread of it need be blocked for that.",

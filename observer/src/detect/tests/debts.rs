@@ -191,22 +191,26 @@ fn known() -> Vec<Connection> {
 
 #[test]
 fn a_service_that_has_never_taken_nearly_as_long() {
-    let hung = |_| known().into_iter().chain([line(1, Some(90_000), None), line(2, Some(92_000), None)]).collect();
-    let findings = found(&server(), &[91, 96, 97], hung);
+    let since = |asked: &[u64]| -> Vec<Connection> {
+        known().into_iter().chain(asked.iter().map(|at| line(at / 1000, Some(*at), None))).collect()
+    };
+    let at = [97, 102, 103];
+    let asked = [90_000, 92_000, 94_000, 95_500];
+    let findings = found(&server(), &at, |_| since(&asked));
     let finding = only(&findings);
     assert_eq!((finding.kind, finding.confidence), (Kind::UnansweredRequests, Confidence::Likely));
     assert_eq!(finding.evidence["because"], "history");
     assert!(finding.explanation.contains("none of which took longer than 20 ms"), "{}", finding.explanation);
-    // One request only: it may be a slow one. A history of slow ones. Somebody was answered since.
-    let one = |_| known().into_iter().chain([line(1, Some(90_000), None)]).collect();
-    assert!(found(&server(), &[91, 96, 97], one).is_empty());
-    let slow = |at| [hung(at), vec![line(70, Some(70_000), Some(71_500))]].concat();
-    assert!(found(&server(), &[91, 96, 97], slow).is_empty());
-    let since = |at| [hung(at), vec![line(70, Some(93_000), Some(93_005))]].concat();
-    assert!(found(&server(), &[91, 96, 97], since).is_empty());
+    // Too few have come since, or all at once: clients who have turned to wait on purpose.
+    assert!(found(&server(), &at, |_| since(&[90_000, 95_500])).is_empty());
+    assert!(found(&server(), &at, |_| since(&[90_000, 91_000, 92_000, 93_000])).is_empty());
+    // Its past has slow answers. Somebody was answered since.
+    let slow = |_| [since(&asked), vec![line(700, Some(70_000), Some(71_500))]].concat();
+    assert!(found(&server(), &at, slow).is_empty());
+    let answered = |_| [since(&asked), vec![line(700, Some(93_000), Some(93_005))]].concat();
+    assert!(found(&server(), &at, answered).is_empty());
     // Too few to know.
-    let few = |at| hung(at).into_iter().skip(10).collect();
-    assert!(found(&server(), &[91, 96, 97], few).is_empty());
+    assert!(found(&server(), &at, |_| since(&asked).into_iter().skip(10).collect()).is_empty());
 }
 
 /// A stack in these functions.
