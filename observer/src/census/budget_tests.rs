@@ -43,6 +43,7 @@ impl World {
             };
             if let Some(change) = self.governor.measured(&reading, self.now) {
                 self.changes.push((self.now, change));
+                self.governor.changed(self.now);
             }
         }
     }
