@@ -17,6 +17,7 @@
 //! - [`postgres`], [`requests`]: a database of a test's own; clients who know which requests were answered.
 //! - [`rotel`]: an OpenTelemetry collector, and what it printed.
 //! - [`contract`]: the keys every report and finding must have.
+//! - [`servers`]: ordinary servers, as a distribution has them.
 //! - [`serving`]: a daemon that serves `/metrics`, asked over HTTP.
 //! - [`procfs`], [`deadline`], [`mod@skip`]: reading `/proc`, waiting without sleeping, skipping aloud.
 //!
@@ -41,6 +42,7 @@ pub mod procfs;
 pub mod report;
 pub mod requests;
 pub mod rotel;
+pub mod servers;
 pub mod serving;
 pub mod skip;
 pub mod sockets;
