@@ -3,6 +3,7 @@
 
 mod gather;
 mod goroutines;
+mod streams;
 
 use crate::census::{
     Census, CensusError, GovernedProbes, Pid, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
@@ -23,6 +24,7 @@ use goroutines::GoPace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use streams::StreamPace;
 
 /// The second census of a look follows the first so soon: a finding needs two.
 pub const FIRST_GAP: Duration = Duration::from_millis(300);
@@ -76,6 +78,8 @@ pub struct Session {
     parents: Vec<Pid>,
     /// When the goroutines of which process are read next.
     go_pace: GoPace,
+    /// Stream sockets, and when they are listed next.
+    stream_pace: StreamPace,
     /// A reading of goroutines is under way.
     awaits_goroutines: bool,
     /// What the probes' filter holds, in ids of the initial PID namespace.
@@ -104,6 +108,7 @@ impl Session {
             connecting: (Vec::new(), None),
             parents: Vec::new(),
             go_pace: GoPace::default(),
+            stream_pace: StreamPace::new(),
             awaits_goroutines: false,
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),

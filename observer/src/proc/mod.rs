@@ -47,7 +47,7 @@ pub use goroutines::{GoState, GoWait, Goroutine, GoroutineGroup, Goroutines};
 pub(crate) use in_root::open_in_root;
 pub use locks::{BlockedLock, FileLockFact, FileLockKind, LockRange, LockWaiter, file_locks};
 pub use runtime_locks::{RuntimeLock, RuntimeLockKind, RuntimeLocks, RuntimeWant};
-pub use sockets::Sockets;
+pub use sockets::{Sockets, Streams, Survey};
 pub use stack::{FoundBy, Frame, Mention, SiteFact, SiteWant, Stack, StackEnd, StackFact, StackWant};
 pub use stat::{ProcessState, exists};
 pub use stops::{StopFact, stop_fact};

@@ -35,6 +35,7 @@ impl Session {
             // Who a process is matters once one of its words is odd.
             let whole = wants.iter().filter(|want| !self.judge.host.is_glance(want.tid));
             let mut processes: BTreeSet<ProcessId> = whole.map(|want| want.process).collect();
+            let mut in_scope = Vec::new();
             let mut sockets_of = Vec::new();
             let mut unread_of = Vec::new();
             let mut stopped = Vec::new();
@@ -42,6 +43,7 @@ impl Session {
                 let extra = self.whole_processes();
                 processes.extend(extra.identify);
                 processes.extend(self.maybe_go());
+                in_scope.clone_from(&extra.sockets_of);
                 sockets_of = self.due(extra.sockets_of);
                 unread_of = extra.unread_of;
                 stopped = extra.stopped;
@@ -67,6 +69,7 @@ impl Session {
                 facts.connecting.clone_from(&self.connecting.0);
             }
             if round == 0 {
+                self.list_streams(&in_scope, &mut facts);
                 self.connecting.0.clone_from(&facts.connecting);
                 facts.stops = stopped.iter().filter_map(|process| stop_fact(*process)).collect();
             } else {

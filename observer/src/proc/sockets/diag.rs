@@ -1,11 +1,14 @@
 //! Socket diagnostics over netlink (`sock_diag(7)`, `include/uapi/linux/{inet,unix}_diag.h`): bytes in, sockets out.
 
+use super::listed::ListedTcp;
 use super::{Socket, Table, state_bit};
+use crate::proc::pool::Clock;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -18,7 +21,7 @@ const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH`.
 const DUMP: u16 = 0x301;
-const INET_DIAG_INFO: u16 = 2;
+pub(super) const INET_DIAG_INFO: u16 = 2;
 const UNIX_DIAG_NAME: u16 = 0;
 const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_RQLEN: u16 = 4;
@@ -39,30 +42,72 @@ pub(super) fn dump(fd: &OwnedFd, table: Table, states: u32, until: Instant) -> R
     match table {
         Table::Tcp | Table::Udp => {
             for family in [libc::AF_INET, libc::AF_INET6] {
-                let mut request = vec![family as u8, table.protocol(), 0, 0];
-                if table == Table::Tcp && states & state_bit::SYN_SENT != 0 {
-                    request[2] = 1 << (INET_DIAG_INFO - 1);
-                }
-                request.extend_from_slice(&states.to_ne_bytes());
-                // No address is asked for.
-                request.resize(56, 0);
-                transact(fd, &request, until, &mut |body| found.extend(inet(table, body)))?;
+                let with_info = table == Table::Tcp && states & state_bit::SYN_SENT != 0;
+                let request = inet_request(family, table.protocol(), with_info, states);
+                transact(fd, &request, until, &mut |body| found.extend(inet(table, body)), &mut || {})?;
             }
         }
         Table::Unix => {
-            let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
-            request.extend_from_slice(&states.to_ne_bytes());
-            request.extend_from_slice(&0_u32.to_ne_bytes());
-            request.extend_from_slice(&UNIX_SHOW.to_ne_bytes());
-            request.resize(24, 0);
-            transact(fd, &request, until, &mut |body| found.extend(unix(body)))?;
+            transact(fd, &unix_request(states), until, &mut |body| found.extend(unix(body)), &mut || {})?;
         }
     }
     Ok(found)
 }
 
-/// Sends one dump request and hands every record of the answer to `each`.
-fn transact(fd: &OwnedFd, body: &[u8], until: Instant, each: &mut dyn FnMut(&[u8])) -> Result<(), String> {
+/// The TCP sockets in one of `states` (bits), in few bytes each, with the times and sums of `struct tcp_info`.
+pub(super) fn dump_tcp(fd: &OwnedFd, states: u32, clock: Clock, until: Instant) -> Result<Vec<ListedTcp>, String> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        // The kernel fills the next part of its answer while it hands over one: when that was is the last moment before.
+        let filled = Cell::new(clock());
+        let mut each = |body: &[u8]| found.extend(ListedTcp::parse(body, filled.get()));
+        // Taken when a part has arrived, in force for the next one.
+        let next = Cell::new(clock());
+        let request = inet_request(family, libc::IPPROTO_TCP as u8, true, states);
+        transact(fd, &request, until, &mut each, &mut || filled.set(next.replace(clock())))?;
+    }
+    Ok(found)
+}
+
+/// The unix sockets of kind `SOCK_STREAM` and `SOCK_SEQPACKET` in one of `states` (bits).
+pub(super) fn dump_unix_streams(fd: &OwnedFd, states: u32, until: Instant) -> Result<Vec<Socket>, String> {
+    let mut found = Vec::new();
+    let mut each = |body: &[u8]| {
+        let kind = body.get(1).map_or(0, |kind| i32::from(*kind));
+        if kind == libc::SOCK_STREAM || kind == libc::SOCK_SEQPACKET {
+            found.extend(unix(body));
+        }
+    };
+    transact(fd, &unix_request(states), until, &mut each, &mut || {})?;
+    Ok(found)
+}
+
+/// `struct inet_diag_req_v2`; no address is asked for.
+fn inet_request(family: i32, protocol: u8, with_info: bool, states: u32) -> Vec<u8> {
+    let mut request = vec![family as u8, protocol, u8::from(with_info) << (INET_DIAG_INFO - 1), 0];
+    request.extend_from_slice(&states.to_ne_bytes());
+    request.resize(56, 0);
+    request
+}
+
+/// `struct unix_diag_req`.
+fn unix_request(states: u32) -> Vec<u8> {
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    request.extend_from_slice(&states.to_ne_bytes());
+    request.extend_from_slice(&0_u32.to_ne_bytes());
+    request.extend_from_slice(&UNIX_SHOW.to_ne_bytes());
+    request.resize(24, 0);
+    request
+}
+
+/// Sends one dump request and hands every record of the answer to `each`; says when a part of it has `arrived`.
+fn transact(
+    fd: &OwnedFd,
+    body: &[u8],
+    until: Instant,
+    each: &mut dyn FnMut(&[u8]),
+    arrived: &mut dyn FnMut(),
+) -> Result<(), String> {
     let name = |e: Errno| format!("{e:?}");
     let mut message = u32::try_from(16 + body.len()).unwrap_or(u32::MAX).to_ne_bytes().to_vec();
     message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -81,6 +126,7 @@ fn transact(fd: &OwnedFd, body: &[u8], until: Instant, each: &mut dyn FnMut(&[u8
             Err(Errno::EAGAIN) => return Err("deadline".into()),
             Err(e) => return Err(name(e)),
         };
+        arrived();
         let mut left = &buffer[..got];
         while let Some((kind, body, rest)) = message_of(left) {
             left = rest;
@@ -112,7 +158,7 @@ fn message_of(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 /// The attributes behind a record: (`struct nlattr`, payload) each padded to 4 bytes.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(bytes, 0)?);
         let found = (u16_at(bytes, 2)?, bytes.get(4..len)?);
@@ -227,7 +273,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 

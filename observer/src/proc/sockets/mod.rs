@@ -4,24 +4,31 @@
 //! inode numbers in `/proc/PID/fd`. Each namespace is listed at most once per [`Sockets`] and kind, and descriptors
 //! are scanned only when the list has anything that could match.
 
+mod descriptors;
 mod diag;
+mod listed;
+mod namespaces;
 mod procnet;
+mod streams;
+mod survey;
 #[cfg(test)]
 mod tests;
 
+use self::namespaces::{namespace, open_in};
 use super::fds::socket_fds;
 use super::pool::Clock;
-use super::stat::{Identity, errno_name, identity};
+use super::stat::{Identity, identity};
 use super::{ConnectingSocket, SocketFact};
 use crate::census::{Pid, ProcessId};
 use crate::host::clock::whole_ns;
-use nix::sched::{CloneFlags, setns};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+pub use streams::Streams;
+pub use survey::Survey;
 
 /// A kind of socket that can be listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -344,31 +351,4 @@ impl Sockets {
 fn reversed(sockets: &[Socket], local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     let is_peer = |s: &&Socket| s.local == Some(remote) && s.remote == Some(local) && s.inode != 0;
     sockets.iter().find(is_peer).map(|s| s.inode)
-}
-
-/// A netlink socket in the network namespace of `pid`; `None` when that is refused (it takes `CAP_SYS_ADMIN`).
-fn open_in(pid: Pid, own: bool) -> Option<OwnedFd> {
-    if own {
-        return diag::open().ok();
-    }
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
-    // A thread of its own changes namespace and ends; the socket stays where it was made. Nothing in it waits.
-    std::thread::Builder::new()
-        .name("observer-netns".into())
-        .stack_size(64 * 1024)
-        .spawn(move || {
-            setns(&namespace, CloneFlags::CLONE_NEWNET).ok()?;
-            diag::open().ok()
-        })
-        .ok()?
-        .join()
-        .ok()?
-}
-
-/// Inode number of a network namespace, from the link `net:[123]`.
-fn namespace(pid: &str) -> Result<u64, String> {
-    let link = std::fs::read_link(format!("/proc/{pid}/ns/net")).map_err(|e| errno_name(&e))?;
-    link.to_str()
-        .and_then(|text| text.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok())
-        .ok_or_else(|| "no network namespace".to_owned())
 }

@@ -1,0 +1,508 @@
+//! The stream sockets of processes: one listing of a network namespace, joined to the descriptors of those that are asked about.
+//!
+//! What is kept from one listing to the next: which way a connection was made, as the listener may go; and when data last
+//! went over it. The kernel says the latter as milliseconds ago, in steps of its clock, and counts repetitions as sent
+//! data: while not a byte more has gone over the connection, the time that was learnt first stays.
+
+use super::descriptors::sockets_of;
+use super::listed::{End, Info, ListedTcp};
+use super::namespaces::{namespace, open_in};
+use super::{LISTEN, Socket, Table, diag, procnet, state_name};
+use crate::census::{Pid, ProcessId};
+use crate::proc::pool::Clock;
+use crate::proc::streams::MOST_WAITING;
+use crate::proc::{Connection, Listener, ProcessStreams, StreamKind, Unaccepted};
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+/// Connections kept of one process.
+const MOST_CONNECTIONS: usize = 4096;
+/// Listeners kept of one process.
+const MOST_LISTENERS: usize = 256;
+
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
+/// Those that can have an inode: `ESTAB`, `FIN-WAIT-1`, `FIN-WAIT-2`, `CLOSE-WAIT`, `LAST-ACK`, `LISTEN`, `CLOSING`.
+const TCP_STATES: u32 = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << CLOSE_WAIT | 1 << 9 | 1 << LISTEN | 1 << 11;
+const UNIX_STATES: u32 = 1 << ESTABLISHED | 1 << LISTEN;
+
+/// Lists the stream sockets of processes, again and again.
+pub struct Streams {
+    clock: Clock,
+    /// observer's own network namespace.
+    own: Option<u64>,
+    known: HashMap<u64, Known>,
+    pub(super) owners: super::survey::Owners,
+}
+
+/// What is kept of a namespace.
+#[derive(Default)]
+struct Known {
+    /// Which connections were accepted, by inode.
+    inbound: HashMap<u32, bool>,
+    times: HashMap<u32, Steady>,
+    listed: Option<Instant>,
+}
+
+/// When data last went over a connection, and how many had by then.
+#[derive(Clone, Copy)]
+struct Steady {
+    written: u64,
+    received: u64,
+    sent_ns: Option<u64>,
+    received_ns: Option<u64>,
+}
+
+/// The stream sockets of one namespace.
+pub(super) struct Listing {
+    pub(super) namespace: u64,
+    pub(super) tcp: Vec<ListedTcp>,
+    pub(super) unix: Vec<Socket>,
+    pub(super) taken_ns: u64,
+    /// Places in `tcp` of those that listen, by port.
+    listeners: HashMap<u16, Vec<usize>>,
+}
+
+impl Listing {
+    fn new(namespace: u64, tcp: Vec<ListedTcp>, unix: Vec<Socket>, taken_ns: u64) -> Self {
+        let mut listeners: HashMap<u16, Vec<usize>> = HashMap::new();
+        for (place, socket) in tcp.iter().enumerate().filter(|(_, socket)| socket.state == LISTEN) {
+            listeners.entry(socket.local.port).or_default().push(place);
+        }
+        Self { namespace, tcp, unix, taken_ns, listeners }
+    }
+
+    /// The listeners that get what arrives at `local`.
+    fn listeners_of(&self, local: &End) -> impl Iterator<Item = &ListedTcp> {
+        let (places, local) = (self.listeners.get(&local.port), *local);
+        places.into_iter().flatten().map(|place| &self.tcp[*place]).filter(move |socket| socket.local.takes(&local))
+    }
+
+    /// Connections that nobody has accepted, by the inode of their listener, the oldest first. Where several listen at one
+    /// address, which of them one waits at is not told: each gets as many as its backlog has.
+    fn waiting(&self) -> HashMap<u32, Vec<&ListedTcp>> {
+        let mut waiting: HashMap<u32, Vec<&ListedTcp>> = HashMap::new();
+        for socket in &self.tcp {
+            if socket.inode != 0 || socket.state != ESTABLISHED && socket.state != CLOSE_WAIT {
+                continue;
+            }
+            let mut listeners: Vec<&ListedTcp> = self.listeners_of(&socket.local).collect();
+            if listeners.iter().any(|listener| listener.local.is_specific()) {
+                listeners.retain(|listener| listener.local.is_specific());
+            }
+            let has_room =
+                |listener: &&&ListedTcp| waiting.get(&listener.inode).map_or(0, Vec::len) < listener.unread as usize;
+            if let Some(listener) = listeners.iter().find(has_room) {
+                waiting.entry(listener.inode).or_default().push(socket);
+            }
+        }
+        for sockets in waiting.values_mut() {
+            // Nothing was sent over them, so that is when they were made.
+            sockets.sort_by_key(|socket| socket.info.map_or(socket.at_ns, |info| info.last_sent_ns));
+        }
+        waiting
+    }
+}
+
+/// A socket of a process, by its place in the listing.
+#[derive(Clone, Copy)]
+enum Place {
+    Tcp(usize),
+    Unix(usize),
+}
+
+/// The sockets of one process in a listing.
+struct Mine {
+    process: ProcessId,
+    connections: Vec<(i32, Place)>,
+    listeners: Vec<(i32, Place)>,
+}
+
+impl Streams {
+    /// Nothing is known yet.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, own: namespace("self").ok(), known: HashMap::new(), owners: super::survey::Owners::default() }
+    }
+
+    /// The stream sockets of these processes; a process that could not be looked at is left out, and counted in `lost`.
+    /// Whose the other ends of connections are is looked for among `everyone`, where an answer is awaited of them.
+    pub fn of(
+        &mut self,
+        processes: &[ProcessId],
+        everyone: &[ProcessId],
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) -> Vec<ProcessStreams> {
+        let mut found = Vec::new();
+        for (namespace, processes) in by_namespace(processes, until, lost) {
+            let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else { continue };
+            found.extend(self.join(&listing, &processes, until, lost));
+        }
+        self.name_peers(&mut found, everyone, until, lost);
+        self.forget();
+        found
+    }
+
+    /// One listing of a namespace, through one of its processes.
+    pub(super) fn list(
+        &mut self,
+        pid: Pid,
+        namespace: u64,
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) -> Option<Listing> {
+        let taken_ns = (self.clock)();
+        if Instant::now() > until {
+            lose(lost, "deadline");
+            return None;
+        }
+        let channel = open_in(pid, self.own == Some(namespace));
+        let (tcp, unix) = if let Some(channel) = channel {
+            let unix = diag::dump_unix_streams(&channel, UNIX_STATES, until);
+            (diag::dump_tcp(&channel, TCP_STATES, self.clock, until), unix)
+        } else {
+            (Err("no netlink".to_owned()), Err("no netlink".to_owned()))
+        };
+        let tcp = tcp.or_else(|refused| {
+            // Without times, what is owed cannot be told; what waits to be read or accepted can.
+            let plain = procnet::read(pid, Table::Tcp, TCP_STATES, until).map_err(|_| refused.clone())?;
+            lose(lost, &format!("no times: {refused}"));
+            Ok::<_, String>(plain.iter().filter_map(|socket| ListedTcp::plain(socket, taken_ns)).collect())
+        });
+        let tcp: Vec<ListedTcp> = match tcp {
+            Ok(tcp) => tcp,
+            Err(reason) => {
+                lose(lost, &format!("tcp: {reason}"));
+                return None;
+            }
+        };
+        let unix = match unix {
+            Ok(unix) => unix,
+            Err(reason) => {
+                lose(lost, &format!("unix: {reason}"));
+                // A kernel may not have it, and then never has. Half an answer now and then would look as if sockets came and went.
+                if reason == "deadline" {
+                    return None;
+                }
+                Vec::new()
+            }
+        };
+        let listing = Listing::new(namespace, tcp, unix, taken_ns);
+        self.learn_directions(&listing);
+        Some(listing)
+    }
+
+    fn learn_directions(&mut self, listing: &Listing) {
+        let known = self.known.entry(listing.namespace).or_default();
+        let mut inbound = HashMap::with_capacity(listing.tcp.len());
+        for socket in listing.tcp.iter().filter(|socket| socket.inode != 0 && socket.state != LISTEN) {
+            let before = known.inbound.get(&socket.inode).copied();
+            inbound
+                .insert(socket.inode, before.unwrap_or_else(|| listing.listeners_of(&socket.local).next().is_some()));
+        }
+        known.times.retain(|inode, _| inbound.contains_key(inode));
+        known.inbound = inbound;
+        known.listed = Some(Instant::now());
+    }
+
+    /// Whether a connection was accepted.
+    pub(super) fn is_inbound(&self, namespace: u64, inode: u32) -> bool {
+        self.known.get(&namespace).and_then(|known| known.inbound.get(&inode)).copied().unwrap_or_default()
+    }
+
+    /// Joins a listing to the descriptors of processes.
+    pub(super) fn join(
+        &mut self,
+        listing: &Listing,
+        processes: &[ProcessId],
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) -> Vec<ProcessStreams> {
+        let (all, holders) = find_mine(listing, processes, until, lost);
+        let waiting = listing.waiting();
+        let unix = UnixNames::new(&listing.unix);
+        let mut found = Vec::new();
+        // Which connection of which process is the other end of what.
+        let mut ends: HashMap<(End, End), Vec<(usize, usize)>> = HashMap::new();
+        for mut mine in all {
+            let cut = self.cut(listing, &mut mine);
+            let mut connections = Vec::with_capacity(mine.connections.len());
+            for (fd, place) in mine.connections {
+                match place {
+                    Place::Tcp(place) => {
+                        let socket = &listing.tcp[place];
+                        ends.entry((socket.remote, socket.local)).or_default().push((found.len(), connections.len()));
+                        connections.push(self.tcp(listing.namespace, socket, fd));
+                    }
+                    Place::Unix(place) => connections.push(unix.connection(&listing.unix[place], fd)),
+                }
+            }
+            let listeners = mine.listeners.iter().map(|(fd, place)| match place {
+                Place::Tcp(place) => tcp_listener(&listing.tcp[*place], *fd, &waiting),
+                Place::Unix(place) => unix_listener(&listing.unix[*place], *fd),
+            });
+            let listeners = listeners.collect();
+            let taken_ns = listing.taken_ns;
+            found.push(ProcessStreams { process: mine.process, taken_ns, connections, listeners, cut });
+        }
+        for socket in listing.tcp.iter().filter(|socket| socket.inode != 0 && !ends.is_empty()) {
+            for (process, connection) in ends.get(&(socket.local, socket.remote)).into_iter().flatten() {
+                found[*process].connections[*connection].peer = Some(u64::from(socket.inode));
+            }
+        }
+        for connection in found.iter_mut().flat_map(|streams| &mut streams.connections) {
+            let peer = connection.peer.and_then(|peer| u32::try_from(peer).ok());
+            connection.peer_process = peer.and_then(|peer| holders.get(&peer)).and_then(|held| Some(held.first()?.0));
+        }
+        found
+    }
+
+    /// Leaves out what is too much: the quiet connections first, and the youngest of those that owe.
+    fn cut(&self, listing: &Listing, mine: &mut Mine) -> u32 {
+        let all = mine.connections.len() + mine.listeners.len();
+        mine.listeners.sort_unstable_by_key(|(fd, _)| *fd);
+        mine.listeners.truncate(MOST_LISTENERS);
+        if mine.connections.len() > MOST_CONNECTIONS {
+            mine.connections.sort_by_cached_key(|(_, place)| match place {
+                Place::Tcp(place) => {
+                    let socket = &listing.tcp[*place];
+                    self.rank(listing.namespace, socket)
+                }
+                Place::Unix(place) => (if listing.unix[*place].unread > 0 { 0 } else { 2 }, u64::MAX),
+            });
+            mine.connections.truncate(MOST_CONNECTIONS);
+        }
+        mine.connections.sort_unstable_by_key(|(fd, _)| *fd);
+        u32::try_from(all - mine.connections.len() - mine.listeners.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Small for what matters: owes, awaits, was connected, was accepted; then by when its last data went.
+    fn rank(&self, namespace: u64, socket: &ListedTcp) -> (u8, u64) {
+        let inbound = self.is_inbound(namespace, socket.inode);
+        let info = socket.info.unwrap_or_default();
+        let rank = match (inbound, info.last()) {
+            _ if socket.unread > 0 => 0,
+            (true, Last::Received(_)) => 0,
+            (false, Last::Sent(_)) => 1,
+            (false, _) => 2,
+            (true, _) => 3,
+        };
+        (rank, info.last_received_ns.max(info.last_sent_ns))
+    }
+
+    fn tcp(&mut self, namespace: u64, socket: &ListedTcp, fd: i32) -> Connection {
+        let inbound = self.is_inbound(namespace, socket.inode);
+        let known = self.known.entry(namespace).or_default();
+        let steady = socket.info.map(|info| {
+            let now = Steady::of(socket, &info);
+            let steady = known.times.get(&socket.inode).map_or(now, |before| before.followed_by(now));
+            known.times.insert(socket.inode, steady);
+            steady
+        });
+        Connection {
+            inode: u64::from(socket.inode),
+            fd,
+            kind: StreamKind::Tcp,
+            state: socket.state_name().to_owned(),
+            local: Some(socket.local.to_string()),
+            remote: Some(socket.remote.to_string()),
+            inbound,
+            unread: u64::from(socket.unread),
+            unsent: u64::from(socket.unsent),
+            received: socket.info.map(|info| info.received),
+            // The SYN of whoever connects counts as a byte.
+            sent: socket.info.map(|info| info.acknowledged.saturating_sub(u64::from(!inbound))),
+            last_received_ns: steady.and_then(|steady| steady.received_ns),
+            last_sent_ns: steady.and_then(|steady| steady.sent_ns),
+            retransmits: u32::from(socket.retransmits),
+            peer: None,
+            peer_process: None,
+        }
+    }
+
+    /// Drops what is known of namespaces that are no longer listed.
+    pub(super) fn forget(&mut self) {
+        self.known.retain(|_, known| known.listed.is_some_and(|at| at.elapsed() < super::survey::REMEMBERED));
+    }
+}
+
+/// Which way the last data went over a connection, and when. An answer may leave in the same step of the kernel's clock as
+/// what it answers came in: then nothing is owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    Received(u64),
+    Sent(u64),
+    Neither,
+}
+
+impl Info {
+    pub(super) fn last(&self) -> Last {
+        let received = self.has_received.then_some(self.last_received_ns);
+        let sent = self.has_sent.then_some(self.last_sent_ns);
+        match (received, sent) {
+            (Some(received), sent) if sent.is_none_or(|sent| received > sent) => Last::Received(received),
+            (received, Some(sent)) if received.is_none_or(|received| sent > received) => Last::Sent(sent),
+            _ => Last::Neither,
+        }
+    }
+}
+
+impl Steady {
+    fn of(socket: &ListedTcp, info: &Info) -> Self {
+        Self {
+            written: info.acknowledged + u64::from(socket.unsent),
+            received: info.received,
+            sent_ns: info.has_sent.then_some(info.last_sent_ns),
+            received_ns: info.has_received.then_some(info.last_received_ns),
+        }
+    }
+
+    /// Times of before stay where nothing has come since; the order of the two is that of the newer listing.
+    fn followed_by(self, now: Self) -> Self {
+        let is_old = |before: Option<u64>, same: bool| before.filter(|_| same);
+        let old_sent = is_old(self.sent_ns, self.written == now.written);
+        let old_received = is_old(self.received_ns, self.received == now.received);
+        let (mut sent_ns, mut received_ns) = (old_sent.or(now.sent_ns), old_received.or(now.received_ns));
+        if let (Some(sent), Some(received)) = (now.sent_ns, now.received_ns) {
+            if old_sent.is_none() && sent >= received {
+                sent_ns = sent_ns.max(received_ns);
+            }
+            if old_received.is_none() && received >= sent {
+                // In one step of the clock: neither is later.
+                let later = u64::from(received > sent);
+                received_ns = received_ns.max(sent_ns.map(|sent| sent + later));
+            }
+        }
+        Self { sent_ns, received_ns, ..now }
+    }
+}
+
+type Holders = HashMap<u32, Vec<(ProcessId, i32)>>;
+
+/// The sockets of these processes in a listing, and who holds which inode.
+fn find_mine(
+    listing: &Listing,
+    processes: &[ProcessId],
+    until: Instant,
+    lost: &mut BTreeMap<String, u64>,
+) -> (Vec<Mine>, Holders) {
+    let is_empty = listing.tcp.is_empty() && listing.unix.is_empty();
+    let mut all: Vec<Mine> = Vec::new();
+    let mut places: HashMap<u32, Vec<(usize, i32)>> = HashMap::new();
+    for &process in processes {
+        let sockets = if is_empty { Ok(Vec::new()) } else { sockets_of(process, until) };
+        match sockets {
+            Ok(sockets) => {
+                for (fd, inode) in sockets {
+                    let held = places.entry(inode).or_default();
+                    match held.last_mut() {
+                        // Its lowest descriptor stands for it.
+                        Some((owner, lowest)) if *owner == all.len() => *lowest = fd.min(*lowest),
+                        _ => held.push((all.len(), fd)),
+                    }
+                }
+                all.push(Mine { process, connections: Vec::new(), listeners: Vec::new() });
+            }
+            Err(reason) => lose(lost, &reason),
+        }
+    }
+    let tcp = listing.tcp.iter().enumerate().map(|(n, socket)| (socket.inode, socket.state, Place::Tcp(n)));
+    let unix = listing.unix.iter().enumerate();
+    let unix = unix.filter_map(|(n, socket)| Some((u32::try_from(socket.inode).ok()?, socket.state, Place::Unix(n))));
+    for (inode, state, place) in tcp.chain(unix).filter(|(inode, ..)| *inode != 0) {
+        for (owner, fd) in places.get(&inode).into_iter().flatten() {
+            let mine = &mut all[*owner];
+            let list = if state == LISTEN { &mut mine.listeners } else { &mut mine.connections };
+            list.push((*fd, place));
+        }
+    }
+    let name = |(owner, fd): (usize, i32)| (all[owner].process, fd);
+    let holders = places.into_iter().map(|(inode, held)| (inode, held.into_iter().map(name).collect())).collect();
+    (all, holders)
+}
+
+/// Names of the unix sockets of a namespace.
+struct UnixNames<'a> {
+    by_inode: HashMap<u64, &'a Socket>,
+}
+
+impl<'a> UnixNames<'a> {
+    fn new(sockets: &'a [Socket]) -> Self {
+        Self { by_inode: sockets.iter().map(|socket| (socket.inode, socket)).collect() }
+    }
+
+    /// An accepted socket has the name of its listener; whoever connects seldom has one.
+    fn connection(&self, socket: &Socket, fd: i32) -> Connection {
+        let peer = self.by_inode.get(&socket.peer).filter(|_| socket.peer != 0);
+        let remote = peer.and_then(|peer| peer.name.clone());
+        Connection {
+            inode: socket.inode,
+            fd,
+            kind: StreamKind::Unix,
+            state: state_name(socket.state).to_owned(),
+            local: socket.name.clone(),
+            inbound: socket.name.is_some() && remote.is_none(),
+            remote,
+            unread: socket.unread,
+            unsent: socket.unsent,
+            peer: (socket.peer != 0).then_some(socket.peer),
+            ..Connection::default()
+        }
+    }
+}
+
+fn tcp_listener(socket: &ListedTcp, fd: i32, waiting: &HashMap<u32, Vec<&ListedTcp>>) -> Listener {
+    let waiting = waiting.get(&socket.inode).into_iter().flatten().take(MOST_WAITING);
+    Listener {
+        inode: u64::from(socket.inode),
+        fd,
+        kind: StreamKind::Tcp,
+        local: Some(socket.local.to_string()),
+        backlog: u64::from(socket.unread),
+        limit: u64::from(socket.unsent),
+        waiting: waiting
+            .map(|socket| Unaccepted { remote: socket.remote.to_string(), unread: u64::from(socket.unread) })
+            .collect(),
+    }
+}
+
+fn unix_listener(socket: &Socket, fd: i32) -> Listener {
+    Listener {
+        inode: socket.inode,
+        fd,
+        kind: StreamKind::Unix,
+        local: socket.name.clone(),
+        backlog: socket.unread,
+        limit: socket.unsent,
+        waiting: Vec::new(),
+    }
+}
+
+/// These processes by the inode of their network namespace; those that are gone are left out.
+pub(super) fn by_namespace(
+    processes: &[ProcessId],
+    until: Instant,
+    lost: &mut BTreeMap<String, u64>,
+) -> BTreeMap<u64, Vec<ProcessId>> {
+    let mut found: BTreeMap<u64, Vec<ProcessId>> = BTreeMap::new();
+    for (n, &process) in processes.iter().enumerate() {
+        if n % 64 == 63 && Instant::now() > until {
+            *lost.entry("streams: deadline".to_owned()).or_default() += (processes.len() - n) as u64;
+            break;
+        }
+        match namespace(&process.pid.to_string()) {
+            Ok(namespace) => found.entry(namespace).or_default().push(process),
+            // It has ended.
+            Err(reason) if reason == "ENOENT" || reason == "ESRCH" => {}
+            Err(reason) => lose(lost, &reason),
+        }
+    }
+    found
+}
+
+pub(super) fn lose(lost: &mut BTreeMap<String, u64>, reason: &str) {
+    *lost.entry(format!("streams: {reason}")).or_default() += 1;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! A look at the sockets of a whole host: cost follows suspicion. Each namespace is listed; whose a socket is, which takes a
+//! walk through the descriptors of every process, is asked only for those that look like a debt, and now and then for what listens.
+
+use super::LISTEN;
+use super::descriptors::sockets_of;
+use super::listed::ListedTcp;
+use super::streams::{Last, Listing, Streams, by_namespace, lose};
+use crate::census::ProcessId;
+use crate::proc::ProcessStreams;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// What is known of owners and namespaces is good for so long; and so often all services are listed, that their answer
+/// times are learnt before they are needed.
+pub(super) const REMEMBERED: Duration = Duration::from_secs(60);
+/// Processes listed in one survey.
+const MOST_PROCESSES: usize = 256;
+/// Processes known as holders of one socket.
+const MOST_HOLDERS: usize = 16;
+/// The next walk through descriptors waits for so many times what the last one took.
+const WALK_EVERY: u32 = 50;
+
+/// What is known from one survey to the next.
+#[derive(Default)]
+pub(super) struct Owners {
+    /// Who holds a socket, and when that was asked. Nobody: it was not found.
+    by_inode: HashMap<u32, (Vec<ProcessId>, Instant)>,
+    /// Bytes or connections that wait, by inode.
+    staying: HashMap<u32, Staying>,
+    no_walk_until: Option<Instant>,
+    services_due: Option<Instant>,
+    /// When a process was listed last.
+    listed: HashMap<ProcessId, Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Staying {
+    since_ns: u64,
+    /// Bytes read so far, where that is known.
+    read: Option<u64>,
+}
+
+/// What a survey found.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Processes that seem to owe or to await something, and services whose turn it is.
+    pub streams: Vec<ProcessStreams>,
+    /// Sockets that look like a debt.
+    pub suspects: usize,
+}
+
+impl Streams {
+    /// Looks through the sockets of all these processes for debts older than `after`; whose the other ends are is looked for
+    /// among `everyone`.
+    pub fn survey(
+        &mut self,
+        among: &[ProcessId],
+        everyone: &[ProcessId],
+        after: Duration,
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) -> Survey {
+        let start = Instant::now();
+        let mut survey = Survey::default();
+        let wants_services = self.owners.services_due.is_none_or(|due| start >= due);
+        let mut walked = Duration::ZERO;
+        let mut staying = HashMap::new();
+        let mut whole = true;
+        for (namespace, processes) in by_namespace(among, until, lost) {
+            let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else {
+                whole = false;
+                continue;
+            };
+            let suspects = self.suspects(&listing, after, &mut staying);
+            survey.suspects += suspects.len();
+            let listening = listing.tcp.iter().filter(|socket| wants_services && socket.state == LISTEN);
+            let mut wanted: HashSet<u32> = listening.map(|socket| socket.inode).collect();
+            let unix = listing.unix.iter().filter(|socket| wants_services && socket.state == LISTEN);
+            wanted.extend(unix.filter_map(|socket| u32::try_from(socket.inode).ok()));
+            let services: Vec<u32> = wanted.iter().copied().collect();
+            wanted.extend(&suspects);
+            walked += self.find_owners(&wanted, wants_services, &processes, until, lost);
+            let mut chosen = self.holders(&suspects);
+            let mut others = self.holders(&services);
+            others.retain(|process| !chosen.contains(process));
+            others.sort_by_key(|process| self.owners.listed.get(process).copied());
+            chosen.extend(others);
+            let left_out = chosen.len().saturating_sub(MOST_PROCESSES);
+            if left_out > 0 {
+                *lost.entry("streams: too many processes".to_owned()).or_default() += left_out as u64;
+                chosen.truncate(MOST_PROCESSES);
+            }
+            let found = self.join(&listing, &chosen, until, lost);
+            self.owners.listed.extend(found.iter().map(|streams| (streams.process, start)));
+            survey.streams.extend(found);
+        }
+        if whole {
+            self.owners.staying = staying;
+        } else {
+            // What waits in a namespace that was not listed now still may.
+            self.owners.staying.extend(staying);
+        }
+        self.pace_walks(walked);
+        self.name_peers(&mut survey.streams, everyone, until, lost);
+        if wants_services {
+            self.owners.services_due = Some(start + REMEMBERED);
+            let lives: BTreeSet<ProcessId> = among.iter().copied().collect();
+            self.owners.listed.retain(|process, _| lives.contains(process));
+        }
+        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < REMEMBERED);
+        self.forget();
+        survey
+    }
+
+    /// The sockets that look like a debt, the oldest first.
+    fn suspects(&self, listing: &Listing, after: Duration, staying: &mut HashMap<u32, Staying>) -> Vec<u32> {
+        let after_ns = crate::host::clock::whole_ns(after);
+        let mut found: Vec<(u64, u32)> = Vec::new();
+        let mut stays = |inode: u32, at_ns: u64, read: Option<u64>| {
+            let before = self.owners.staying.get(&inode).filter(|before| before.read == read);
+            let stay = before.copied().unwrap_or(Staying { since_ns: at_ns, read });
+            staying.insert(inode, stay);
+            (at_ns.saturating_sub(stay.since_ns) >= after_ns).then_some(stay.since_ns)
+        };
+        for socket in listing.tcp.iter().filter(|socket| socket.inode != 0) {
+            let since = if socket.unread > 0 {
+                let read = socket.info.map(|info| info.received.saturating_sub(u64::from(socket.unread)));
+                stays(socket.inode, socket.at_ns, read.filter(|_| socket.state != LISTEN))
+            } else {
+                None
+            };
+            let owed = self.owed_since(listing.namespace, socket);
+            let owed = owed.filter(|since| socket.at_ns.saturating_sub(*since) >= after_ns);
+            found.extend(since.into_iter().chain(owed).min().map(|since| (since, socket.inode)));
+        }
+        for socket in listing.unix.iter().filter(|socket| socket.unread > 0) {
+            if let Some(inode) = u32::try_from(socket.inode).ok().filter(|inode| *inode != 0) {
+                found.extend(stays(inode, listing.taken_ns, None).map(|since| (since, inode)));
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, inode)| inode).collect()
+    }
+
+    /// Since when a connection owes an answer, or awaits one.
+    fn owed_since(&self, namespace: u64, socket: &ListedTcp) -> Option<u64> {
+        match (self.is_inbound(namespace, socket.inode), socket.info?.last()) {
+            (true, Last::Received(since)) | (false, Last::Sent(since)) => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Who holds these, without repetition, in their order.
+    fn holders(&self, inodes: &[u32]) -> Vec<ProcessId> {
+        let mut seen = BTreeSet::new();
+        let known = inodes.iter().filter_map(|inode| self.owners.by_inode.get(inode));
+        known.flat_map(|(held, _)| held.iter().copied()).filter(|process| seen.insert(*process)).collect()
+    }
+
+    /// Looks through the descriptors of `among` for those of `wanted` that are not known, if it is time for that or it is to
+    /// be done `now`; answers how long it took.
+    fn find_owners(
+        &mut self,
+        wanted: &HashSet<u32>,
+        now: bool,
+        among: &[ProcessId],
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) -> Duration {
+        let start = Instant::now();
+        let known = &self.owners.by_inode;
+        let unknown: HashSet<u32> = wanted.iter().copied().filter(|inode| !known.contains_key(inode)).collect();
+        if unknown.is_empty() || !now && self.owners.no_walk_until.is_some_and(|until| start < until) {
+            return Duration::ZERO;
+        }
+        let mut found: HashMap<u32, Vec<ProcessId>> = unknown.iter().map(|inode| (*inode, Vec::new())).collect();
+        for &process in among {
+            let sockets = match sockets_of(process, until) {
+                Ok(sockets) => sockets,
+                // One that has ended holds nothing.
+                Err(reason) if reason == "ESRCH" => continue,
+                Err(reason) => {
+                    lose(lost, &reason);
+                    if reason == "deadline" {
+                        // Nobody may be called unknown whose turn did not come.
+                        found.retain(|_, held| !held.is_empty());
+                        break;
+                    }
+                    continue;
+                }
+            };
+            for (_, inode) in sockets {
+                if let Some(held) = found.get_mut(&inode).filter(|held| held.len() < MOST_HOLDERS)
+                    && held.last() != Some(&process)
+                {
+                    held.push(process);
+                }
+            }
+        }
+        self.owners.by_inode.extend(found.into_iter().map(|(inode, held)| (inode, (held, start))));
+        start.elapsed()
+    }
+
+    fn pace_walks(&mut self, took: Duration) {
+        if !took.is_zero() {
+            self.owners.no_walk_until = Some(Instant::now() + took * WALK_EVERY);
+        }
+    }
+
+    /// Says whose the other ends on this host are of connections that await an answer.
+    pub(super) fn name_peers(
+        &mut self,
+        all: &mut [ProcessStreams],
+        among: &[ProcessId],
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) {
+        let awaited = all.iter().flat_map(|streams| &streams.connections).filter(|connection| {
+            let awaits = connection.last_sent_ns > connection.last_received_ns || connection.unsent > 0;
+            !connection.inbound && connection.peer_process.is_none() && awaits
+        });
+        let wanted: HashSet<u32> = awaited.filter_map(|connection| u32::try_from(connection.peer?).ok()).collect();
+        let took = self.find_owners(&wanted, false, among, until, lost);
+        self.pace_walks(took);
+        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < REMEMBERED);
+        for connection in all.iter_mut().flat_map(|streams| &mut streams.connections) {
+            if let Some(peer) = connection.peer.and_then(|peer| u32::try_from(peer).ok())
+                && connection.peer_process.is_none()
+                && let Some((held, _)) = self.owners.by_inode.get(&peer)
+            {
+                connection.peer_process = held.first().copied();
+            }
+        }
+    }
+
+    /// One round of a survey without its owners.
+    #[cfg(test)]
+    pub(super) fn suspects_for_test(&mut self, listing: &Listing, after: Duration) -> Vec<u32> {
+        let mut staying = HashMap::new();
+        let found = self.suspects(listing, after, &mut staying);
+        self.owners.staying = staying;
+        found
+    }
+}

@@ -1,0 +1,56 @@
+//! When stream sockets are listed: of processes that were asked for at every turn, of the whole host as seldom as will do.
+
+use super::Session;
+use crate::census::ProcessId;
+use crate::host::clock::monotonic_ns;
+use crate::proc::{Facts, Streams};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// What one listing may take: of processes that were asked for, and of the whole host.
+const FOR_STREAMS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(500));
+/// The next listing waits for so many times what the last one took: a fifth of the time, or 1 %.
+const STREAMS_EVERY: (u32, u32) = (5, 100);
+
+/// The sockets, and when they are listed next.
+pub(super) struct StreamPace {
+    streams: Streams,
+    due: Option<Instant>,
+}
+
+impl StreamPace {
+    pub(super) fn new() -> Self {
+        Self { streams: Streams::new(monotonic_ns), due: None }
+    }
+}
+
+impl Session {
+    /// Lists the stream sockets of the processes in scope, where it is time for that.
+    pub(super) fn list_streams(&mut self, in_scope: &[ProcessId], facts: &mut Facts) {
+        let start = Instant::now();
+        if self.stream_pace.due.is_some_and(|due| start < due) {
+            return;
+        }
+        // Ours are waited at by our own threads.
+        let others = |process: &ProcessId| process.pid != std::process::id();
+        let until = start + self.of_look(FOR_STREAMS);
+        let half = Duration::from_nanos(self.judge.scope.threshold_ns / 2);
+        let attached = self.judge.scope.processes.is_some();
+        let in_scope: Vec<ProcessId> = in_scope.iter().copied().filter(others).collect();
+        let living = self.judge.host.rows().iter().filter(|row| !row.is_kernel_thread() && !row.is_exiting());
+        let everyone: BTreeSet<ProcessId> = living.map(|row| row.process).filter(others).collect();
+        let everyone: Vec<ProcessId> = everyone.into_iter().collect();
+        let streams = &mut self.stream_pace.streams;
+        let rest = if attached {
+            facts.streams = streams.of(&in_scope, &everyone, until, &mut facts.lost);
+            Duration::ZERO
+        } else {
+            let survey = streams.survey(&in_scope, &everyone, half, until, &mut facts.lost);
+            facts.streams = survey.streams;
+            // While something seems to be owed every turn looks.
+            if survey.suspects > 0 { Duration::ZERO } else { half }
+        };
+        let pause = start.elapsed() * self.of_look(STREAMS_EVERY);
+        self.stream_pace.due = Some(start + pause.max(rest));
+    }
+}
