@@ -124,8 +124,8 @@ const NEEDS: &[Need] = &[
     Need {
         name: "the servers whose debts are observed",
         packages: &[
-            "postgresql-15",
-            "postgresql-client-15",
+            "postgresql",
+            "postgresql-client",
             "redis-server",
             "redis-tools",
             "nginx-light",
