@@ -1,5 +1,6 @@
 //! One host under judgement: the model, the rules and the ledger, fed by a session or by a replay.
 
+use super::debts;
 use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
 use crate::census::{Census, ProbeReading};
 use crate::model::graph::Graph;
@@ -41,6 +42,7 @@ impl Judge {
         let (verdict, graph) = run(&self.rules, &self.host, &self.scope);
         self.graph = graph;
         let findings: Vec<Finding> = verdict.findings;
+        self.host.judge_services(debts::verdicts(&findings));
         Turn { changes: self.ledger.update(findings, now), ripe_at_ns: verdict.ripe_at_ns }
     }
 

@@ -4,8 +4,10 @@
 //! is not ripe yet would be. Waits count only once they are confirmed (see [`crate::model::graph`]).
 
 pub mod abandoned_lock;
+pub mod awaiting_reply;
 pub mod bad_timeout;
 pub mod deadlock;
+mod debts;
 pub mod finding;
 pub mod gc_stall;
 pub mod goroutine_blocked;
@@ -17,8 +19,12 @@ pub mod judge;
 pub mod ledger;
 pub mod lock_wait;
 pub mod lost_wakeup;
+pub mod not_accepting;
+pub mod not_reading;
+pub mod pool_exhausted;
 pub mod stopped;
 pub mod stuck_connect;
+pub mod unanswered_requests;
 pub mod uninterruptible;
 pub mod unreadable;
 
@@ -41,6 +47,8 @@ pub struct Context<'a> {
     pub graph: Graph,
     /// Every confirmed waiter followed to its end.
     pub chains: Vec<Chain>,
+    /// What the rules before this one have found.
+    pub found: Vec<Finding>,
     /// Threads that were proven to sleep through the last interval, and belong to what is looked at.
     confirmed: Vec<(&'a ThreadRow, &'a Wait)>,
 }
@@ -57,13 +65,6 @@ pub struct Verdict {
 impl Verdict {
     fn later(&mut self, at_ns: u64) {
         self.ripe_at_ns = Some(self.ripe_at_ns.map_or(at_ns, |earlier| earlier.min(at_ns)));
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.findings.extend(other.findings);
-        if let Some(at) = other.ripe_at_ns {
-            self.later(at);
-        }
     }
 
     /// Whether a wait since `since_ns` is long enough; if not, notes when it will be.
@@ -112,6 +113,12 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
         Box::new(goroutine_blocked::GoroutineBlocked),
         Box::new(goroutine_leak::GoroutineLeak),
         Box::new(gc_stall::GcStall),
+        // These see what the others have found: one cause is one finding.
+        Box::new(pool_exhausted::PoolExhausted),
+        Box::new(not_accepting::NotAccepting),
+        Box::new(not_reading::NotReading),
+        Box::new(unanswered_requests::UnansweredRequests),
+        Box::new(awaiting_reply::AwaitingReply),
     ]
 }
 
@@ -119,14 +126,20 @@ pub fn rules() -> Vec<Box<dyn Rule + Send>> {
 pub fn run(rules: &[Box<dyn Rule + Send>], host: &Host, scope: &Scope) -> (Verdict, Graph) {
     let graph = Graph::of(host);
     let confirmed = host.confirmed().filter(|(row, _)| scope.contains(row, host)).collect();
-    let context = Context { host, scope, chains: graph.chains(host), graph, confirmed };
+    let chains = graph.chains(host);
+    let mut context = Context { host, scope, chains, graph, confirmed, found: Vec::new() };
     let mut verdict = Verdict::default();
     for rule in rules {
-        verdict.merge(rule.check(&context));
+        let more = rule.check(&context);
+        context.found.extend(more.findings);
+        if let Some(at) = more.ripe_at_ns {
+            verdict.later(at);
+        }
     }
-    for finding in &mut verdict.findings {
+    for finding in &mut context.found {
         finding.note_first_sight(host);
     }
+    verdict.findings = context.found;
     (verdict, context.graph)
 }
 

@@ -419,6 +419,7 @@ fn life_of_a_finding() {
     assert_eq!(gone, [(Change::Resolved, opened[0].1.clone())]);
 }
 
+mod debts;
 mod far_ends;
 mod file_locks;
 mod frames;

@@ -5,7 +5,7 @@ use super::frames::{self, Place, Reading, parked_at, runs_once, sharpen};
 use super::host::{Host, switches};
 use super::scope::Scope;
 use super::wait::{Class, Wait};
-use crate::census::{Pid, ThreadRow};
+use crate::census::{Pid, ProcessId, ThreadRow};
 use crate::proc::{Stack, StackFact, StackWant};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// Stacks asked for after one census; the rest is asked for after the next ones.
 const MOST_WANTED: usize = 1024;
+/// Threads of one process that are asked about because it owes an answer.
+const MOST_INDEBTED: usize = 64;
 /// Locks of one process whose holders are looked for at the same time.
 const MOST_SOUGHT: usize = 64;
 
@@ -124,6 +126,7 @@ impl Host {
         };
         let mut tids: BTreeSet<Pid> = self.rows().iter().filter(ambiguous).map(|row| row.tid).collect();
         tids.extend(self.holders());
+        tids.extend(self.indebted(scope));
         let mut wants = self.report_wants(tids);
         for (process, sought) in self.sought(scope, scope.threshold_ns / 2) {
             wants.retain(|want| want.process.pid != process);
@@ -135,6 +138,25 @@ impl Host {
         }
         wants.truncate(MOST_WANTED);
         wants
+    }
+
+    /// Threads, other than those at a futex, of processes that owe an answer: whether they wait for work or stand in a job.
+    fn indebted(&self, scope: &Scope) -> Vec<Pid> {
+        let long = scope.threshold_ns / 2;
+        let processes: BTreeSet<ProcessId> = self.services().indebted(long).collect();
+        if processes.is_empty() {
+            return Vec::new();
+        }
+        let mut asked: BTreeMap<ProcessId, usize> = BTreeMap::new();
+        let mut is_asked = |row: &&ThreadRow| {
+            let is_its = processes.contains(&row.process) && self.blocked_ns(row) >= long && scope.contains(row, self);
+            is_its && {
+                let count = asked.entry(row.process).or_default();
+                *count += 1;
+                *count <= MOST_INDEBTED
+            }
+        };
+        self.rows().iter().filter(|row| is_asked(row)).map(|row| row.tid).collect()
     }
 
     /// Locks that name no owner and have been waited for so long, by process: whoever mentions one may have it.

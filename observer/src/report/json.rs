@@ -1,7 +1,7 @@
 //! `observer.report/v1` and `observer.finding/v1`. Fields may be added here, never renamed or dropped.
 
 use super::goroutines::{Trend, group_to_json};
-use super::{Account, ProcessView, Setting, lately, stacks, wakes};
+use super::{Account, ProcessView, Setting, debts, lately, stacks, wakes};
 use crate::census::{ThreadRow, TimeoutKind};
 use crate::detect::{CallSite, Life, Link, Moment, ThreadRef};
 use crate::model::frames::Reading;
@@ -159,10 +159,7 @@ pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
         "waits": host.probes().stats().iter().filter(|s| s.pid == view.id.pid).collect::<Vec<_>>(),
         "lately": lately::to_json(host, view.id.pid),
         "goroutines": host.goroutines(view.id).map(goroutines),
-        // Not measured yet: null is "unknown", never "none".
-        "debts": {
-            "unanswered": null, "oldest_unanswered_ns": null, "unread_bytes": null, "backlog": null, "awaiting_reply": null,
-        },
+        "debts": debts::to_json(host, graph, view),
     })
 }
 

@@ -3,6 +3,7 @@
 
 pub mod account;
 mod chains;
+mod debts;
 pub mod goroutines;
 pub mod json;
 pub mod lately;

@@ -1,6 +1,6 @@
 //! What a tired engineer reads: findings first, then the threads that matter, then one line for the rest.
 
-use super::{Account, ProcessView, Setting, chains, json, lately, stacks, wakes};
+use super::{Account, ProcessView, Setting, chains, debts, json, lately, stacks, wakes};
 use crate::census::{Pid, ThreadRow, TimeoutKind};
 use crate::detect::{CallSite, Change, Life, Link, Severity, ThreadRef};
 use crate::host::clock::whole_ns;
@@ -62,7 +62,7 @@ impl Paint {
 }
 
 /// Breaks running text at spaces, each line behind an indent.
-fn wrap(text: &str, indent: &str) -> String {
+pub(super) fn wrap(text: &str, indent: &str) -> String {
     let mut out = String::new();
     let mut line = String::new();
     for word in text.split(' ') {
@@ -398,6 +398,7 @@ pub fn process(
         let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
+    out.push_str(&debts::to_text(host, view.id));
     if let Some(go) = host.goroutines(view.id) {
         out.push_str(&goroutines(go));
     }

@@ -1,24 +1,299 @@
 //! Who owes whom an answer: requests not answered, bytes not read, connections not accepted, and what is awaited of peers;
 //! from one listing of sockets to the next.
+//!
+//! All times are `CLOCK_MONOTONIC` nanoseconds. What is known holds for the moment of the listing ([`Debts::taken_ns`]): ages count up
+//! to then, not up to the census that judges them.
 
-use crate::census::ProcessId;
-use crate::proc::ProcessStreams;
-use std::collections::BTreeMap;
+mod desk;
+mod history;
+mod line;
+mod pool;
+mod verdict;
+
+pub use desk::Desk;
+pub use history::History;
+pub use line::{Last, Line};
+pub use pool::{Exhausted, Pool};
+pub use verdict::{State, Verdict, requests};
+
+use super::host::switches;
+use crate::census::{ProcessId, ThreadRow};
+use crate::proc::{Connection, ProcessStreams};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Answers of a process that are kept one by one, the latest ones.
+const RECENT: usize = 64;
+/// Services (local ports or paths) of one process that have a history.
+const MOST_SERVICES: usize = 256;
+/// Two times of the kernel that are no farther apart may be of the same moment: a tick of its slowest clock.
+pub const TICK_NS: u64 = 10_000_000;
 
 /// What is known of the sockets of processes.
 #[derive(Debug, Default)]
 pub struct Services {
-    processes: BTreeMap<ProcessId, ProcessStreams>,
+    processes: BTreeMap<ProcessId, Debts>,
+    /// What the rules said last, by process.
+    judged: BTreeMap<ProcessId, Verdict>,
 }
 
 impl Services {
-    /// Takes what was listed.
-    pub(super) fn learn(&mut self, listed: &[ProcessStreams]) {
-        self.processes.extend(listed.iter().map(|streams| (streams.process, streams.clone())));
+    /// Takes what was listed after the census of these rows (sorted by thread id).
+    pub(super) fn learn(&mut self, listed: &[ProcessStreams], rows: &[ThreadRow]) {
+        if listed.is_empty() {
+            return;
+        }
+        let mut work: BTreeMap<ProcessId, Work> = listed.iter().map(|one| (one.process, Work::default())).collect();
+        for row in rows {
+            if let Some(work) = work.get_mut(&row.process) {
+                work.switches = work.switches.saturating_add(switches(row));
+                work.cpu_ns = work.cpu_ns.saturating_add(row.cpu_ns);
+            }
+        }
+        for streams in listed {
+            let work = work.get(&streams.process).copied().unwrap_or_default();
+            self.processes.entry(streams.process).or_insert_with(|| Debts::of(streams)).learn(streams, work);
+        }
     }
 
     /// Forgets the others.
     pub(super) fn retain(&mut self, lives: impl Fn(&ProcessId) -> bool) {
         self.processes.retain(|id, _| lives(id));
+        self.judged.retain(|id, _| lives(id));
+    }
+
+    /// Takes what the rules say of processes.
+    pub(crate) fn judge(&mut self, judged: BTreeMap<ProcessId, Verdict>) {
+        self.judged = judged;
+    }
+
+    /// What one process owes and is owed; `None` if its sockets were not listed.
+    pub fn of(&self, process: ProcessId) -> Option<&Debts> {
+        self.processes.get(&process)
+    }
+
+    /// All processes whose sockets were listed.
+    pub fn iter(&self) -> impl Iterator<Item = (ProcessId, &Debts)> {
+        self.processes.iter().map(|(id, debts)| (*id, debts))
+    }
+
+    /// Idle, busy, waiting or hung, and why: what the rules said, else what the numbers say.
+    pub fn verdict(&self, process: ProcessId) -> Option<Verdict> {
+        let debts = self.processes.get(&process)?;
+        Some(self.judged.get(&process).cloned().unwrap_or_else(|| verdict::by_numbers(debts)))
+    }
+
+    /// Processes that owe an answer, or are owed one, for so long: nanoseconds.
+    pub(crate) fn indebted(&self, long_ns: u64) -> impl Iterator<Item = ProcessId> {
+        let is_old = move |debts: &Debts| {
+            let oldest = debts.unanswered().chain(debts.awaiting()).map(|(_, since)| since).min();
+            oldest.is_some_and(|since| debts.age(since) >= long_ns)
+        };
+        self.processes.iter().filter(move |(_, debts)| is_old(debts)).map(|(id, _)| *id)
+    }
+}
+
+/// What the threads of a process have done since they began.
+#[derive(Clone, Copy, Debug, Default)]
+struct Work {
+    switches: u64,
+    cpu_ns: u64,
+}
+
+/// What a process has got done between two listings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Time between them, nanoseconds; 0: there was only one.
+    pub elapsed_ns: u64,
+    /// Context switches of all threads.
+    pub switches: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Bytes read from connections that were there both times.
+    pub read_bytes: u64,
+    /// Bytes sent and acknowledged on them.
+    pub sent_bytes: u64,
+    /// Answers seen, at least.
+    pub answers: u64,
+    /// Connections accepted that are still there.
+    pub accepts: u64,
+}
+
+impl Progress {
+    /// It uses more than a fifth of a CPU.
+    pub fn is_hot(&self) -> bool {
+        self.elapsed_ns > 0 && self.cpu_ns.saturating_mul(5) > self.elapsed_ns
+    }
+
+    /// It answered, accepted or read something.
+    pub fn has_served(&self) -> bool {
+        self.answers > 0 || self.accepts > 0 || self.read_bytes > 0
+    }
+}
+
+/// What one process owes and is owed.
+#[derive(Debug)]
+pub struct Debts {
+    /// When its sockets were listed last.
+    pub taken_ns: u64,
+    /// When they were listed first.
+    pub first_ns: u64,
+    /// How often.
+    pub listings: u64,
+    /// Connections and listeners that are not kept.
+    pub cut: u32,
+    /// Between the last two listings.
+    pub progress: Progress,
+    lines: BTreeMap<u64, Line>,
+    desks: BTreeMap<u64, Desk>,
+    services: BTreeMap<String, History>,
+    /// The latest answers: when sent, when asked.
+    recent: BTreeSet<(u64, u64)>,
+    work: Work,
+}
+
+impl Debts {
+    fn of(streams: &ProcessStreams) -> Self {
+        Self {
+            taken_ns: streams.taken_ns,
+            first_ns: streams.taken_ns,
+            listings: 0,
+            cut: 0,
+            progress: Progress::default(),
+            lines: BTreeMap::new(),
+            desks: BTreeMap::new(),
+            services: BTreeMap::new(),
+            recent: BTreeSet::new(),
+            work: Work::default(),
+        }
+    }
+
+    fn learn(&mut self, streams: &ProcessStreams, work: Work) {
+        let is_first = self.listings == 0;
+        let mut progress = Progress {
+            elapsed_ns: streams.taken_ns.saturating_sub(self.taken_ns),
+            switches: work.switches.saturating_sub(self.work.switches),
+            cpu_ns: work.cpu_ns.saturating_sub(self.work.cpu_ns),
+            ..Progress::default()
+        };
+        let mut before = std::mem::take(&mut self.lines);
+        // By the name of the service: the same socket file may have several listeners in turn.
+        let mut accepted: BTreeSet<&str> = BTreeSet::new();
+        for now in &streams.connections {
+            let known = before.remove(&now.inode).filter(|line| line.is_same(now));
+            let is_new = known.is_none();
+            if is_new && now.inbound && !is_first {
+                progress.accepts += 1;
+                accepted.extend(now.local.as_deref());
+            }
+            let (line, answer) = Line::learn(known, now, streams.taken_ns);
+            if let Some(moved) = line.moved {
+                progress.read_bytes += moved.read;
+                progress.sent_bytes += moved.sent;
+            }
+            if let Some((asked, sent)) = answer {
+                progress.answers += u64::from(!(is_first && is_new));
+                self.note_answer(now, asked, sent);
+            }
+            self.lines.insert(now.inode, line);
+        }
+        let mut desks = std::mem::take(&mut self.desks);
+        for now in &streams.listeners {
+            let has_accepted = now.local.as_deref().is_some_and(|local| accepted.contains(local));
+            let desk = Desk::learn(desks.remove(&now.inode), now, streams.taken_ns, has_accepted);
+            self.desks.insert(now.inode, desk);
+        }
+        self.progress = if is_first { Progress::default() } else { progress };
+        self.work = work;
+        self.cut = streams.cut;
+        self.taken_ns = streams.taken_ns;
+        self.listings += 1;
+    }
+
+    fn note_answer(&mut self, connection: &Connection, asked: u64, sent: u64) {
+        let name = service(connection).to_owned();
+        if self.services.len() < MOST_SERVICES || self.services.contains_key(&name) {
+            self.services.entry(name).or_default().note(asked, sent);
+        }
+        self.recent.insert((sent, asked));
+        if self.recent.len() > RECENT {
+            self.recent.pop_first();
+        }
+    }
+
+    /// How long something has lasted by the time of the last listing, nanoseconds.
+    pub fn age(&self, since_ns: u64) -> u64 {
+        self.taken_ns.saturating_sub(since_ns)
+    }
+
+    /// Connections, by inode number.
+    pub fn lines(&self) -> impl Iterator<Item = &Line> {
+        self.lines.values()
+    }
+
+    /// Where it accepts.
+    pub fn desks(&self) -> impl Iterator<Item = &Desk> {
+        self.desks.values()
+    }
+
+    /// What is known of the answer times, by local port or path.
+    pub fn services(&self) -> impl Iterator<Item = (&str, &History)> {
+        self.services.iter().map(|(name, history)| (name.as_str(), history))
+    }
+
+    /// The history of one service.
+    pub fn history(&self, service: &str) -> Option<&History> {
+        self.services.get(service)
+    }
+
+    /// Requests that came and have not been answered, and since when, on connections that are open both ways.
+    pub fn unanswered(&self) -> impl Iterator<Item = (&Line, u64)> {
+        self.lines().filter_map(|line| Some((line, line.owes_since()?)))
+    }
+
+    /// Requests that were not answered before the peer gave up.
+    pub fn abandoned(&self) -> impl Iterator<Item = (&Line, u64)> {
+        self.lines().filter_map(|line| Some((line, line.abandoned_since()?)))
+    }
+
+    /// Answers it waits for, and since when.
+    pub fn awaiting(&self) -> impl Iterator<Item = (&Line, u64)> {
+        self.lines().filter_map(|line| Some((line, line.awaits_since()?)))
+    }
+
+    /// Bytes that came and were not read.
+    pub fn unread_bytes(&self) -> u64 {
+        self.lines().map(|line| line.at.unread).sum()
+    }
+
+    /// Connections that nobody has accepted.
+    pub fn backlog(&self) -> u64 {
+        self.desks().map(|desk| desk.at.backlog).sum()
+    }
+
+    /// Whether any debt is to be shown.
+    pub fn owes(&self) -> bool {
+        self.unread_bytes() > 0
+            || self.backlog() > 0
+            || self.unanswered().next().is_some()
+            || self.awaiting().next().is_some()
+    }
+
+    /// The latest answers: (when sent, when asked).
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.recent.iter().copied()
+    }
+
+    /// Something it sends has not been taken for so long: it may wait for that reader.
+    pub fn is_held_by_reader(&self, long_ns: u64) -> Option<&Line> {
+        self.lines().find(|line| line.unsent_since_ns.is_some_and(|since| self.age(since) >= long_ns))
+    }
+}
+
+/// What a connection belongs to: its local port, or the path of a unix socket.
+pub fn service(connection: &Connection) -> &str {
+    let local = connection.local.as_deref().unwrap_or("?");
+    match connection.kind {
+        crate::proc::StreamKind::Tcp => local.rsplit(':').next().unwrap_or(local),
+        crate::proc::StreamKind::Unix => local,
     }
 }
