@@ -38,6 +38,7 @@ cargo xtask corpus locks [--seed N] [--count N] [--library NAME] [--healthy]
 cargo xtask bench census [--quick]     what a census costs, against the same through /proc
 cargo xtask bench stacks [--quick]     what the stacks of a process cost, against gdb and eu-stack
 cargo xtask bench goroutines [--quick] what a census of 10,000 and 100,000 goroutines costs, against the program's own profile
+cargo xtask bench sockets [--quick]    what a listing of 20,000 stream sockets costs, against ss and /proc/net/tcp
 cargo xtask bench convoy [--quick]     how soon a convoy of threads behind one lock is explained
 cargo xtask bench daemon [--quick]     what the daemon costs a node of 10,000 threads and 5,000 sockets
 cargo xtask bench tax [--quick]        what observed programs pay, against bpftrace, perf trace and strace
@@ -78,7 +79,7 @@ fn dispatch(arguments: &[&str]) -> Result<ExitCode> {
         ["signals"] => signals::run().map(|()| ExitCode::SUCCESS),
         ["configuration"] => configuration().map(|()| ExitCode::SUCCESS),
         ["fuzz", arguments @ ..] => fuzz::run(arguments).map(passed),
-        ["bench", what @ ("census" | "stacks" | "goroutines" | "convoy" | "daemon" | "tax" | "app"), flags @ ..] => {
+        ["bench", what, flags @ ..] if bench::NAMES.contains(what) => {
             let quick = match flags {
                 [] => false,
                 ["--quick"] => true,

@@ -3,6 +3,7 @@
 mod attach;
 mod bench_census;
 mod bench_programs;
+mod bench_sockets;
 mod bench_stacks;
 mod daemon;
 mod doctor;
@@ -69,6 +70,9 @@ enum Command {
     /// Measure censuses: for `cargo xtask bench census`
     #[command(hide = true)]
     BenchCensus(bench_census::Args),
+    /// Measure listings of sockets: for `cargo xtask bench sockets`
+    #[command(hide = true)]
+    BenchSockets(bench_sockets::Args),
     /// Load each kernel program by itself: for `cargo xtask vm`
     #[command(hide = true)]
     BenchPrograms,
@@ -109,6 +113,7 @@ pub fn run() -> ExitCode {
         Command::Signals => generate::signals(),
         Command::Configuration(args) => daemon::print_reference(&args),
         Command::BenchCensus(args) => bench_census::run(&args),
+        Command::BenchSockets(args) => bench_sockets::run(&args),
         Command::BenchPrograms => bench_programs::run(),
         Command::BenchStacks(args) => bench_stacks::run(&args),
     };

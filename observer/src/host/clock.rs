@@ -18,7 +18,7 @@ pub struct Clocks {
 fn nanoseconds(clock: ClockId) -> u64 {
     match clock_gettime(clock) {
         Ok(time) => (time.tv_sec().max(0) as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec() as u64),
-        // Only an unknown clock fails, and these three exist since Linux 2.6.39.
+        // Only an unknown clock fails, and these exist since Linux 2.6.39.
         Err(_) => 0,
     }
 }
@@ -26,6 +26,11 @@ fn nanoseconds(clock: ClockId) -> u64 {
 /// `CLOCK_MONOTONIC`, nanoseconds.
 pub fn monotonic_ns() -> u64 {
     nanoseconds(ClockId::CLOCK_MONOTONIC)
+}
+
+/// CPU time of the calling thread, nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    nanoseconds(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// `CLOCK_BOOTTIME`, nanoseconds.

@@ -2,15 +2,17 @@
 
 use super::Session;
 use crate::census::ProcessId;
-use crate::host::clock::monotonic_ns;
+use crate::host::clock::{monotonic_ns, thread_cpu_ns};
 use crate::proc::{Facts, Streams};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// What one listing may take: of processes that were asked for, and of the whole host.
 const FOR_STREAMS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(500));
-/// The next listing waits for so many times what the last one took: a fifth of the time, or 1 %.
-const STREAMS_EVERY: (u32, u32) = (5, 100);
+/// The next listing waits for so many times the CPU time of the last one: a fifth of a CPU, or 1 % of it.
+const STREAMS_EVERY: (u64, u64) = (5, 100);
+/// But no longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The sockets, and when they are listed next.
 pub(super) struct StreamPace {
@@ -27,7 +29,7 @@ impl StreamPace {
 impl Session {
     /// Lists the stream sockets of the processes in scope, where it is time for that.
     pub(super) fn list_streams(&mut self, in_scope: &[ProcessId], facts: &mut Facts) {
-        let start = Instant::now();
+        let (start, cpu_ns) = (Instant::now(), thread_cpu_ns());
         if self.stream_pace.due.is_some_and(|due| start < due) {
             return;
         }
@@ -50,7 +52,8 @@ impl Session {
             // While something seems to be owed every turn looks.
             if survey.suspects > 0 { Duration::ZERO } else { half }
         };
-        let pause = start.elapsed() * self.of_look(STREAMS_EVERY);
-        self.stream_pace.due = Some(start + pause.max(rest));
+        let spent_ns = thread_cpu_ns().saturating_sub(cpu_ns);
+        let pause = Duration::from_nanos(spent_ns.saturating_mul(self.of_look(STREAMS_EVERY)));
+        self.stream_pace.due = Some(start + pause.min(LONGEST_PAUSE).max(rest));
     }
 }

@@ -1,5 +1,5 @@
 //! What observer costs, measured: `cargo xtask bench census`, `cargo xtask bench stacks`, `cargo xtask bench convoy`,
-//! `cargo xtask bench daemon`, `cargo xtask bench tax` and `cargo xtask bench app`.
+//! `cargo xtask bench sockets`, `cargo xtask bench daemon`, `cargo xtask bench tax` and `cargo xtask bench app`.
 //!
 //! They measure only processes they start themselves, and write a table into docs/overhead.md.
 
@@ -11,6 +11,7 @@ mod daemon;
 mod goroutines;
 mod limits;
 mod namespace;
+mod sockets;
 mod stacks;
 mod table;
 mod tax;
@@ -21,6 +22,9 @@ use anyhow::{Result, bail};
 
 use crate::setup::{self, Purpose};
 use crate::{ebpf, invoke, workspace};
+
+/// What can be measured.
+pub(crate) const NAMES: [&str; 8] = ["census", "stacks", "goroutines", "sockets", "convoy", "daemon", "tax", "app"];
 
 /// Runs the bench named `what`; `quick` makes it short and leaves the document alone.
 pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
@@ -35,6 +39,7 @@ pub(crate) fn run(what: &str, quick: bool) -> Result<()> {
         "stacks" => stacks::measure(&observer, quick)?,
         "goroutines" => goroutines::measure(&observer, quick)?,
         "convoy" => convoy::measure(&observer, quick)?,
+        "sockets" => sockets::measure(&observer, quick)?,
         "app" => app::measure(&observer, quick)?,
         "daemon" => daemon::measure(&observer, quick)?,
         _ => tax::measure(&observer, quick)?,

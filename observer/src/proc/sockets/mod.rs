@@ -8,6 +8,7 @@ mod descriptors;
 mod diag;
 mod listed;
 mod namespaces;
+mod peers;
 mod procnet;
 mod streams;
 mod survey;

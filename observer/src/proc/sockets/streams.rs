@@ -138,7 +138,7 @@ impl Streams {
             let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else { continue };
             found.extend(self.join(&listing, &processes, until, lost));
         }
-        self.name_peers(&mut found, everyone, until, lost);
+        self.find_peers(&mut found, everyone, until, lost);
         self.forget();
         found
     }

@@ -6,6 +6,7 @@ use super::descriptors::sockets_of;
 use super::listed::ListedTcp;
 use super::streams::{Last, Listing, Streams, by_namespace, lose};
 use crate::census::ProcessId;
+use crate::host::clock::{thread_cpu_ns, whole_ns};
 use crate::proc::ProcessStreams;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -17,17 +18,21 @@ pub(super) const REMEMBERED: Duration = Duration::from_secs(60);
 const MOST_PROCESSES: usize = 256;
 /// Processes known as holders of one socket.
 const MOST_HOLDERS: usize = 16;
-/// The next walk through descriptors waits for so many times what the last one took.
+/// The next walk through descriptors waits for so many times the CPU time of the last one.
 const WALK_EVERY: u32 = 50;
 
 /// What is known from one survey to the next.
 #[derive(Default)]
 pub(super) struct Owners {
     /// Who holds a socket, and when that was asked. Nobody: it was not found.
-    by_inode: HashMap<u32, (Vec<ProcessId>, Instant)>,
+    pub(super) by_inode: HashMap<u32, (Vec<ProcessId>, Instant)>,
+    /// The other end of a connection in another namespace, by inode, and when that was asked.
+    pub(super) far: HashMap<u32, (Option<u32>, Instant)>,
     /// Bytes or connections that wait, by inode.
     staying: HashMap<u32, Staying>,
-    no_walk_until: Option<Instant>,
+    pub(super) no_walk_until: Option<Instant>,
+    /// CPU time of listings on behalf of other ends, not yet paced.
+    pub(super) listing_spent: Duration,
     services_due: Option<Instant>,
     /// When a process was listed last.
     listed: HashMap<ProcessId, Instant>,
@@ -101,7 +106,7 @@ impl Streams {
             self.owners.staying.extend(staying);
         }
         self.pace_walks(walked);
-        self.name_peers(&mut survey.streams, everyone, until, lost);
+        self.find_peers(&mut survey.streams, everyone, until, lost);
         if wants_services {
             self.owners.services_due = Some(start + REMEMBERED);
             let lives: BTreeSet<ProcessId> = among.iter().copied().collect();
@@ -114,7 +119,7 @@ impl Streams {
 
     /// The sockets that look like a debt, the oldest first.
     fn suspects(&self, listing: &Listing, after: Duration, staying: &mut HashMap<u32, Staying>) -> Vec<u32> {
-        let after_ns = crate::host::clock::whole_ns(after);
+        let after_ns = whole_ns(after);
         let mut found: Vec<(u64, u32)> = Vec::new();
         let mut stays = |inode: u32, at_ns: u64, read: Option<u64>| {
             let before = self.owners.staying.get(&inode).filter(|before| before.read == read);
@@ -158,8 +163,8 @@ impl Streams {
     }
 
     /// Looks through the descriptors of `among` for those of `wanted` that are not known, if it is time for that or it is to
-    /// be done `now`; answers how long it took.
-    fn find_owners(
+    /// be done `now`; answers what CPU time it took.
+    pub(super) fn find_owners(
         &mut self,
         wanted: &HashSet<u32>,
         now: bool,
@@ -167,7 +172,7 @@ impl Streams {
         until: Instant,
         lost: &mut BTreeMap<String, u64>,
     ) -> Duration {
-        let start = Instant::now();
+        let (start, cpu_ns) = (Instant::now(), thread_cpu_ns());
         let known = &self.owners.by_inode;
         let unknown: HashSet<u32> = wanted.iter().copied().filter(|inode| !known.contains_key(inode)).collect();
         if unknown.is_empty() || !now && self.owners.no_walk_until.is_some_and(|until| start < until) {
@@ -198,38 +203,12 @@ impl Streams {
             }
         }
         self.owners.by_inode.extend(found.into_iter().map(|(inode, held)| (inode, (held, start))));
-        start.elapsed()
+        Duration::from_nanos(thread_cpu_ns().saturating_sub(cpu_ns))
     }
 
-    fn pace_walks(&mut self, took: Duration) {
+    pub(super) fn pace_walks(&mut self, took: Duration) {
         if !took.is_zero() {
             self.owners.no_walk_until = Some(Instant::now() + took * WALK_EVERY);
-        }
-    }
-
-    /// Says whose the other ends on this host are of connections that await an answer.
-    pub(super) fn name_peers(
-        &mut self,
-        all: &mut [ProcessStreams],
-        among: &[ProcessId],
-        until: Instant,
-        lost: &mut BTreeMap<String, u64>,
-    ) {
-        let awaited = all.iter().flat_map(|streams| &streams.connections).filter(|connection| {
-            let awaits = connection.last_sent_ns > connection.last_received_ns || connection.unsent > 0;
-            !connection.inbound && connection.peer_process.is_none() && awaits
-        });
-        let wanted: HashSet<u32> = awaited.filter_map(|connection| u32::try_from(connection.peer?).ok()).collect();
-        let took = self.find_owners(&wanted, false, among, until, lost);
-        self.pace_walks(took);
-        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < REMEMBERED);
-        for connection in all.iter_mut().flat_map(|streams| &mut streams.connections) {
-            if let Some(peer) = connection.peer.and_then(|peer| u32::try_from(peer).ok())
-                && connection.peer_process.is_none()
-                && let Some((held, _)) = self.owners.by_inode.get(&peer)
-            {
-                connection.peer_process = held.first().copied();
-            }
         }
     }
 

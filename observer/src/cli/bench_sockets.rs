@@ -1,0 +1,66 @@
+//! `observer bench-sockets`: what one listing of stream sockets costs, for `cargo xtask bench sockets`.
+
+use super::NOTHING;
+use crate::census::ProcessId;
+use crate::host::{self, clock::monotonic_ns};
+use crate::proc::{ProcessStreams, Streams, exists};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// Far more than one may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Measure listings of the stream sockets of processes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How many
+    #[arg(long, default_value_t = 10)]
+    rounds: u32,
+    /// Process ids
+    #[arg(required = true, value_name = "PID")]
+    pids: Vec<u32>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
+    let mut processes: Vec<ProcessId> = Vec::new();
+    for pid in &args.pids {
+        processes.push(exists(*pid)?.id);
+    }
+    let mut lost = BTreeMap::new();
+    // One observer looks at these processes, another at all that is here.
+    let (mut attached, mut host) = (Streams::new(monotonic_ns), Streams::new(monotonic_ns));
+    let mut rounds = Vec::new();
+    // The first of each grows buffers, and a survey looks for services: not counted.
+    for round in 0..=args.rounds {
+        let (listed, attach) = timed(|| attached.of(&processes, &processes, Instant::now() + LIMIT, &mut lost));
+        let after = Duration::from_millis(2500);
+        let (survey, watch) = timed(|| host.survey(&processes, &processes, after, Instant::now() + LIMIT, &mut lost));
+        if round > 0 {
+            rounds.push(json!({
+                "attach": attach,
+                "watch": watch,
+                "suspects": survey.suspects,
+                "connections": count(&listed, |_| true),
+                "answered": count(&listed, |c| c.inbound && c.last_sent_ns >= c.last_received_ns && c.sent == Some(1)),
+                "joined": count(&listed, |c| c.peer.is_some() && c.peer_process.is_some()),
+            }));
+        }
+    }
+    let (_, rss) = host::own_usage();
+    writeln!(std::io::stdout().lock(), "{}", json!({ "rounds": rounds, "rss_bytes": rss, "lost": lost }))?;
+    Ok(NOTHING)
+}
+
+fn count(listed: &[ProcessStreams], which: impl Fn(&crate::proc::Connection) -> bool) -> usize {
+    listed.iter().flat_map(|streams| &streams.connections).filter(|connection| which(connection)).count()
+}
+
+/// What something answers, and what it took.
+fn timed<T>(what: impl FnOnce() -> T) -> (T, Value) {
+    let (began, (cpu, _)) = (Instant::now(), host::own_usage());
+    let answer = what();
+    let wall_ns = host::clock::whole_ns(began.elapsed());
+    (answer, json!({ "wall_ns": wall_ns, "cpu_ns": host::own_usage().0 - cpu }))
+}
