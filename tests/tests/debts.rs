@@ -194,6 +194,8 @@ fn sessions_behind_a_table_lock() -> Result<()> {
         let mut waiter = database.session()?;
         waiter.tell("select pg_backend_pid();")?;
         backends.push(waiter.line(REACHED)?.context("a line")?.parse::<i32>()?);
+        // The kernel notes the times of an answer and of the next request in ticks of some milliseconds: not in the same one.
+        wait_for_age(Instant::now(), Duration::from_millis(50))?;
         waiter.tell("select count(*) from stock;")?;
         waiters.push(waiter);
     }
