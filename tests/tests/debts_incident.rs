@@ -186,7 +186,7 @@ fn servers_that_use_the_pool_well() -> Result<()> {
     let live = Observer::new(&["attach", &pids[0].to_string(), &pids[1].to_string()])?
         .args(&["--threshold", "2s", "--output", "json", "--for", "14s"])
         .start()?;
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(16);
     let polls = std::thread::scope(|scope| {
         let polling = scope.spawn(|| -> Result<usize> {
             let mut polls = 0;
