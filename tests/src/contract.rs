@@ -20,6 +20,19 @@ const PROCESS: &[&str] = &[
     "goroutines",
     "debts",
 ];
+const DEBTS: &[&str] = &[
+    "unanswered",
+    "oldest_unanswered_ns",
+    "unread_bytes",
+    "backlog",
+    "awaiting_reply",
+    "verdict",
+    "why",
+    "services",
+    "pools",
+    "awaiting",
+];
+const VERDICTS: &[&str] = &["idle", "busy", "waiting", "hung"];
 const THREAD: &[&str] = &["tid", "comm", "state", "off_cpu_ns", "wait", "stack", "stack_end", "kernel_stack"];
 const FRAME: &[&str] = &["function", "file", "line", "module", "offset", "inlined", "address", "build_id", "found_by"];
 const FOUND_BY: &[&str] = &["registers", "unwinding", "frame_pointer", "scan"];
@@ -132,6 +145,11 @@ pub fn check_report(report: &Value) -> Result<()> {
     keys("account", &report["account"], ACCOUNT)?;
     for process in list("processes", &report["processes"])? {
         keys("process", process, PROCESS)?;
+        keys("debts", &process["debts"], DEBTS)?;
+        if !process["debts"]["verdict"].is_null() {
+            one_of("verdict", &process["debts"]["verdict"], VERDICTS)?;
+            ensure!(process["debts"]["unanswered"].is_u64(), "a verdict without numbers: {}", process["debts"]);
+        }
         for thread in list("threads", &process["threads"])? {
             check_thread(thread)?;
         }

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 pub(super) const LEARNT: u64 = 20;
 /// What so many times the slowest of them has not answered is no slow answer.
 pub(super) const BEYOND: u64 = 10;
+/// A listing counts for so many thresholds.
+const FRESH: u64 = 4;
 /// Links of what a peer's finding says that another one repeats.
 const MOST_LINKS: usize = 16;
 
@@ -22,7 +24,9 @@ impl<'a> Context<'a> {
     /// Processes that belong to what is looked at, whose sockets were listed.
     pub(super) fn indebted(&self) -> impl Iterator<Item = (ProcessId, &'a Debts)> {
         let host = self.host;
-        host.services().iter().filter(|(process, _)| {
+        // What has not been listed for so long is over, or not known any more.
+        let oldest = host.now_ns().saturating_sub(self.scope.threshold_ns.saturating_mul(FRESH));
+        host.services().iter().filter(move |(_, debts)| debts.taken_ns >= oldest).filter(|(process, _)| {
             let row = host.row(process.pid).or_else(|| host.threads_of(process.pid).next());
             row.is_some_and(|row| row.process == *process && self.scope.contains(row, host))
         })

@@ -190,8 +190,10 @@ impl Told<'_> {
         };
         let who = acquiring.map(|found| format!(" {}.", capital(&found.words()))).unwrap_or_default();
         let busy = host.threads_of(process.pid).filter(|row| !row.is_blocked() && !row.is_exiting()).count();
-        let blocked = match busy {
-            0 => format!(" None of its {} thread(s) runs.", host.threads_of(process.pid).count()),
+        let threads = host.threads_of(process.pid).count();
+        let blocked = match context.standing(process).chain.is_empty() {
+            true if busy == 0 => format!(" None of its {threads} thread(s) runs, and none waits for a lock."),
+            _ if busy == 0 => format!(" None of its {threads} thread(s) runs."),
             _ => String::new(),
         };
         finding.explanation = format!(
@@ -204,7 +206,7 @@ impl Told<'_> {
         finding.remedy = "Look for a request that takes a second connection of the pool while it holds one (a nested acquire, a transaction that calls code with a connection of its own), or one that keeps its connection across a long wait. Pass the connection on instead, and give the pool a wait timeout; more connections only move the point.".to_owned();
         finding.chain = vec![Link {
             from: thread_ref(acquiring.and_then(|found| found.threads.first().copied()).unwrap_or(process.pid), host),
-            waits_for: Resource { remote: Some(pool.remote.to_owned()), ..Resource::of(ResourceKind::Other) }
+            waits_for: Resource { remote: Some(pool.remote.to_owned()), ..Resource::of(ResourceKind::Tcp) }
                 .detailed(format!("one of the pool of {size}")),
             held_by: Some(thread_ref(process.pid, host)),
             nature: Nature::Lock,

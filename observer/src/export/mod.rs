@@ -4,6 +4,7 @@
 //! of one turn, taken on the loop's thread; everything behind them (encoding, sockets, retries) happens on the sink's own threads, behind a bounded [`Queue`]
 //! that loses the oldest first and counts what it loses: a dead receiver never slows the census.
 
+mod debts;
 pub mod document;
 mod event;
 mod http;

@@ -1,6 +1,7 @@
 //! The numbers of one moment.
 
 use super::SinkStats;
+use super::debts;
 use super::event::Entity;
 use super::signals::{self as of, METRICS, Metric};
 use crate::census::{Family, Pid, ProcessId, WaitStats};
@@ -125,6 +126,7 @@ impl Sampler {
         let host = &judge.host;
         let mut points = Points::default();
         self.threads(judge, &mut points);
+        debts::add(judge, self.top, &mut points);
         let mut open: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for life in judge.ledger.open() {
             *open.entry((life.finding.kind.name(), life.finding.severity.name())).or_default() += 1;
@@ -279,14 +281,14 @@ fn own(account: &Account, sinks: &[SinkStats], points: &mut Points) {
 }
 
 #[derive(Debug, Default)]
-struct Points(Vec<Point>);
+pub(super) struct Points(Vec<Point>);
 
 impl Points {
-    fn add(&mut self, metric: &'static Metric, values: &[&str], count: u64) {
+    pub(super) fn add(&mut self, metric: &'static Metric, values: &[&str], count: u64) {
         self.push(None, metric, values, count);
     }
 
-    fn about(&mut self, entity: &Arc<Entity>, metric: &'static Metric, values: &[&str], count: u64) {
+    pub(super) fn about(&mut self, entity: &Arc<Entity>, metric: &'static Metric, values: &[&str], count: u64) {
         self.push(Some(entity.clone()), metric, values, count);
     }
 

@@ -29,7 +29,7 @@ pub struct Metric {
 impl Metric {
     /// Whether its points are told apart by process.
     pub fn is_by_process(&self) -> bool {
-        self.name.starts_with("observer.process.")
+        self.name.starts_with("observer.process.") || self.name.starts_with("observer.debts.")
     }
 }
 
@@ -60,6 +60,11 @@ metrics! {
     THREADS_BLOCKED = "observer.threads.blocked", "{thread}", Gauge, ["class"], "Threads off the CPU, by what they wait for";
     THREADS_SEEN = "observer.threads.seen", "{thread}", Gauge, [], "Threads in the last census";
     PROCESS_THREADS_BLOCKED = "observer.process.threads.blocked", "{thread}", Gauge, ["class"], "Threads of one process that wait for a lock, a file lock, a device, a connection, or are stopped; the processes with most of them, the others summed";
+    DEBTS_UNANSWERED = "observer.debts.unanswered", "{request}", Gauge, [], "Requests that came to one process and have no answer yet, also from clients that wait on purpose; the processes with most debts, the others summed";
+    DEBTS_OLDEST_UNANSWERED = "observer.debts.oldest_unanswered", "s", Gauge, [], "Age of the oldest of them; of the others together the oldest";
+    DEBTS_UNREAD = "observer.debts.unread", "By", Gauge, [], "Bytes that came to one process and are not read";
+    DEBTS_BACKLOG = "observer.debts.backlog", "{connection}", Gauge, [], "Connections to one process that it has not accepted";
+    DEBTS_AWAITING = "observer.debts.awaiting", "{request}", Gauge, [], "Connections on which one process sent last and nothing has come since";
     FINDINGS_OPEN = "observer.findings.open", "{finding}", Gauge, ["kind", "severity"], "Findings that are open";
     FINDINGS_OPENED = "observer.findings.opened.count", "{finding}", Counter, ["kind", "severity"], "Findings that opened";
     FINDINGS_RESOLVED = "observer.findings.resolved.count", "{finding}", Counter, ["kind"], "Findings that are over";

@@ -393,3 +393,18 @@ fn an_inode_number_that_is_used_again_is_another_connection() {
     assert!(watch(&mut judge, &server(), &[96], new).is_empty(), "not since second 91");
     assert_eq!(watch(&mut judge, &server(), &[98, 102], new).len(), 1);
 }
+
+#[test]
+fn what_is_not_listed_any_more_is_over() {
+    let mut judge = judge();
+    let rows = [server(), vec![row(20, 20)]].concat();
+    let hung = |at: u64| vec![listed(10, at, nested(12, 5), Vec::new())];
+    assert_eq!(watch(&mut judge, &rows, &[91, 96, 97], hung).len(), 1);
+    // Others are listed, it is not: it owes nothing that is worth a listing.
+    let others = |at: u64| vec![listed(20, at, Vec::new(), Vec::new())];
+    assert!(watch(&mut judge, &rows, &[99], others).is_empty());
+    assert!(judge.host.services().of(process(10)).is_none());
+    // Nothing is listed for long.
+    assert_eq!(watch(&mut judge, &rows, &[100, 106], hung).len(), 1);
+    assert!(watch(&mut judge, &rows, &[140], |_| Vec::new()).is_empty());
+}

@@ -25,6 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const RECENT: usize = 64;
 /// Services (local ports or paths) of one process that have a history.
 const MOST_SERVICES: usize = 256;
+/// One listing may take so long: the namespaces of a host follow each other.
+const ONE_LISTING_NS: u64 = 1_000_000_000;
 /// Two times of the kernel that are no farther apart may be of the same moment: a tick of its slowest clock.
 pub const TICK_NS: u64 = 10_000_000;
 
@@ -32,6 +34,8 @@ pub const TICK_NS: u64 = 10_000_000;
 #[derive(Debug, Default)]
 pub struct Services {
     processes: BTreeMap<ProcessId, Debts>,
+    /// When sockets were listed last.
+    latest_ns: u64,
     /// What the rules said last, by process.
     judged: BTreeMap<ProcessId, Verdict>,
 }
@@ -50,6 +54,7 @@ impl Services {
             }
         }
         for streams in listed {
+            self.latest_ns = self.latest_ns.max(streams.taken_ns);
             let work = work.get(&streams.process).copied().unwrap_or_default();
             self.processes.entry(streams.process).or_insert_with(|| Debts::of(streams)).learn(streams, work);
         }
@@ -66,19 +71,24 @@ impl Services {
         self.judged = judged;
     }
 
-    /// What one process owes and is owed; `None` if its sockets were not listed.
+    /// What one process owes and is owed; `None` if its sockets were not listed, or not the last time: of a whole host those are
+    /// listed again that still seem to owe something.
     pub fn of(&self, process: ProcessId) -> Option<&Debts> {
-        self.processes.get(&process)
+        self.processes.get(&process).filter(|debts| self.is_latest(debts))
     }
 
-    /// All processes whose sockets were listed.
+    /// All processes whose sockets were listed the last time.
     pub fn iter(&self) -> impl Iterator<Item = (ProcessId, &Debts)> {
-        self.processes.iter().map(|(id, debts)| (*id, debts))
+        self.processes.iter().filter(|(_, debts)| self.is_latest(debts)).map(|(id, debts)| (*id, debts))
+    }
+
+    fn is_latest(&self, debts: &Debts) -> bool {
+        debts.taken_ns.saturating_add(ONE_LISTING_NS) >= self.latest_ns
     }
 
     /// Idle, busy, waiting or hung, and why: what the rules said, else what the numbers say.
     pub fn verdict(&self, process: ProcessId) -> Option<Verdict> {
-        let debts = self.processes.get(&process)?;
+        let debts = self.of(process)?;
         Some(self.judged.get(&process).cloned().unwrap_or_else(|| verdict::by_numbers(debts)))
     }
 
@@ -88,7 +98,7 @@ impl Services {
             let oldest = debts.unanswered().chain(debts.awaiting()).map(|(_, since)| since).min();
             oldest.is_some_and(|since| debts.age(since) >= long_ns)
         };
-        self.processes.iter().filter(move |(_, debts)| is_old(debts)).map(|(id, _)| *id)
+        self.iter().filter(move |(_, debts)| is_old(debts)).map(|(id, _)| id)
     }
 }
 
