@@ -1,5 +1,7 @@
 //! What this machine lacks and tests, benches or the demonstration need.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -120,6 +122,27 @@ const NEEDS: &[Need] = &[
         present: || invoke::is_installed("systemd-analyze") && Path::new("/lib/systemd/systemd").exists(),
     },
     Need {
+        name: "the servers whose debts are observed",
+        packages: &[
+            "postgresql",
+            "postgresql-client",
+            "redis-server",
+            "redis-tools",
+            "nginx-light",
+            "haproxy",
+            "memcached",
+            "mosquitto",
+        ],
+        for_what: Purpose::Tests,
+        present: has_servers,
+    },
+    Need {
+        name: "ip and ss",
+        packages: &["iproute2"],
+        for_what: Purpose::Tests,
+        present: || invoke::is_installed("ip") && invoke::is_installed("ss"),
+    },
+    Need {
         name: "certificate authorities",
         packages: &["ca-certificates"],
         for_what: Purpose::Tests,
@@ -153,6 +176,17 @@ const NEEDS: &[Need] = &[
 
 fn has_static_busybox() -> bool {
     ["/bin/busybox", "/usr/bin/busybox"].iter().any(|path| dist::ensure_static(Path::new(path)).is_ok())
+}
+
+fn has_servers() -> bool {
+    // Servers lie in a directory that only root's path has, PostgreSQL's programs in one of their own.
+    let servers = ["nginx", "haproxy", "mosquitto", "memcached", "redis-server", "redis-benchmark"];
+    let is_there = |name: &str| ["/usr/sbin", "/usr/bin"].iter().any(|place| Path::new(place).join(name).exists());
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().filter_map(Result::ok);
+    let has_database = versions
+        .map(|entry| entry.path().join("bin"))
+        .any(|bin| ["postgres", "initdb", "psql", "pgbench"].iter().all(|name| bin.join(name).exists()));
+    has_database && servers.into_iter().all(is_there)
 }
 
 fn has_c_compiler() -> bool {
@@ -211,7 +245,36 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// While it exists, no package starts the service it brings: tests start their own.
+struct NoServices(bool);
+
+impl NoServices {
+    /// What maintainer scripts ask; see `invoke-rc.d(8)`.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    /// A policy that is there already stays as it is.
+    fn begin() -> Result<Self> {
+        if Path::new(Self::POLICY).exists() {
+            return Ok(Self(false));
+        }
+        std::fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n")?;
+        std::fs::set_permissions(Self::POLICY, Permissions::from_mode(0o755))?;
+        Ok(Self(true))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.0
+            && let Err(error) = std::fs::remove_file(Self::POLICY)
+        {
+            eprintln!("xtask: {} is to be removed by hand: {error}", Self::POLICY);
+        }
+    }
+}
+
 fn install(packages: &[&str]) -> Result<()> {
+    let _policy = NoServices::begin()?;
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
     command.args(["install", "--yes", "--quiet=2", "--no-install-recommends"]).args(packages);
