@@ -48,8 +48,7 @@ cargo xtask vm [--kernel 5.10|6.1|6.12|7.2|all] [--write] [-- TEST…]
                                        end-to-end tests (or those named like TEST), what the verifier pays; --write records
                                        it in docs/kernel-support.toml and renews docs/kernel-support.md
 cargo xtask vm --page                  renews docs/kernel-support.md from what is recorded
-cargo xtask dist [--quick]             the static binary, an archive of it and checksums, in target/dist;
-                                       quick: less optimized, in target/dist-quick
+cargo xtask dist [--quick]             the static binary, an archive, checksums, in target/dist (quick: less optimized)
 cargo xtask manifests [--check]        renews deploy/kubernetes from the Helm chart; --check fails when it is stale
 cargo xtask toolchain                  installs what tests and benches need and this machine lacks
 

@@ -104,7 +104,8 @@ fn a_million_calls_a_second_are_taken_off_and_the_average_holds() {
     // 300 ns a call; a call that is not looked at costs a fifth.
     world.full = BTreeMap::from([(Family::Poll, 0.001), (Family::Futex, 0.3)]);
     world.skipped = 0.2;
-    world.run(3 * STEP);
+    // Two readings for each of two steps: sampled, then off.
+    world.run(4 * STEP);
     assert_eq!((world.watch(Family::Futex), world.watch(Family::Poll)), (Watch::Off, Watch::Full));
     let (before, from) = (world.spent, world.now);
     world.run(60 * MINUTE);

@@ -132,7 +132,8 @@ pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Resul
             span.1 = alone[0].1;
         }
     }
-    (joined.clear(), read.clear());
+    joined.clear();
+    read.clear();
     outcome
 }
 

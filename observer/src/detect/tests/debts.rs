@@ -110,6 +110,21 @@ fn the_verdict_says_what_the_finding_says() {
 }
 
 #[test]
+fn requests_that_all_come_at_once_are_told_and_not_judged() {
+    // More requests than connections, all within the tick before the last use: a crowd of long polls looks the same.
+    let crowd = |_: u64| -> Vec<Connection> {
+        let asked = (0..12).map(|i| line(1 + i, Some(90_000), None));
+        asked.chain((0..5).map(|i| to(DB, 100 + i, Some(90_020), Some(90_019)))).collect()
+    };
+    assert!(found(&server(), &[91, 96, 97], crowd).is_empty());
+    let mut judge = judge();
+    watch(&mut judge, &server(), &[91, 96, 97], |at| vec![listed(10, at, crowd(at), Vec::new())]);
+    let verdict = judge.host.services().verdict(process(10)).unwrap();
+    assert_eq!(verdict.state, State::Idle);
+    assert!(verdict.why.contains("all 5 connections to 10.0.0.2:5432 are idle"), "{}", verdict.why);
+}
+
+#[test]
 fn servers_with_idle_pools_that_let_clients_wait_on_purpose() {
     // Long-poll without a database: the pool was used long before these requests, or never.
     let idle = |used: Option<u64>| {

@@ -62,6 +62,28 @@ impl Debts {
     /// together: each connection was used last right after some request came that is still not answered, a different one for each; newer
     /// requests came and touched none; and no request whose answer may have been due to the last use was answered.
     pub fn exhausted(&self, pool: &Pool<'_>) -> Option<Exhausted> {
+        let idle_since_ns = self.matched(pool)?;
+        let starved = self.unanswered().filter(|(_, since)| *since > idle_since_ns.saturating_add(TICK_NS)).count();
+        // Somebody was answered who had come before the last use, after it: then that use was his, and the connection is back.
+        let is_explained = |(sent, asked): (u64, u64)| {
+            asked <= idle_since_ns.saturating_add(TICK_NS) && sent.saturating_add(TICK_NS) >= idle_since_ns
+        };
+        if starved == 0 || self.answers().any(is_explained) {
+            return None;
+        }
+        let answered_since = self.answers().filter(|(_, asked)| *asked > idle_since_ns).count();
+        Some(Exhausted { holders: pool.lines.len(), starved, idle_since_ns, answered_since })
+    }
+
+    /// Whether a pool would be used up if none of its connections were given back: more requests than connections came at once, each
+    /// connection was used last right after one of them, and no request has come since that would tell.
+    pub(super) fn may_exhaust(&self, pool: &Pool<'_>) -> bool {
+        pool.lines.len() > 1 && self.unanswered().count() > pool.lines.len() && self.matched(pool).is_some()
+    }
+
+    /// When a pool was used last, if all of it is in hand and each connection was used last right after a request of its own came that is
+    /// still not answered.
+    fn matched(&self, pool: &Pool<'_>) -> Option<u64> {
         let idle_since_ns = pool.idle_since()?;
         if pool.lines.iter().any(|line| line.at.kind != StreamKind::Tcp) {
             return None;
@@ -76,15 +98,6 @@ impl Debts {
             while open.next_if(|asked| asked.saturating_add(SOON_NS) < used).is_some() {}
             open.next_if(|asked| *asked <= used.saturating_add(TICK_NS))?;
         }
-        let starved = self.unanswered().filter(|(_, since)| *since > idle_since_ns.saturating_add(TICK_NS)).count();
-        // Somebody was answered who had come before the last use, after it: then that use was his, and the connection is back.
-        let is_explained = |(sent, asked): (u64, u64)| {
-            asked <= idle_since_ns.saturating_add(TICK_NS) && sent.saturating_add(TICK_NS) >= idle_since_ns
-        };
-        if starved == 0 || self.answers().any(is_explained) {
-            return None;
-        }
-        let answered_since = self.answers().filter(|(_, asked)| *asked > idle_since_ns).count();
-        Some(Exhausted { holders: pool.lines.len(), starved, idle_since_ns, answered_since })
+        Some(idle_since_ns)
     }
 }

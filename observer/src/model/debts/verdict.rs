@@ -61,11 +61,19 @@ pub(super) fn by_numbers(debts: &Debts) -> Verdict {
             Verdict { state: State::Waiting(peer), why }
         }
         (Some(asked), _) => {
-            let why = format!(
-                "{} unanswered, the oldest for {}, and nothing that shows more than clients who wait on purpose",
-                requests(debts.unanswered().count() as u64),
-                duration(debts.age(asked))
-            );
+            let (count, long) = (requests(debts.unanswered().count() as u64), duration(debts.age(asked)));
+            let pools = debts.pools();
+            let why = match pools.iter().find(|pool| debts.may_exhaust(pool)) {
+                Some(pool) => format!(
+                    "{count} came at once and are unanswered, the oldest for {long}, while all {} connections to {} are idle: their clients wait on \
+                     purpose, or the requests hold the pool and wait for more of it; the next request will show which",
+                    pool.lines.len(),
+                    pool.remote
+                ),
+                None => format!(
+                    "{count} unanswered, the oldest for {long}, and nothing that shows more than clients who wait on purpose"
+                ),
+            };
             Verdict { state: State::Idle, why }
         }
         (None, Some((line, sent))) => {

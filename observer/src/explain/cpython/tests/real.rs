@@ -91,12 +91,15 @@ fn the_gil_of_a_busy_program_changes_hands_and_is_counted() {
     for path in installed() {
         let python = Python::start(&path, "busy", 4);
         let is_gil = |waits: &[RuntimeLock]| waits.iter().any(|wait| wait.kind == RuntimeLockKind::Gil);
-        let mut turns: Vec<u64> = (0..5).map(|_| python.read_until(is_gil)[0].turns).collect();
-        assert!(turns.is_sorted() && turns[0] < turns[4], "{turns:?}");
+        let mut turns = vec![python.read_until(is_gil)[0].turns];
+        // On a busy machine it may be a while until one of its threads gets the next turn.
+        let until = Instant::now() + Duration::from_secs(20);
+        while turns.len() < 5 || turns.first() == turns.last() && Instant::now() < until {
+            turns.push(python.read_until(is_gil)[0].turns);
+        }
+        assert!(turns.is_sorted() && turns.first() < turns.last(), "{turns:?}");
         // It counts switches: some hundred in a second, each 5 ms.
-        assert!(turns[4] - turns[0] < 100_000, "{turns:?}");
-        turns.dedup();
-        assert!(turns.len() > 1);
+        assert!(turns[turns.len() - 1] - turns[0] < 100_000, "{turns:?}");
     }
 }
 
