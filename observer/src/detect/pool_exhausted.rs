@@ -199,7 +199,7 @@ impl Told<'_> {
             _ => String::new(),
         };
         finding.explanation = format!(
-            "{} came to port {} and got no answer, the oldest {long} ago, and the database or service at {} owes nothing.{order}{who}{blocked}{} The requests that hold the connections wait for something only the others could give back: the pool is exhausted from within.",
+            "{} came to port {} and got no answer, the oldest {long} ago, and the database or service at {} owes nothing.{order}{who}{blocked}{} Most likely the requests that hold the connections wait for something only the others could give back: the pool is exhausted from within.",
             capital(&count),
             owed.services.join(", "),
             pool.remote,
