@@ -8,6 +8,7 @@ use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId};
 use crate::model::debts::{Debts, Line, TICK_NS};
 use crate::model::{Class, Confidence, duration};
+use std::collections::BTreeSet;
 
 /// Times the same data were sent in vain.
 const RETRANSMITS: u32 = 3;
@@ -50,7 +51,10 @@ impl Rule for AwaitingReply {
                 let found = check(context, *process, debts, &told, &mut verdict);
                 let is_told = found.is_some();
                 if let Some(finding) = found {
-                    told.push(*process);
+                    // One dead peer of many is no reason for it to be silent to all others.
+                    if finding.evidence.get("because").is_some_and(|why| why != "not_acknowledged") {
+                        told.push(*process);
+                    }
                     verdict.findings.push(finding);
                 }
                 !is_told
@@ -85,7 +89,8 @@ fn check(
         let thread = waiting_thread(context, process, line);
         let reason = unreachable(line).or_else(|| silenced(context, line, told)).or_else(|| {
             // A peer on this host in which nothing is wrong answers when it has something to say.
-            let owed = owed.as_ref().filter(|_| peer.is_none() && thread.is_some())?;
+            let elsewhere = peer.is_none() && line.at.peer.is_none();
+            let owed = owed.as_ref().filter(|_| elsewhere && thread.is_some() && !listens(context, process, debts))?;
             owing(debts, owed, since, context.scope.threshold_ns)
         });
         let Some(reason) = reason else { continue };
@@ -159,6 +164,10 @@ fn silenced(context: &Context<'_>, line: &Line, told: &[ProcessId]) -> Option<Re
         let words = format!("The peer, {} (pid {}), {}.", row.comm, peer.pid, host.doing(row.tid));
         return Some(Reason { name: "peer_stopped", words, confidence: Confidence::Certain });
     }
+    // It answers somebody: it is not stuck as a whole.
+    if host.services().of(peer).is_some_and(|debts| debts.progress.has_served()) {
+        return None;
+    }
     let name = |what: &str| format!("The peer, {} (pid {}), is stuck itself: {what}.", row.comm, peer.pid);
     let reason = |words| Reason { name: "peer_hung", words, confidence: Confidence::Likely };
     if told.contains(&peer) {
@@ -176,6 +185,16 @@ fn owing(debts: &Debts, owed: &Owed<'_>, since: u64, threshold_ns: u64) -> Optio
         name: "owes_answers",
         words: "Its data were acknowledged; whether the peer works on them cannot be seen from here.".to_owned(),
         confidence: if owed.is_unlike_before(debts, threshold_ns) { Confidence::Likely } else { Confidence::Possible },
+    })
+}
+
+/// Whether a thread waits for more from a client that is not answered: it does not work for that client, it passes on what comes.
+fn listens(context: &Context<'_>, process: ProcessId, debts: &Debts) -> bool {
+    let clients: BTreeSet<i32> = debts.unanswered().map(|(line, _)| line.at.fd).collect();
+    context.host.threads_of(process.pid).filter_map(|row| context.host.wait(row.tid)).any(|wait| match wait.class {
+        Class::Read => clients.contains(&(wait.args[0] as u32 as i32)),
+        Class::Event => wait.members.iter().any(|one| one.resource.fd.is_some_and(|fd| clients.contains(&fd))),
+        _ => false,
     })
 }
 

@@ -43,7 +43,9 @@ impl<'a> Context<'a> {
     pub(super) fn is_part_of(&self, process: ProcessId, kinds: &[Kind]) -> Option<&Finding> {
         let is_its = |tid: &Pid| self.host.row(*tid).is_some_and(|row| row.process == process);
         self.found.iter().find(|finding| {
-            kinds.contains(&finding.kind) && (finding.process == process || finding.threads.iter().any(is_its))
+            finding.severity >= Severity::Warning
+                && kinds.contains(&finding.kind)
+                && (finding.process == process || finding.threads.iter().any(is_its))
         })
     }
 
@@ -113,7 +115,16 @@ pub(super) struct Owed<'a> {
 impl<'a> Owed<'a> {
     /// `None` if all are answered.
     pub(super) fn of(debts: &'a Debts) -> Option<Self> {
-        let requests: Vec<(&Line, u64)> = debts.unanswered().collect();
+        // Clients that gave up while we looked on, and were not answered before, nor anybody after them: with patience shorter than the
+        // threshold they would else hide that nobody is served.
+        let answered = |line: &Line| debts.history(service(&line.at)).map_or(0, |history| history.last_ns);
+        let left = debts.abandoned().filter(|(line, since)| *since >= debts.first_ns && *since > answered(line));
+        let left: Vec<(&Line, u64)> = left.collect();
+        let mut requests: Vec<(&Line, u64)> = debts.unanswered().collect();
+        if requests.is_empty() && left.len() < NEWER {
+            return None;
+        }
+        requests.extend(left);
         let oldest_ns = requests.iter().map(|(_, since)| *since).min()?;
         let mut services: Vec<&str> = requests.iter().map(|(line, _)| service(&line.at)).collect();
         services.sort_unstable();
@@ -141,14 +152,17 @@ impl<'a> Owed<'a> {
     /// the slowest of them, others kept coming, for the threshold at least, and none was answered. A few clients who have turned to wait on
     /// purpose (workers in `BLPOP`, at night) do not keep coming.
     pub(super) fn is_unlike_before(&self, debts: &Debts, threshold_ns: u64) -> bool {
-        let (longest, count) = self.learnt(debts);
-        let later = self.requests.iter().map(|(_, since)| since.saturating_sub(self.oldest_ns));
-        let others = later.clone().filter(|later| *later > 0).count() >= NEWER
-            && later.max().is_some_and(|last| last >= threshold_ns);
-        count >= LEARNT
-            && others
-            && debts.age(self.oldest_ns) >= longest.saturating_mul(BEYOND)
-            && self.last_answer(debts).is_none_or(|last| last < self.oldest_ns)
+        self.services.iter().any(|name| {
+            let Some(history) = debts.history(name) else { return false };
+            // What is older than the last answer waits for something else: a quiet websocket beside the requests.
+            let of_it = self.requests.iter().filter(|(line, _)| service(&line.at) == *name).map(|(_, since)| *since);
+            let since: Vec<u64> = of_it.filter(|since| *since > history.last_ns).collect();
+            let (Some(oldest), Some(newest)) = (since.iter().min(), since.iter().max()) else { return false };
+            history.answers >= LEARNT
+                && since.iter().filter(|since| *since > oldest).count() >= NEWER
+                && newest - oldest >= threshold_ns
+                && debts.age(*oldest) >= history.longest_ns.saturating_mul(BEYOND)
+        })
     }
 
     /// For the evidence.

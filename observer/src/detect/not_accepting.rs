@@ -33,6 +33,11 @@ impl Rule for NotAccepting {
             if is_told(&[Kind::Stopped, Kind::PoolExhausted]) || since_ns == u64::MAX {
                 continue;
             }
+            // Numbers alone: who takes one and gets the next at once looks the same.
+            let is_at_work = debts.progress.switches > 0 || debts.progress.elapsed_ns == 0;
+            if !latest.2.is_followed() && is_at_work {
+                continue;
+            }
             if verdict.is_due(since_ns, context.scope.threshold_ns, debts, context) {
                 verdict.findings.push(finding(context, sharers, *latest, since_ns));
             }
@@ -64,7 +69,7 @@ fn finding(context: &Context<'_>, sharers: &[Open<'_>], (_, debts, desk): Open<'
         .fact("since_exact", false)
         .fact("progress", progress_json(debts));
     finding.severity = if desk.is_full() { Severity::Critical } else { Severity::Warning };
-    finding.confidence = Confidence::Certain;
+    finding.confidence = if desk.is_followed() { Confidence::Certain } else { Confidence::Likely };
     let long = duration(age);
     let full = if desk.is_full() { ", which is full" } else { "" };
     finding.title = format!(

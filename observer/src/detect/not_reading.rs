@@ -1,10 +1,11 @@
 //! `not_reading`: bytes that came and that nobody reads.
 
-use super::debts::{peer_name, progress_json, progress_words};
+use super::debts::{Owed, peer_name, progress_json, progress_words};
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::ProcessId;
 use crate::model::debts::{Debts, Line, service};
-use crate::model::{Confidence, duration};
+use crate::model::{Class, Confidence, duration};
+use crate::proc::StreamKind;
 use std::collections::BTreeMap;
 
 /// What lies unread in a connection that the process has made: less is a notice it does not care for while the connection rests.
@@ -34,8 +35,11 @@ impl Rule for NotReading {
                 };
                 unread.entry(name).or_default().push((line, since));
             }
-            // Whoever cannot pass on what it reads stops reading: the end of that chain is to blame.
-            if debts.is_held_by_reader(context.scope.threshold_ns).is_some() {
+            // Whoever cannot pass on what it reads stops reading: the end of that chain is to blame. It holds back about as much as it
+            // cannot pass on, or serves others meanwhile; who hangs reads nobody.
+            let held = debts.held_by_readers(context.scope.threshold_ns);
+            let stopped: usize = unread.values().map(Vec::len).sum();
+            if held > 0 && (debts.progress.has_served() || stopped <= held) || writes(context, process) {
                 continue;
             }
             for (name, lines) in unread {
@@ -47,7 +51,15 @@ impl Rule for NotReading {
 }
 
 fn counts(line: &Line) -> bool {
-    line.is_open() && line.at.unread > 0 && (line.at.inbound || line.at.unread > MUCH)
+    // One who keeps sending to it serves it, and does not care for what it says.
+    line.is_open() && line.at.unread > 0 && !line.has_sent() && (line.at.inbound || line.at.unread > MUCH)
+}
+
+/// Whether a thread of it has waited for the threshold to get rid of what it has: a full pipe, a terminal.
+fn writes(context: &Context<'_>, process: ProcessId) -> bool {
+    let host = context.host;
+    let mut lasting = host.threads_of(process.pid).filter(|row| context.has_lasted(row.tid));
+    lasting.any(|row| host.class(row) == Some(Class::Write))
 }
 
 fn finding(
@@ -74,8 +86,13 @@ fn finding(
         .fact("running", hot)
         .fact("since_exact", false)
         .fact("progress", progress_json(debts));
-    finding.severity = Severity::Warning;
-    finding.confidence = Confidence::Certain;
+    // Nobody waits for it, and no lock is in its way: whoever takes long for each piece reads the next one late.
+    let is_at_leisure =
+        lines.iter().all(|(line, _)| !line.at.inbound) && Owed::of(debts).is_none() && standing.chain.is_empty();
+    finding.severity = if is_at_leisure { Severity::Info } else { Severity::Warning };
+    // How much lies in a unix socket says little of what went through it meanwhile.
+    let is_seen = lines.iter().any(|(line, _)| line.at.kind == StreamKind::Tcp) || debts.progress.switches == 0;
+    finding.confidence = if is_seen { Confidence::Certain } else { Confidence::Possible };
     let long = duration(age);
     let count = lines.len();
     let at = if oldest.at.inbound { format!("its port {name}") } else { format!("its connection to {name}") };

@@ -62,9 +62,15 @@ impl Rule for PoolExhausted {
             for pool in &pools {
                 let Some(idle_since) = pool.idle_since() else { continue };
                 let threshold = context.scope.threshold_ns;
-                let judged = judge(debts, &owed, pool, acquiring.as_ref(), threshold);
+                let judged = judge(debts, &owed, (pool, &pools), acquiring.as_ref(), threshold);
                 let Some((confidence, shape)) = judged else { continue };
                 if verdict.is_due(owed.oldest_ns.max(idle_since), threshold, debts, context) {
+                    // The order of events in one listing may be chance; nor is it known then who is answered.
+                    let watched_ns = debts.age(debts.first_ns);
+                    if acquiring.is_none() && (debts.listings < 2 || watched_ns < threshold) {
+                        verdict.later(debts.first_ns.saturating_add(threshold).max(context.host.now_ns()));
+                        continue;
+                    }
                     let told = Told { process, debts, owed: &owed, pools: &pools, idle_since, shape };
                     verdict.findings.push(told.finding(context, pool, confidence, acquiring.as_ref()));
                     break;
@@ -79,13 +85,21 @@ impl Rule for PoolExhausted {
 fn judge(
     debts: &Debts,
     owed: &Owed<'_>,
-    pool: &Pool<'_>,
+    (pool, pools): (&Pool<'_>, &[Pool<'_>]),
     acquiring: Option<&Acquiring>,
     threshold_ns: u64,
 ) -> Option<(Confidence, Option<Exhausted>)> {
-    let shape = debts.exhausted(pool);
     let is_single = pool.lines.len() < 2;
+    if is_single && acquiring.is_none() && !owed.is_unlike_before(debts, threshold_ns) {
+        return None;
+    }
+    let shape = debts.exhausted(pool);
     if acquiring.is_some() {
+        let mut others = pools.iter().filter(|other| other.remote != pool.remote && other.lines.len() > 1);
+        // Another one is used up because its service is slow: that is what they wait for.
+        if shape.is_none() && others.any(|other| other.in_hand() < other.lines.len()) {
+            return None;
+        }
         // It waits for what nobody gives back: the connections are not in the pool.
         return Some((if is_single { Confidence::Possible } else { Confidence::Likely }, shape));
     }
@@ -96,7 +110,7 @@ fn judge(
     }
     match shape {
         // One connection that many requests share is used right after almost any request.
-        _ if is_single => owed.is_unlike_before(debts, threshold_ns).then_some((Confidence::Possible, Some(shape))),
+        _ if is_single => Some((Confidence::Possible, Some(shape))),
         Exhausted { answered_since: 0, .. } => Some((Confidence::Likely, Some(shape))),
         Exhausted { starved: 2.., .. } => Some((Confidence::Possible, Some(shape))),
         _ => None,
@@ -172,7 +186,7 @@ impl Told<'_> {
             .fact("other_pools", others)
             .fact("connections_not_listed", debts.cut)
             .fact("progress", progress_json(debts));
-        finding.severity = Severity::Critical;
+        finding.severity = if confidence == Confidence::Possible { Severity::Warning } else { Severity::Critical };
         finding.confidence = confidence;
         let (count, long) = (owed.count(), duration(oldest_ns));
         let all = if size == 1 {

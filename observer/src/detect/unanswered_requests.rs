@@ -15,10 +15,9 @@ const SLOW: u64 = 3;
 /// Runtimes that are databases: a session in one of their own locks answers nothing until it is let go.
 const DATABASES: [&str; 2] = ["postgresql", "mysql"];
 /// Findings that stop a process, or a part of it.
-const STUCK: [Kind; 5] =
-    [Kind::Deadlock, Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup, Kind::GoroutineBlocked];
+const STUCK: [Kind; 4] = [Kind::Deadlock, Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup];
 /// Findings that tell the whole story already.
-const TOLD: [Kind; 3] = [Kind::Stopped, Kind::PoolExhausted, Kind::NotReading];
+const TOLD: [Kind; 2] = [Kind::Stopped, Kind::PoolExhausted];
 
 /// The rule.
 #[derive(Debug)]
@@ -42,14 +41,18 @@ impl Rule for UnansweredRequests {
             if context.has_found(process, &TOLD).is_some() {
                 continue;
             }
-            let long = context.scope.threshold_ns.max(owed.learnt(debts).0.saturating_mul(SLOW));
-            if !verdict.is_due(owed.oldest_ns, long, debts, context) {
+            let threshold = context.scope.threshold_ns;
+            if !verdict.is_due(owed.oldest_ns, threshold, debts, context) {
                 continue;
             }
+            // Where the stacks say it, one answer that once took hours (a dump, a stream) says nothing against it.
+            let is_slow = debts.age(owed.oldest_ns) >= owed.learnt(debts).0.saturating_mul(SLOW)
+                && context.has_found(process, &[Kind::NotReading]).is_none();
+            let by_times =
+                || stuck_elsewhere(context, process, &owed, debts).or_else(|| unlike_before(debts, &owed, threshold));
             let reason = in_a_database(context, process)
                 .or_else(|| stuck_workers(context, process))
-                .or_else(|| stuck_elsewhere(context, process, &owed, debts))
-                .or_else(|| unlike_before(debts, &owed, context.scope.threshold_ns));
+                .or_else(|| is_slow.then(by_times).flatten());
             verdict.findings.extend(reason.map(|reason| finding(context, process, debts, &owed, reason)));
         }
         verdict
@@ -183,7 +186,7 @@ fn unlike_before(debts: &Debts, owed: &Owed<'_>, threshold_ns: u64) -> Option<Re
 fn finding(context: &Context<'_>, process: ProcessId, debts: &Debts, owed: &Owed<'_>, reason: Reason) -> Finding {
     let long = duration(debts.age(owed.oldest_ns));
     let services = owed.services.join(", ");
-    let mut finding = Finding::new(Kind::UnansweredRequests, context.host, process, &services)
+    let mut finding = Finding::new(Kind::UnansweredRequests, context.host, process, "requests")
         .since_mono(owed.oldest_ns, context.host)
         .with_threads(reason.threads)
         .fact("unanswered", owed.to_json(debts))

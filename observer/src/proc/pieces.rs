@@ -82,6 +82,8 @@ pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Resul
     let Pieces { bytes, spans, runs } = into;
     let Runs { order, ranges: joined, spans: read, buffer } = runs;
     order.clear();
+    joined.clear();
+    read.clear();
     order.extend((0..ranges.len()).filter(|&index| ranges[index].len != 0));
     order.sort_unstable_by_key(|&index| ranges[index].addr);
     let end_of = |range: &MemoryRange| range.addr.saturating_add(u64::from(range.len));
@@ -132,8 +134,6 @@ pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Resul
             span.1 = alone[0].1;
         }
     }
-    joined.clear();
-    read.clear();
     outcome
 }
 

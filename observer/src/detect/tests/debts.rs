@@ -357,6 +357,7 @@ fn bytes_that_nobody_reads() {
     // A lot of it is a defect there, too.
     let findings = found(&server(), &[91, 96], |_| vec![unread(100_000, 100_000, false)]);
     assert_eq!(only(&findings).evidence["service"], DB);
+    assert_eq!(only(&findings).severity, Severity::Info, "nobody waits for it");
 }
 
 #[test]
@@ -426,4 +427,62 @@ fn what_is_not_listed_any_more_is_over() {
     // Nothing is listed for long.
     assert_eq!(watch(&mut judge, &rows, &[100, 106], hung).len(), 1);
     assert!(watch(&mut judge, &rows, &[140], |_| Vec::new()).is_empty());
+}
+
+#[test]
+fn what_nobody_watched_in_between_says_nothing_of_a_queue() {
+    // A busy server at a unix socket, looked at once a minute: there is always something in its queues.
+    let unix = Connection { kind: StreamKind::Unix, sent: None, last_received_ns: None, ..unread(40, 0, true) };
+    let unix = Connection { received: None, ..unix };
+    assert!(found(&server(), &[91, 151, 211], |_| vec![unix.clone()]).is_empty());
+    let backlog = |at| vec![listed(10, at, Vec::new(), vec![listener(3, 128, &[])])];
+    assert!(watch(&mut judge(), &server(), &[91, 151, 211], backlog).is_empty());
+    // Watched all the while it counts.
+    assert_eq!(only(&found(&server(), &[91, 96, 101], |_| vec![unix.clone()])).kind, Kind::NotReading);
+}
+
+#[test]
+fn one_cold_listing_proves_no_exhausted_pool() {
+    assert!(found(&server(), &[97], |_| nested(12, 5)).is_empty());
+    assert!(found(&server(), &[97, 98], |_| nested(12, 5)).is_empty());
+    assert_eq!(only(&found(&server(), &[97, 98, 102], |_| nested(12, 5))).kind, Kind::PoolExhausted);
+}
+
+#[test]
+fn clients_with_little_patience_do_not_hide_that_nobody_is_served() {
+    // One a second comes, and gives up after three.
+    let what = |at: u64| -> Vec<Connection> {
+        let came = (0..12).map(|i| 91_000 + 1000 * i).filter(|came| *came <= at * 1000);
+        let clients = came.map(|came| {
+            let state = if at * 1000 - came >= 3000 { "CLOSE-WAIT" } else { "ESTAB" };
+            Connection { state: state.to_owned(), ..line(came / 1000, Some(came), None) }
+        });
+        known().into_iter().chain(clients).collect()
+    };
+    let findings = found(&server(), &[90, 92, 94, 96, 98, 100, 102], what);
+    let finding = only(&findings);
+    assert_eq!((finding.kind, &finding.evidence["because"]), (Kind::UnansweredRequests, &"history".into()));
+    // What was left unclosed before we came is no debt.
+    let leaked = |_: u64| -> Vec<Connection> {
+        let left = (0..9).map(|i| Connection { state: "CLOSE-WAIT".to_owned(), ..line(i, Some(81_000 + i), None) });
+        known().into_iter().chain(left).collect()
+    };
+    assert!(found(&server(), &[90, 96, 102], leaked).is_empty());
+}
+
+#[test]
+fn threads_that_wait_for_a_busy_pool_do_not_blame_an_idle_one() {
+    let rows = vec![with_syscall(row(10, 10), 202, [0x5000, 0x189, 0, 0, 0, u64::from(u32::MAX)])];
+    let stack = stack_of(&rows[0], &["futex_wait", "pthread_cond_wait", "r2d2::Pool<M>::get_timeout", "app::handle"]);
+    let busy = (0..2).map(|i| to(DB, 100 + i, Some(80_000), Some(90_005)));
+    let idle = (0..3).map(|i| to("10.0.0.3:6379", 200 + i, Some(70_000), Some(69_999)));
+    let all: Vec<Connection> = busy.chain(idle).chain([line(1, Some(90_000), None)]).collect();
+    let findings = with_stack(&rows, &stack, &all);
+    assert!(findings.iter().all(|finding| finding.kind != Kind::PoolExhausted), "{findings:?}");
+}
+
+#[test]
+fn who_sends_to_it_serves_it() {
+    let feed = |at: u64| vec![Connection { sent: Some(at * 1000), ..unread(100, 100, true) }];
+    assert!(found(&server(), &[91, 96, 101], feed).is_empty());
 }

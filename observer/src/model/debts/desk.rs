@@ -1,6 +1,6 @@
 //! One listening socket from listing to listing.
 
-use crate::proc::Listener;
+use crate::proc::{Listener, StreamKind};
 use std::collections::BTreeMap;
 
 /// Where a process accepts.
@@ -28,7 +28,12 @@ impl Desk {
     /// not shrunk while nothing was accepted.
     pub fn waits_since(&self) -> Option<u64> {
         let oldest = self.waiting.values().copied().min();
-        if self.at.waiting.is_empty() { self.standing_ns } else { oldest }
+        match self.at.kind {
+            // Accepted while the kernel listed them: another one comes, and is not the same.
+            StreamKind::Tcp => oldest,
+            StreamKind::Unix if self.at.waiting.is_empty() => self.standing_ns,
+            StreamKind::Unix => oldest,
+        }
     }
 
     /// The same connections were seen all the while.

@@ -43,12 +43,18 @@ impl Line {
         before.kind == now.kind
             && before.remote == now.remote
             && before.local == now.local
-            && before.received <= now.received
-            && before.sent <= now.sent
+            && grows(before.received, now.received)
+            && grows(before.sent, now.sent)
     }
 
-    /// The connection as it is now, and an answer that was sent since the listing before: when asked, when sent.
-    pub(super) fn learn(before: Option<Self>, now: &Connection, taken_ns: u64) -> (Self, Option<(u64, u64)>) {
+    /// The connection as it is now, and an answer that was sent since the listing before: when asked, when sent. `is_watched`: that
+    /// was a moment ago. Counts of bytes bridge any time; how much lies in a queue says nothing of what went through it.
+    pub(super) fn learn(
+        before: Option<Self>,
+        now: &Connection,
+        taken_ns: u64,
+        is_watched: bool,
+    ) -> (Self, Option<(u64, u64)>) {
         let mut at = now.clone();
         let Some(before) = before else {
             let answer = answered(&at, None);
@@ -69,11 +75,11 @@ impl Line {
         let read = |of: &Connection| of.received.map(|received| received.saturating_sub(of.unread));
         let has_read = match (read(&before.at), read(&at)) {
             (Some(before), Some(now)) => now > before,
-            _ => at.unread < before.at.unread,
+            _ => !is_watched || at.unread < before.at.unread,
         };
         let has_sent = match (before.at.sent, at.sent) {
             (Some(before), Some(now)) => now > before,
-            _ => at.unsent < before.at.unsent,
+            _ => !is_watched || at.unsent < before.at.unsent,
         };
         let since = |bytes: u64, has_moved: bool, known: Option<u64>| match bytes {
             0 => None,
@@ -147,6 +153,11 @@ impl Line {
         }
     }
 
+    /// Whether data were sent over it since the listing before.
+    pub fn has_sent(&self) -> bool {
+        self.moved.is_some_and(|moved| moved.sent > 0)
+    }
+
     /// When data came or went last.
     pub fn active_ns(&self) -> Option<u64> {
         self.at.last_received_ns.max(self.at.last_sent_ns)
@@ -163,6 +174,11 @@ impl Line {
     }
 }
 
+/// Whether a sum went on; a listing that could not tell it says nothing.
+fn grows(before: Option<u64>, now: Option<u64>) -> bool {
+    before.zip(now).is_none_or(|(before, now)| before <= now)
+}
+
 /// The last answer on an inbound connection, if it is new: when asked, when sent. Of a long answer it is the end that is known.
 fn answered(now: &Connection, before: Option<&Line>) -> Option<(u64, u64)> {
     let sent = now.last_sent_ns.filter(|_| now.inbound)?;
@@ -170,7 +186,8 @@ fn answered(now: &Connection, before: Option<&Line>) -> Option<(u64, u64)> {
     let Some(before) = before else {
         return (sent >= received).then_some((received, sent));
     };
-    if before.at.last_sent_ns.is_some_and(|earlier| sent <= earlier) {
+    // The one before may have been a listing without times: what it did not tell is not new.
+    if before.at.last_sent_ns.is_some_and(|earlier| sent <= earlier) || before.at.received.is_none() {
         return None;
     }
     match before.asked_ns {

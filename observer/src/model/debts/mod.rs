@@ -23,10 +23,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Answers of a process that are kept one by one, the latest ones.
 const RECENT: usize = 64;
+/// And with those that explain something.
+const MOST_RECENT: usize = 8192;
 /// Services (local ports or paths) of one process that have a history.
 const MOST_SERVICES: usize = 256;
 /// One listing may take so long: the namespaces of a host follow each other.
 const ONE_LISTING_NS: u64 = 1_000_000_000;
+/// Farther apart two listings say nothing of what happened in between to what the kernel does not count.
+const MOST_GAP_NS: u64 = 10_000_000_000;
 /// Two times of the kernel that are no farther apart may be of the same moment: a tick of its slowest clock.
 pub const TICK_NS: u64 = 10_000_000;
 
@@ -185,6 +189,7 @@ impl Debts {
             cpu_ns: work.cpu_ns.saturating_sub(self.work.cpu_ns),
             ..Progress::default()
         };
+        let is_watched = streams.taken_ns.saturating_sub(self.taken_ns) <= MOST_GAP_NS;
         let mut before = std::mem::take(&mut self.lines);
         // By the name of the service: the same socket file may have several listeners in turn.
         let mut accepted: BTreeSet<&str> = BTreeSet::new();
@@ -195,7 +200,7 @@ impl Debts {
                 progress.accepts += 1;
                 accepted.extend(now.local.as_deref());
             }
-            let (line, answer) = Line::learn(known, now, streams.taken_ns);
+            let (line, answer) = Line::learn(known, now, streams.taken_ns, is_watched);
             if let Some(moved) = line.moved {
                 progress.read_bytes += moved.read;
                 progress.sent_bytes += moved.sent;
@@ -209,9 +214,11 @@ impl Debts {
         let mut desks = std::mem::take(&mut self.desks);
         for now in &streams.listeners {
             let has_accepted = now.local.as_deref().is_some_and(|local| accepted.contains(local));
-            let desk = Desk::learn(desks.remove(&now.inode), now, streams.taken_ns, has_accepted);
+            let desk =
+                Desk::learn(desks.remove(&now.inode).filter(|_| is_watched), now, streams.taken_ns, has_accepted);
             self.desks.insert(now.inode, desk);
         }
+        self.forget_answers();
         self.progress = if is_first { Progress::default() } else { progress };
         self.work = work;
         self.cut = streams.cut;
@@ -225,7 +232,25 @@ impl Debts {
             self.services.entry(name).or_default().note(asked, sent);
         }
         self.recent.insert((sent, asked));
-        if self.recent.len() > RECENT {
+    }
+
+    /// Keeps the latest answers, and those that explain the last use of a connection however many came since.
+    fn forget_answers(&mut self) {
+        if self.recent.len() <= RECENT {
+            return;
+        }
+        let made = self.lines.values().filter(|line| !line.at.inbound);
+        let mut uses: Vec<u64> = made.filter_map(Line::active_ns).collect();
+        uses.sort_unstable();
+        let explains = |&(sent, asked): &(u64, u64)| {
+            let at = uses.partition_point(|used| used.saturating_add(TICK_NS) < asked);
+            uses.get(at).is_some_and(|used| *used <= sent.saturating_add(TICK_NS))
+        };
+        let useless: Vec<(u64, u64)> = self.recent.iter().filter(|answer| !explains(answer)).copied().collect();
+        for old in useless.iter().take(useless.len().saturating_sub(RECENT)) {
+            self.recent.remove(old);
+        }
+        while self.recent.len() > MOST_RECENT {
             self.recent.pop_first();
         }
     }
@@ -293,9 +318,9 @@ impl Debts {
         self.recent.iter().copied()
     }
 
-    /// Something it sends has not been taken for so long: it may wait for that reader.
-    pub fn is_held_by_reader(&self, long_ns: u64) -> Option<&Line> {
-        self.lines().find(|line| line.unsent_since_ns.is_some_and(|since| self.age(since) >= long_ns))
+    /// Connections over which something it sends has not been taken for so long: it may wait for those readers.
+    pub fn held_by_readers(&self, long_ns: u64) -> usize {
+        self.lines().filter(|line| line.unsent_since_ns.is_some_and(|since| self.age(since) >= long_ns)).count()
     }
 }
 

@@ -16,6 +16,9 @@ const MAX_FDS: usize = 1 << 20;
 /// # Errors
 /// The name of the error number, or `deadline`.
 pub(super) fn sockets_of(process: ProcessId, until: Instant) -> Result<Vec<(i32, u32)>, String> {
+    if Instant::now() > until {
+        return Err("deadline".into());
+    }
     let path = format!("/proc/{}/fd", process.pid);
     let gone = |reason: String| if reason == "ENOENT" { "ESRCH".to_owned() } else { reason };
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -3,6 +3,7 @@
 use super::listed::ListedTcp;
 use super::{Socket, Table, state_bit};
 use crate::proc::pool::Clock;
+use crate::proc::streams::MOST_WAITING;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
@@ -24,9 +25,10 @@ const DUMP: u16 = 0x301;
 pub(super) const INET_DIAG_INFO: u16 = 2;
 const UNIX_DIAG_NAME: u16 = 0;
 const UNIX_DIAG_PEER: u16 = 2;
+const UNIX_DIAG_ICONS: u16 = 3;
 const UNIX_DIAG_RQLEN: u16 = 4;
-/// `UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN`.
-const UNIX_SHOW: u32 = 0x15;
+/// `UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN`.
+const UNIX_SHOW: u32 = 0x1d;
 
 /// A netlink socket in the network namespace of the calling thread; it stays in that namespace.
 pub(super) fn open() -> Result<OwnedFd, Errno> {
@@ -131,7 +133,11 @@ fn transact(
         while let Some((kind, body, rest)) = message_of(left) {
             left = rest;
             match kind {
-                NLMSG_DONE => return Ok(()),
+                // A table that the kernel cannot list ends like this, too.
+                NLMSG_DONE => match u32_at(body, 0).map_or(0, |errno| errno as i32) {
+                    errno if errno < 0 => return Err(name(Errno::from_raw(errno.wrapping_neg()))),
+                    _ => return Ok(()),
+                },
                 NLMSG_ERROR => {
                     let errno = u32_at(body, 0).map_or(0, |e| (e as i32).wrapping_neg());
                     return Err(name(Errno::from_raw(errno)));
@@ -195,6 +201,7 @@ fn inet(table: Table, body: &[u8]) -> Option<Socket> {
             .flatten(),
         name: None,
         peer: 0,
+        connecting: Vec::new(),
     })
 }
 
@@ -212,6 +219,7 @@ fn unix(body: &[u8]) -> Option<Socket> {
         connecting_for: None,
         name: None,
         peer: 0,
+        connecting: Vec::new(),
     };
     for (kind, payload) in attributes(body.get(16..)?) {
         match kind {
@@ -224,6 +232,10 @@ fn unix(body: &[u8]) -> Option<Socket> {
                 socket.name = (!name.is_empty()).then_some(name);
             }
             UNIX_DIAG_PEER => socket.peer = u64::from(u32_at(payload, 0).unwrap_or(0)),
+            UNIX_DIAG_ICONS => {
+                let inodes = payload.chunks_exact(4).filter_map(|bytes| u32_at(bytes, 0));
+                socket.connecting = inodes.filter(|inode| *inode != 0).take(MOST_WAITING).collect();
+            }
             UNIX_DIAG_RQLEN => {
                 socket.unread = u64::from(u32_at(payload, 0).unwrap_or(0));
                 socket.unsent = u64::from(u32_at(payload, 4).unwrap_or(0));

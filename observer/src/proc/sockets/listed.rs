@@ -141,7 +141,8 @@ impl Info {
             acknowledged,
             last_received_ns: ago(52)?,
             last_sent_ns: ago(44)?,
-            has_received: u32_at(info, 152).map_or(received > 0, |segments| segments > 0),
+            // A probe of a keep-alive may come with a byte that was there before.
+            has_received: received > 0 && u32_at(info, 152).is_none_or(|segments| segments > 0),
             has_sent: u32_at(info, 156).map_or(acknowledged > 1, |segments| segments > 0),
         })
     }

@@ -14,6 +14,7 @@ mod streams;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod unix;
 
 use self::namespaces::{namespace, open_in};
 use super::fds::socket_fds;
@@ -103,6 +104,8 @@ struct Socket {
     name: Option<String>,
     /// Inode of a unix socket's peer, 0 if none.
     peer: u64,
+    /// Of a listening unix socket: those that wait to be accepted, by the inode of whoever connects.
+    connecting: Vec<u32>,
 }
 
 impl Socket {
@@ -318,8 +321,8 @@ impl Sockets {
             self.lose("deadline");
             return None;
         }
-        let own = self.own == Some(namespace);
-        let channel = self.channels.entry(namespace).or_insert_with(|| open_in(pid, own).map(Rc::new)).clone();
+        let other = (self.own != Some(namespace)).then_some(namespace);
+        let channel = self.channels.entry(namespace).or_insert_with(|| open_in(pid, other).map(Rc::new)).clone();
         let taken_ns = (self.clock)();
         let listed = channel
             .ok_or_else(|| "no netlink".to_owned())

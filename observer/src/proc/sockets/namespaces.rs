@@ -6,13 +6,16 @@ use crate::proc::stat::errno_name;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
-/// A netlink socket in the network namespace of `pid`; `None` when that is refused (it takes `CAP_SYS_ADMIN`).
-pub(super) fn open_in(pid: Pid, own: bool) -> Option<OwnedFd> {
-    if own {
-        return diag::open().ok();
-    }
+/// A netlink socket in our own network namespace, or in that `other` one that `pid` is in; `None` when that is refused (it takes
+/// `CAP_SYS_ADMIN`), or the process is in another one by now.
+pub(super) fn open_in(pid: Pid, other: Option<u64>) -> Option<OwnedFd> {
+    let Some(inode) = other else { return diag::open().ok() };
     let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
+    if namespace.metadata().ok()?.ino() != inode {
+        return None;
+    }
     // A thread of its own changes namespace and ends; the socket stays where it was made. Nothing in it waits.
     std::thread::Builder::new()
         .name("observer-netns".into())

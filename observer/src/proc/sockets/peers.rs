@@ -101,7 +101,7 @@ impl Streams {
         let took = self.find_owners(&wanted, false, among, until, lost);
         let listing = std::mem::take(&mut self.owners.listing_spent);
         self.pace_walks(took + listing);
-        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < REMEMBERED);
+        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < 2 * REMEMBERED);
         for connection in all.iter_mut().flat_map(|streams| &mut streams.connections) {
             if let Some(peer) = connection.peer.and_then(|peer| u32::try_from(peer).ok())
                 && connection.peer_process.is_none()

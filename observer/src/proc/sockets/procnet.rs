@@ -78,6 +78,7 @@ fn parse(table: Table, line: &str, linear: u64) -> Option<Socket> {
         connecting_for,
         name: None,
         peer: 0,
+        connecting: Vec::new(),
     })
 }
 

@@ -7,13 +7,14 @@
 use super::descriptors::sockets_of;
 use super::listed::{End, Info, ListedTcp};
 use super::namespaces::{namespace, open_in};
-use super::{LISTEN, Socket, Table, diag, procnet, state_name};
+use super::unix::{UnixNames, unix_listener};
+use super::{LISTEN, Socket, Table, diag, procnet};
 use crate::census::{Pid, ProcessId};
 use crate::proc::pool::Clock;
 use crate::proc::streams::MOST_WAITING;
 use crate::proc::{Connection, Listener, ProcessStreams, StreamKind, Unaccepted};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// Connections kept of one process.
@@ -64,11 +65,11 @@ const KEPT_FOR: Duration = Duration::from_secs(3);
 
 /// When data last went over a connection, and how many had by then.
 #[derive(Clone, Copy)]
-struct Steady {
+pub(super) struct Steady {
     written: u64,
     received: u64,
-    sent_ns: Option<u64>,
-    received_ns: Option<u64>,
+    pub(super) sent_ns: Option<u64>,
+    pub(super) received_ns: Option<u64>,
 }
 
 /// The stream sockets of one namespace.
@@ -180,14 +181,22 @@ impl Streams {
             lose(lost, "deadline");
             return None;
         }
-        let channel = open_in(pid, self.own == Some(namespace));
-        let (tcp, unix) = if let Some(channel) = channel {
-            let unix = diag::dump_unix_streams(&channel, UNIX_STATES, until);
-            (diag::dump_tcp(&channel, TCP_STATES, self.clock, until), unix)
-        } else {
-            (Err("no netlink".to_owned()), Err("no netlink".to_owned()))
+        let other = (self.own != Some(namespace)).then_some(namespace);
+        let open = || open_in(pid, other).ok_or_else(|| "no netlink".to_owned());
+        let channel = open();
+        let unix = channel.as_ref().map_err(String::clone);
+        let unix = unix.and_then(|channel| diag::dump_unix_streams(channel, UNIX_STATES, until));
+        let tcp = match (&unix, channel) {
+            (Err(reason), _) if reason == "deadline" => Err(reason.clone()),
+            (Ok(_), Ok(channel)) => diag::dump_tcp(&channel, TCP_STATES, self.clock, until),
+            // The rest of an answer that ended early may still come: on another one.
+            _ => open().and_then(|channel| diag::dump_tcp(&channel, TCP_STATES, self.clock, until)),
         };
         let tcp = tcp.or_else(|refused| {
+            // Half an answer now and then would look as if connections came and went.
+            if refused == "deadline" {
+                return Err(refused);
+            }
             // Without times, what is owed cannot be told; what waits to be read or accepted can.
             let plain = procnet::read(pid, Table::Tcp, TCP_STATES, until).map_err(|_| refused.clone())?;
             lose(lost, &format!("no times: {refused}"));
@@ -211,7 +220,8 @@ impl Streams {
                 Vec::new()
             }
         };
-        let listing = Listing::new(namespace, tcp, unix, taken_ns);
+        let listing =
+            Listing::new(namespace, distinct(tcp, |tcp| tcp.inode.into()), distinct(unix, |unix| unix.inode), taken_ns);
         self.learn_directions(&listing);
         Some(listing)
     }
@@ -243,6 +253,13 @@ impl Streams {
     /// Whether a connection was accepted.
     pub(super) fn is_inbound(&self, namespace: u64, inode: u32) -> bool {
         self.known.get(&namespace).and_then(|known| known.inbound.get(&inode)).copied().unwrap_or_default()
+    }
+
+    /// When data last went over it, as far as that is known: what is sent again does not count.
+    pub(super) fn steady(&self, namespace: u64, socket: &ListedTcp) -> Option<Steady> {
+        let now = Steady::of(socket, &socket.info?);
+        let before = self.known.get(&namespace).and_then(|known| known.times.get(&socket.inode));
+        Some(before.map_or(now, |before| before.followed_by(now)))
     }
 
     /// Joins a listing to the descriptors of processes.
@@ -384,13 +401,10 @@ impl Streams {
 
     fn tcp(&mut self, namespace: u64, socket: &ListedTcp, fd: i32) -> Connection {
         let inbound = self.is_inbound(namespace, socket.inode);
-        let known = self.known.entry(namespace).or_default();
-        let steady = socket.info.map(|info| {
-            let now = Steady::of(socket, &info);
-            let steady = known.times.get(&socket.inode).map_or(now, |before| before.followed_by(now));
-            known.times.insert(socket.inode, steady);
-            steady
-        });
+        let steady = self.steady(namespace, socket);
+        if let Some(steady) = steady {
+            self.known.entry(namespace).or_default().times.insert(socket.inode, steady);
+        }
         Connection {
             inode: u64::from(socket.inode),
             fd,
@@ -480,36 +494,6 @@ fn equal<'a, K: Ord, V>(list: &'a [(K, V)], key: &K) -> &'a [(K, V)] {
     &list[from..from + len]
 }
 
-/// Names of the unix sockets of a namespace.
-struct UnixNames<'a> {
-    by_inode: HashMap<u64, &'a Socket>,
-}
-
-impl<'a> UnixNames<'a> {
-    fn new(sockets: &'a [Socket]) -> Self {
-        Self { by_inode: sockets.iter().map(|socket| (socket.inode, socket)).collect() }
-    }
-
-    /// An accepted socket has the name of its listener; whoever connects seldom has one.
-    fn connection(&self, socket: &Socket, fd: i32) -> Connection {
-        let peer = self.by_inode.get(&socket.peer).filter(|_| socket.peer != 0);
-        let remote = peer.and_then(|peer| peer.name.clone());
-        Connection {
-            inode: socket.inode,
-            fd,
-            kind: StreamKind::Unix,
-            state: state_name(socket.state).to_owned(),
-            local: socket.name.clone(),
-            inbound: socket.name.is_some() && remote.is_none(),
-            remote,
-            unread: socket.unread,
-            unsent: socket.unsent,
-            peer: (socket.peer != 0).then_some(socket.peer),
-            ..Connection::default()
-        }
-    }
-}
-
 fn tcp_listener(socket: &ListedTcp, fd: i32, waiting: &HashMap<u32, Vec<&ListedTcp>>) -> Listener {
     let waiting = waiting.get(&socket.inode).into_iter().flatten().take(MOST_WAITING);
     Listener {
@@ -525,16 +509,12 @@ fn tcp_listener(socket: &ListedTcp, fd: i32, waiting: &HashMap<u32, Vec<&ListedT
     }
 }
 
-fn unix_listener(socket: &Socket, fd: i32) -> Listener {
-    Listener {
-        inode: socket.inode,
-        fd,
-        kind: StreamKind::Unix,
-        local: socket.name.clone(),
-        backlog: socket.unread,
-        limit: socket.unsent,
-        waiting: Vec::new(),
-    }
+/// Each socket once: one that comes to the head of its chain while the kernel goes through it makes it list another one again, and
+/// all parts of a multipath connection have one inode.
+fn distinct<S>(mut sockets: Vec<S>, inode: impl Fn(&S) -> u64) -> Vec<S> {
+    let mut seen = HashSet::with_capacity(sockets.len());
+    sockets.retain(|socket| inode(socket) == 0 || seen.insert(inode(socket)));
+    sockets
 }
 
 /// These processes by the inode of their network namespace; those that are gone are left out.

@@ -4,7 +4,7 @@
 use super::LISTEN;
 use super::descriptors::sockets_of;
 use super::listed::ListedTcp;
-use super::streams::{Last, Listing, Streams, by_namespace, lose};
+use super::streams::{Listing, Streams, by_namespace, lose};
 use crate::census::ProcessId;
 use crate::host::clock::{thread_cpu_ns, whole_ns};
 use crate::proc::ProcessStreams;
@@ -30,6 +30,8 @@ pub(super) struct Owners {
     pub(super) far: HashMap<u32, (Option<u32>, Instant)>,
     /// Bytes or connections that wait, by inode.
     staying: HashMap<u32, Staying>,
+    /// Namespaces listed so far, where the time was too short for all: the next survey begins behind them.
+    begin: usize,
     pub(super) no_walk_until: Option<Instant>,
     /// CPU time of listings on behalf of other ends, not yet paced.
     pub(super) listing_spent: Duration,
@@ -40,6 +42,7 @@ pub(super) struct Owners {
 
 #[derive(Clone, Copy)]
 struct Staying {
+    namespace: u64,
     since_ns: u64,
     /// Bytes read so far, where that is known.
     read: Option<u64>,
@@ -70,10 +73,13 @@ impl Streams {
         let wants_services = self.owners.services_due.is_none_or(|due| start >= due);
         let mut walked = Duration::ZERO;
         let mut staying = HashMap::new();
-        let mut whole = true;
-        for (namespace, processes) in by_namespace(among, until, lost) {
+        let mut unlisted = HashSet::new();
+        let mut namespaces: Vec<(u64, Vec<ProcessId>)> = by_namespace(among, until, lost).into_iter().collect();
+        let count = namespaces.len().max(1);
+        namespaces.rotate_left(self.owners.begin % count);
+        for (namespace, processes) in namespaces {
             let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else {
-                whole = false;
+                unlisted.insert(namespace);
                 continue;
             };
             let suspects = self.suspects(&listing, after, &mut staying);
@@ -85,6 +91,11 @@ impl Streams {
             let services: Vec<u32> = wanted.iter().copied().collect();
             wanted.extend(&suspects);
             walked += self.find_owners(&wanted, wants_services, &processes, until, lost);
+            let is_nobodys = |inode: &&u32| self.owners.by_inode.get(inode).is_some_and(|(held, _)| held.is_empty());
+            let nobodys = suspects.iter().filter(is_nobodys).count();
+            if nobodys > 0 {
+                *lost.entry("streams: owner not found".to_owned()).or_default() += nobodys as u64;
+            }
             let mut chosen = self.holders(&suspects);
             let mut others = self.holders(&services);
             others.retain(|process| !chosen.contains(process));
@@ -99,12 +110,13 @@ impl Streams {
             self.owners.listed.extend(found.iter().map(|streams| (streams.process, start)));
             survey.streams.extend(found);
         }
-        if whole {
-            self.owners.staying = staying;
-        } else {
-            // What waits in a namespace that was not listed now still may.
-            self.owners.staying.extend(staying);
-        }
+        self.owners.begin = match unlisted.len() {
+            0 => 0,
+            missed => (self.owners.begin + count.saturating_sub(missed).max(1)) % count,
+        };
+        // What waits in a namespace that was not listed now still may.
+        self.owners.staying.retain(|_, stay| unlisted.contains(&stay.namespace));
+        self.owners.staying.extend(staying);
         self.pace_walks(walked);
         self.find_peers(&mut survey.streams, everyone, until, lost);
         if wants_services {
@@ -112,7 +124,7 @@ impl Streams {
             let lives: BTreeSet<ProcessId> = among.iter().copied().collect();
             self.owners.listed.retain(|process, _| lives.contains(process));
         }
-        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < REMEMBERED);
+        self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < 2 * REMEMBERED);
         self.forget();
         survey
     }
@@ -123,7 +135,7 @@ impl Streams {
         let mut found: Vec<(u64, u32)> = Vec::new();
         let mut stays = |inode: u32, at_ns: u64, read: Option<u64>| {
             let before = self.owners.staying.get(&inode).filter(|before| before.read == read);
-            let stay = before.copied().unwrap_or(Staying { since_ns: at_ns, read });
+            let stay = before.copied().unwrap_or(Staying { namespace: listing.namespace, since_ns: at_ns, read });
             staying.insert(inode, stay);
             (at_ns.saturating_sub(stay.since_ns) >= after_ns).then_some(stay.since_ns)
         };
@@ -134,8 +146,10 @@ impl Streams {
             } else {
                 None
             };
+            // What is sent again and again comes to be known before its times are muddled.
+            let is_unheard = socket.unsent > 0 && socket.retransmits > 0;
             let owed = self.owed_since(listing.namespace, socket);
-            let owed = owed.filter(|since| socket.at_ns.saturating_sub(*since) >= after_ns);
+            let owed = owed.filter(|since| is_unheard || socket.at_ns.saturating_sub(*since) >= after_ns);
             found.extend(since.into_iter().chain(owed).min().map(|since| (since, socket.inode)));
         }
         for socket in listing.unix.iter().filter(|socket| socket.unread > 0) {
@@ -149,9 +163,11 @@ impl Streams {
 
     /// Since when a connection owes an answer, or awaits one.
     fn owed_since(&self, namespace: u64, socket: &ListedTcp) -> Option<u64> {
-        match (self.is_inbound(namespace, socket.inode), socket.info?.last()) {
-            (true, Last::Received(since)) | (false, Last::Sent(since)) => Some(since),
-            _ => None,
+        let times = self.steady(namespace, socket)?;
+        if self.is_inbound(namespace, socket.inode) {
+            times.received_ns.filter(|received| times.sent_ns.is_none_or(|sent| *received > sent))
+        } else {
+            times.sent_ns.filter(|sent| times.received_ns.is_none_or(|received| *sent > received))
         }
     }
 
@@ -174,7 +190,10 @@ impl Streams {
     ) -> Duration {
         let (start, cpu_ns) = (Instant::now(), thread_cpu_ns());
         let known = &self.owners.by_inode;
-        let unknown: HashSet<u32> = wanted.iter().copied().filter(|inode| !known.contains_key(inode)).collect();
+        // What is known of old is used until somebody has asked again.
+        let is_old = |(_, asked): &(Vec<ProcessId>, Instant)| asked.elapsed() >= REMEMBERED;
+        let unknown = wanted.iter().copied().filter(|inode| known.get(inode).is_none_or(is_old));
+        let unknown: HashSet<u32> = unknown.collect();
         if unknown.is_empty() || !now && self.owners.no_walk_until.is_some_and(|until| start < until) {
             return Duration::ZERO;
         }

@@ -175,6 +175,7 @@ fn the_other_end_of_a_connection() {
         connecting_for: None,
         name: None,
         peer: 0,
+        connecting: Vec::new(),
     };
     let all = [
         socket(1, "10.0.0.1:5000", "10.0.0.2:80"),
