@@ -5,6 +5,7 @@ use observer_tests::bpf_stats::{self, Spent};
 use observer_tests::deadline::wait_until;
 use observer_tests::serving::{Serving, value};
 use observer_tests::victim::{Unready, Victim};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The default budget.
@@ -35,13 +36,17 @@ fn until(daemon: &Serving, name: &str, limit: Duration, wanted: impl Fn(f64) -> 
     })
 }
 
-fn storm_victim() -> Result<Victim> {
-    Unready::start_inside("futex_storm", &[])?.ready()
+/// One at a time: the probes pay for the calls of the whole host, and another test's storm is no quiet host.
+static ONE_STORM: Mutex<()> = Mutex::new(());
+
+fn storm_victim() -> Result<(MutexGuard<'static, ()>, Victim)> {
+    let turn = ONE_STORM.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((turn, Unready::start_inside("futex_storm", &[])?.ready()?))
 }
 
 #[test]
 fn a_storm_of_futex_calls_stays_within_the_budget_and_the_probes_come_back() -> Result<()> {
-    let mut victim = storm_victim()?;
+    let (_turn, mut victim) = storm_victim()?;
     let mut daemon = Serving::start(&mut victim)?;
     let ready = daemon.ready()?;
     if ready.to_string().contains("\"futex\":\"none") {
@@ -96,7 +101,7 @@ fn a_storm_of_futex_calls_stays_within_the_budget_and_the_probes_come_back() -> 
 
 #[test]
 fn without_a_limit_nothing_is_given_up() -> Result<()> {
-    let mut victim = storm_victim()?;
+    let (_turn, mut victim) = storm_victim()?;
     let pid = victim.truth.pid.to_string();
     let observer = observer_tests::observer::Observer::inside(&mut victim, &["attach", "1"])?;
     let run = observer.args(&["--cpu-budget", "off", "--for", "6s", "--output", "json"]).start()?;
@@ -117,7 +122,7 @@ fn without_a_limit_nothing_is_given_up() -> Result<()> {
 
 #[test]
 fn a_report_says_which_probes_were_off() -> Result<()> {
-    let mut victim = storm_victim()?;
+    let (_turn, mut victim) = storm_victim()?;
     let observer = observer_tests::observer::Observer::inside(&mut victim, &["attach", "1"])?;
     let run = observer.args(&["--cpu-budget", "0.1%", "--for", "10s", "--output", "json"]).start()?;
     victim.guard().tell("storm")?;

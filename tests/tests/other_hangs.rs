@@ -1,8 +1,9 @@
 //! Hangs that are not locks: connects, stops, D state, namespaces, unreadable memory, 32-bit programs.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use observer_tests::compile::Abi;
 use observer_tests::observer::{OLD_ENOUGH, Observer, look_at};
+use observer_tests::report::Finding;
 use observer_tests::skip;
 use observer_tests::victim::Victim;
 use std::time::Duration;
@@ -15,7 +16,14 @@ fn a_connect_nobody_answers() -> Result<()> {
     for (victim, mode) in victims.iter().zip(modes) {
         let dialer = victim.truth.thread("dialer")?;
         let remote = victim.truth.text("remote")?;
-        let finding = report.only("stuck_connect", &victim.truth).context(mode)?.expect("confidence", "certain")?;
+        // The listener is its own, and accepts nobody.
+        let about = report.about(&victim.truth);
+        let (attempts, rest): (Vec<_>, Vec<_>) = about.into_iter().partition(|one| one.kind() == "stuck_connect");
+        let is_listener =
+            |one: &Finding<'_>| one.kind() == "not_accepting" && one.0["evidence"]["local"] == remote.as_str();
+        ensure!(rest.iter().all(is_listener), "{mode}: {rest:#?}");
+        let [finding] = attempts.as_slice() else { bail!("{mode}: {attempts:#?} about {remote}") };
+        let finding = finding.expect("confidence", "certain")?;
         ensure!(finding.0.to_string().contains(&remote), "{mode}: says where to ({remote}): {:#}", finding.0);
         let since = observer_tests::contract::time_ns("since", &finding.0["since"])?;
         // The socket's own age may be rounded to the retransmission timer's; a second is near enough.

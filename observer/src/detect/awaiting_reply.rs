@@ -87,7 +87,7 @@ fn check(
         }
         let peer = line.at.peer_process;
         let thread = waiting_thread(context, process, line);
-        let reason = unreachable(line).or_else(|| silenced(context, line, told)).or_else(|| {
+        let reason = unreachable(line).or_else(|| silenced(context, process, line, told)).or_else(|| {
             // A peer on this host in which nothing is wrong answers when it has something to say.
             let elsewhere = peer.is_none() && line.at.peer.is_none();
             let owed = owed.as_ref().filter(|_| elsewhere && thread.is_some() && !listens(context, process, debts))?;
@@ -156,9 +156,9 @@ fn unreachable(line: &Line) -> Option<Reason> {
 }
 
 /// The peer is on this host and cannot answer.
-fn silenced(context: &Context<'_>, line: &Line, told: &[ProcessId]) -> Option<Reason> {
+fn silenced(context: &Context<'_>, process: ProcessId, line: &Line, told: &[ProcessId]) -> Option<Reason> {
     let host = context.host;
-    let peer = line.at.peer_process?;
+    let peer = line.at.peer_process.filter(|peer| *peer != process)?;
     let row = host.row(peer.pid).filter(|row| row.process == peer)?;
     if host.is_process_stopped(peer.pid) {
         let words = format!("The peer, {} (pid {}), {}.", row.comm, peer.pid, host.doing(row.tid));

@@ -23,7 +23,7 @@ const NEWER: usize = 3;
 const MOST_LINKS: usize = 16;
 
 impl<'a> Context<'a> {
-    /// Processes that belong to what is looked at, whose sockets were listed.
+    /// Processes that belong to what is looked at, whose sockets were listed. Not those in a deadlock: why they answer nobody is told.
     pub(super) fn indebted(&self) -> impl Iterator<Item = (ProcessId, &'a Debts)> {
         let host = self.host;
         // What has not been listed for so long is over, or not known any more.
@@ -31,6 +31,7 @@ impl<'a> Context<'a> {
         host.services().iter().filter(move |(_, debts)| debts.taken_ns >= oldest).filter(|(process, _)| {
             let row = host.row(process.pid).or_else(|| host.threads_of(process.pid).next());
             row.is_some_and(|row| row.process == *process && self.scope.contains(row, host))
+                && self.is_part_of(*process, &[Kind::Deadlock]).is_none()
         })
     }
 

@@ -24,7 +24,7 @@ impl Rule for NotReading {
                 continue;
             }
             let mut unread: BTreeMap<String, Vec<(&Line, u64)>> = BTreeMap::new();
-            for line in debts.lines().filter(|line| counts(line)) {
+            for line in debts.lines().filter(|line| counts(line, process)) {
                 let Some(since) = line.unread_since_ns else { continue };
                 if !verdict.is_due(since, context.scope.threshold_ns, debts, context) {
                     continue;
@@ -50,7 +50,11 @@ impl Rule for NotReading {
     }
 }
 
-fn counts(line: &Line) -> bool {
+fn counts(line: &Line, process: ProcessId) -> bool {
+    // What a program owes itself nobody else waits for.
+    if line.at.peer_process == Some(process) {
+        return false;
+    }
     // One who keeps sending to it serves it, and does not care for what it says.
     line.is_open() && line.at.unread > 0 && !line.has_sent() && (line.at.inbound || line.at.unread > MUCH)
 }

@@ -15,7 +15,7 @@ const SLOW: u64 = 3;
 /// Runtimes that are databases: a session in one of their own locks answers nothing until it is let go.
 const DATABASES: [&str; 2] = ["postgresql", "mysql"];
 /// Findings that stop a process, or a part of it.
-const STUCK: [Kind; 4] = [Kind::Deadlock, Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup];
+const STUCK: [Kind; 3] = [Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup];
 /// Findings that tell the whole story already.
 const TOLD: [Kind; 2] = [Kind::Stopped, Kind::PoolExhausted];
 

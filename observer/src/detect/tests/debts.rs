@@ -482,6 +482,15 @@ fn threads_that_wait_for_a_busy_pool_do_not_blame_an_idle_one() {
 }
 
 #[test]
+fn what_a_program_owes_itself_is_its_own_affair() {
+    let both = |_| {
+        let asked = Connection { peer_process: Some(process(10)), ..to("10.0.0.1:8080", 2, None, Some(90_000)) };
+        vec![Connection { peer_process: Some(process(10)), ..unread(100, 100, true) }, asked]
+    };
+    assert!(found(&server(), &[91, 96, 101], both).is_empty());
+}
+
+#[test]
 fn who_sends_to_it_serves_it() {
     let feed = |at: u64| vec![Connection { sent: Some(at * 1000), ..unread(100, 100, true) }];
     assert!(found(&server(), &[91, 96, 101], feed).is_empty());
