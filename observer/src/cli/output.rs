@@ -66,7 +66,7 @@ impl Output {
         if self.format == Format::Text && self.live {
             let mut out = std::io::stdout().lock();
             let (host, graph) = (&judge.host, &judge.graph);
-            for view in processes(host, pids.iter().copied()) {
+            for view in processes(judge, pids.iter().copied()) {
                 write!(
                     out,
                     "{}",
@@ -89,7 +89,7 @@ impl Output {
     ) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         let host = &judge.host;
-        let views = processes(host, pids.iter().copied());
+        let views = processes(judge, pids.iter().copied());
         match self.format {
             Format::Ndjson => {}
             Format::Json => {

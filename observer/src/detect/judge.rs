@@ -2,10 +2,12 @@
 
 use super::debts;
 use super::{Change, Finding, Ledger, Life, Moment, Rule, rules, run};
-use crate::census::{Census, ProbeReading};
+use crate::census::{Census, ProbeReading, ProcessId};
+use crate::model::debts::Verdict;
 use crate::model::graph::Graph;
 use crate::model::{Host, Scope};
 use crate::proc::{Facts, Goroutines, RuntimeLocks, StackFact};
+use std::collections::BTreeMap;
 
 /// What one census brought.
 #[derive(Debug, Default)]
@@ -26,13 +28,22 @@ pub struct Judge {
     pub graph: Graph,
     /// The findings so far.
     pub ledger: Ledger,
+    /// What these say last of processes that owe something.
+    verdicts: BTreeMap<ProcessId, Verdict>,
     rules: Vec<Box<dyn Rule + Send>>,
 }
 
 impl Judge {
     /// A judge who has seen nothing yet.
     pub fn new(scope: Scope) -> Self {
-        Self { host: Host::default(), scope, graph: Graph::default(), ledger: Ledger::default(), rules: rules() }
+        Self {
+            host: Host::default(),
+            scope,
+            graph: Graph::default(),
+            ledger: Ledger::default(),
+            verdicts: BTreeMap::new(),
+            rules: rules(),
+        }
     }
 
     /// Takes a census and the probes' reading; facts learnt before are confirmed or dropped by it.
@@ -42,8 +53,15 @@ impl Judge {
         let (verdict, graph) = run(&self.rules, &self.host, &self.scope);
         self.graph = graph;
         let findings: Vec<Finding> = verdict.findings;
-        self.host.judge_services(debts::verdicts(&findings));
+        self.verdicts = debts::verdicts(&findings);
         Turn { changes: self.ledger.update(findings, now), ripe_at_ns: verdict.ripe_at_ns }
+    }
+
+    /// Idle, busy, waiting or hung, and why: what the rules said, else what the numbers say. `None` if the sockets of the process were
+    /// not listed.
+    pub fn verdict(&self, process: ProcessId) -> Option<Verdict> {
+        let by_numbers = self.host.services().verdict(process)?;
+        Some(self.verdicts.get(&process).cloned().unwrap_or(by_numbers))
     }
 
     /// Takes stacks that were explained after that census.

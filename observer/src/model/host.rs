@@ -1,6 +1,6 @@
 //! The state of one host between two censuses: rows, facts, and what follows from both.
 
-use super::debts::{Services, Verdict};
+use super::debts::Services;
 use super::decode::{self, Call, Known, Memory};
 use super::ends;
 use super::file_lock::{self, FileLock};
@@ -488,11 +488,6 @@ impl Host {
     /// What processes owe over their sockets, and what they are owed.
     pub fn services(&self) -> &Services {
         &self.services
-    }
-
-    /// Takes what the rules say of processes.
-    pub(crate) fn judge_services(&mut self, judged: BTreeMap<ProcessId, Verdict>) {
-        self.services.judge(judged);
     }
 
     /// Sockets in SYN-SENT.

@@ -2,7 +2,6 @@
 
 use super::ProcessView;
 use super::text::{clean, wrap};
-use crate::census::ProcessId;
 use crate::model::debts::{Debts, Line, Pool, State, requests, service};
 use crate::model::graph::{Graph, Hop};
 use crate::model::{Host, duration};
@@ -21,8 +20,7 @@ type Group<'a> = (usize, u64, &'a Line);
 pub(super) fn to_json(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
     let is_lock = |tid: u32| graph.edge(tid).is_some_and(Hop::is_lock);
     let lock_waiters = view.threads.iter().filter(|row| is_lock(row.tid)).count();
-    let services = host.services();
-    let Some((debts, verdict)) = services.of(view.id).zip(services.verdict(view.id)) else {
+    let Some((debts, verdict)) = host.services().of(view.id).zip(view.verdict.as_ref()) else {
         return json!({
             "unanswered": null, "oldest_unanswered_ns": null, "unread_bytes": null, "backlog": null, "awaiting_reply": null,
             "oldest_awaiting_ns": null, "abandoned": null, "lock_waiters": lock_waiters, "verdict": null, "why": null,
@@ -133,9 +131,8 @@ fn by_peer(debts: &Debts) -> BTreeMap<&str, Group<'_>> {
 }
 
 /// A few lines, where there is a debt; else nothing.
-pub(super) fn to_text(host: &Host, process: ProcessId) -> String {
-    let services = host.services();
-    let Some((debts, verdict)) = services.of(process).zip(services.verdict(process)) else { return String::new() };
+pub(super) fn to_text(host: &Host, view: &ProcessView<'_>) -> String {
+    let Some((debts, verdict)) = host.services().of(view.id).zip(view.verdict.as_ref()) else { return String::new() };
     if !debts.owes() {
         return String::new();
     }

@@ -15,6 +15,7 @@ mod wakes;
 
 pub use account::Account;
 
+use crate::detect::Judge;
 use crate::model::Host;
 use serde_json::Value;
 
@@ -55,14 +56,20 @@ pub struct ProcessView<'a> {
     pub id: crate::census::ProcessId,
     /// Its threads, sorted.
     pub threads: Vec<&'a crate::census::ThreadRow>,
+    /// What its debts amount to, where they are known.
+    pub verdict: Option<crate::model::debts::Verdict>,
 }
 
 /// Collects the processes to show.
-pub fn processes<'a>(host: &'a Host, pids: impl IntoIterator<Item = u32>) -> Vec<ProcessView<'a>> {
+pub fn processes(judge: &Judge, pids: impl IntoIterator<Item = u32>) -> Vec<ProcessView<'_>> {
     let wanted: std::collections::BTreeSet<u32> = pids.into_iter().collect();
-    let mut views: std::collections::BTreeMap<u32, ProcessView<'a>> = std::collections::BTreeMap::new();
-    for row in host.rows().iter().filter(|row| wanted.contains(&row.process.pid)) {
-        let view = views.entry(row.process.pid).or_insert_with(|| ProcessView { id: row.process, threads: Vec::new() });
+    let mut views: std::collections::BTreeMap<u32, ProcessView<'_>> = std::collections::BTreeMap::new();
+    for row in judge.host.rows().iter().filter(|row| wanted.contains(&row.process.pid)) {
+        let view = views.entry(row.process.pid).or_insert_with(|| ProcessView {
+            id: row.process,
+            threads: Vec::new(),
+            verdict: judge.verdict(row.process),
+        });
         view.threads.push(row);
     }
     views.into_values().collect()

@@ -398,7 +398,7 @@ pub fn process(
         let what: Vec<String> = by_count.iter().map(|(call, count)| format!("{count} in {call}")).collect();
         let _ = writeln!(out, "  + {idle} idle thread{}: {}", if idle == 1 { "" } else { "s" }, what.join(", "));
     }
-    out.push_str(&debts::to_text(host, view.id));
+    out.push_str(&debts::to_text(host, view));
     if let Some(go) = host.goroutines(view.id) {
         out.push_str(&goroutines(go));
     }

@@ -89,7 +89,7 @@ fn replay(bytes: &[u8]) -> Vec<String> {
     };
     let findings = judge.ledger.open();
     let pids = crate::cli::look::shown(&judge, &findings);
-    let views = processes(&judge.host, pids.iter().copied());
+    let views = processes(&judge, pids.iter().copied());
     text::report(
         &setting,
         (&judge.host, &judge.graph),

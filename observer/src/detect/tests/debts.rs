@@ -104,7 +104,7 @@ fn a_pool_that_is_used_up_from_within() {
 fn the_verdict_says_what_the_finding_says() {
     let mut judge = judge();
     watch(&mut judge, &server(), &[91, 96, 97], |at| vec![listed(10, at, nested(12, 5), Vec::new())]);
-    let verdict = judge.host.services().verdict(process(10)).unwrap();
+    let verdict = judge.verdict(process(10)).unwrap();
     assert_eq!(verdict.state, State::Hung);
     assert!(verdict.why.contains("all 5 connections"), "{}", verdict.why);
 }
@@ -119,7 +119,7 @@ fn requests_that_all_come_at_once_are_told_and_not_judged() {
     assert!(found(&server(), &[91, 96, 97], crowd).is_empty());
     let mut judge = judge();
     watch(&mut judge, &server(), &[91, 96, 97], |at| vec![listed(10, at, crowd(at), Vec::new())]);
-    let verdict = judge.host.services().verdict(process(10)).unwrap();
+    let verdict = judge.verdict(process(10)).unwrap();
     assert_eq!(verdict.state, State::Idle);
     assert!(verdict.why.contains("all 5 connections to 10.0.0.2:5432 are idle"), "{}", verdict.why);
 }
@@ -171,7 +171,7 @@ fn a_server_that_computes_is_busy() {
     }
     judge.advance(census(98, server()), ProbeReading::default());
     assert!(judge.ledger.open().is_empty());
-    assert_eq!(judge.host.services().verdict(process(10)).unwrap().state, State::Busy);
+    assert_eq!(judge.verdict(process(10)).unwrap().state, State::Busy);
 }
 
 #[test]

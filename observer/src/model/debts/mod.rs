@@ -40,8 +40,6 @@ pub struct Services {
     processes: BTreeMap<ProcessId, Debts>,
     /// When sockets were listed last.
     latest_ns: u64,
-    /// What the rules said last, by process.
-    judged: BTreeMap<ProcessId, Verdict>,
 }
 
 impl Services {
@@ -67,12 +65,6 @@ impl Services {
     /// Forgets the others.
     pub(super) fn retain(&mut self, lives: impl Fn(&ProcessId) -> bool) {
         self.processes.retain(|id, _| lives(id));
-        self.judged.retain(|id, _| lives(id));
-    }
-
-    /// Takes what the rules say of processes.
-    pub(crate) fn judge(&mut self, judged: BTreeMap<ProcessId, Verdict>) {
-        self.judged = judged;
     }
 
     /// What one process owes and is owed; `None` if its sockets were not listed, or not the last time: of a whole host those are
@@ -90,10 +82,9 @@ impl Services {
         debts.taken_ns.saturating_add(ONE_LISTING_NS) >= self.latest_ns
     }
 
-    /// Idle, busy, waiting or hung, and why: what the rules said, else what the numbers say.
+    /// Idle, busy or waiting, and why, as far as the numbers say; what the rules say goes before.
     pub fn verdict(&self, process: ProcessId) -> Option<Verdict> {
-        let debts = self.of(process)?;
-        Some(self.judged.get(&process).cloned().unwrap_or_else(|| verdict::by_numbers(debts)))
+        self.of(process).map(verdict::by_numbers)
     }
 
     /// Processes that owe an answer, or are owed one, for so long: nanoseconds.
