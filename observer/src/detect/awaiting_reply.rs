@@ -3,7 +3,7 @@
 //! To wait for a peer is what clients do. It is a finding where the peer cannot answer (it is stopped, hung itself, or does not even
 //! acknowledge), or where the process owes answers itself while it waits.
 
-use super::debts::{Owed, over, peer_name, progress_json, resource};
+use super::debts::{Owed, SLOW, over, peer_name, progress_json, resource};
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId};
 use crate::model::debts::{Debts, Line, TICK_NS};
@@ -12,8 +12,6 @@ use std::collections::BTreeSet;
 
 /// Times the same data were sent in vain.
 const RETRANSMITS: u32 = 3;
-/// No answer is late that took no longer than so many times the slowest one known.
-const SLOW: u64 = 3;
 /// Findings of a peer that answer why it is silent.
 const SILENCED: [Kind; 8] = [
     Kind::Stopped,

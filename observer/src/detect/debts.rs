@@ -19,6 +19,8 @@ pub(super) const BEYOND: u64 = 10;
 const FRESH: u64 = 4;
 /// Requests that must have come since.
 const NEWER: usize = 3;
+/// No answer is late that took no longer than so many times the slowest one known.
+pub(super) const SLOW: u64 = 3;
 /// Links of what a peer's finding says that another one repeats.
 const MOST_LINKS: usize = 16;
 
@@ -239,16 +241,7 @@ pub(super) fn progress_words(debts: &Debts) -> String {
 
 /// The same for the evidence.
 pub(super) fn progress_json(debts: &Debts) -> Value {
-    let progress = &debts.progress;
-    json!({
-        "elapsed_ns": progress.elapsed_ns,
-        "context_switches": progress.switches,
-        "cpu_ns": progress.cpu_ns,
-        "read_bytes": progress.read_bytes,
-        "sent_bytes": progress.sent_bytes,
-        "answers": progress.answers,
-        "accepts": progress.accepts,
-    })
+    json!(debts.progress)
 }
 
 /// Findings that say a process does not do its work; the first of them is the reason.

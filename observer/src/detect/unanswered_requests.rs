@@ -3,15 +3,13 @@
 //! A client in BLPOP, a long-poll, a websocket and a stream in one direction all look like a request without an answer. Age alone says
 //! nothing: the threads that should answer are stuck, or the service itself has never before taken nearly as long.
 
-use super::debts::{Owed, progress_json, progress_words};
+use super::debts::{Owed, SLOW, progress_json, progress_words};
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId};
 use crate::model::debts::Debts;
 use crate::model::frames::{JobKind, Rest};
 use crate::model::{Class, Confidence, duration};
 
-/// No answer is late that took no longer than so many times the slowest one known.
-const SLOW: u64 = 3;
 /// Runtimes that are databases: a session in one of their own locks answers nothing until it is let go.
 const DATABASES: [&str; 2] = ["postgresql", "mysql"];
 /// Findings that stop a process, or a part of it.

@@ -50,7 +50,7 @@ pub(super) fn to_json(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Val
         "taken_ns": debts.taken_ns,
         "connections": debts.lines().count(),
         "not_listed": debts.cut,
-        "progress": progress(debts),
+        "progress": (debts.progress.elapsed_ns > 0).then_some(debts.progress),
         "services": by_service(debts).into_iter().take(LISTED).collect::<Vec<_>>(),
         "listeners": debts.desks().take(LISTED).map(|desk| json!({
             "local": desk.at.local,
@@ -66,22 +66,6 @@ pub(super) fn to_json(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Val
             "peer_pid": line.at.peer_process.map(|peer| peer.pid),
             "retransmits": line.at.retransmits,
         })).collect::<Vec<_>>(),
-    })
-}
-
-fn progress(debts: &Debts) -> Value {
-    let progress = &debts.progress;
-    if progress.elapsed_ns == 0 {
-        return Value::Null;
-    }
-    json!({
-        "elapsed_ns": progress.elapsed_ns,
-        "context_switches": progress.switches,
-        "cpu_ns": progress.cpu_ns,
-        "read_bytes": progress.read_bytes,
-        "sent_bytes": progress.sent_bytes,
-        "answers": progress.answers,
-        "accepts": progress.accepts,
     })
 }
 

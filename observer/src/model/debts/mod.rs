@@ -19,6 +19,7 @@ pub use verdict::{State, Verdict, requests};
 use super::host::switches;
 use crate::census::{ProcessId, ThreadRow};
 use crate::proc::{Connection, ProcessStreams};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Answers of a process that are kept one by one, the latest ones.
@@ -105,11 +106,12 @@ struct Work {
 }
 
 /// What a process has got done between two listings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
     /// Time between them, nanoseconds; 0: there was only one.
     pub elapsed_ns: u64,
     /// Context switches of all threads.
+    #[serde(rename = "context_switches")]
     pub switches: u64,
     /// CPU time, nanoseconds.
     pub cpu_ns: u64,

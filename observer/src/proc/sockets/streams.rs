@@ -442,15 +442,20 @@ pub(super) enum Last {
     Neither,
 }
 
+impl Last {
+    /// From when data came, and went, last.
+    pub(super) fn of(received: Option<u64>, sent: Option<u64>) -> Self {
+        match (received, sent) {
+            (Some(received), sent) if sent.is_none_or(|sent| received > sent) => Self::Received(received),
+            (received, Some(sent)) if received.is_none_or(|received| sent > received) => Self::Sent(sent),
+            _ => Self::Neither,
+        }
+    }
+}
+
 impl Info {
     pub(super) fn last(&self) -> Last {
-        let received = self.has_received.then_some(self.last_received_ns);
-        let sent = self.has_sent.then_some(self.last_sent_ns);
-        match (received, sent) {
-            (Some(received), sent) if sent.is_none_or(|sent| received > sent) => Last::Received(received),
-            (received, Some(sent)) if received.is_none_or(|received| sent > received) => Last::Sent(sent),
-            _ => Last::Neither,
-        }
+        Last::of(self.has_received.then_some(self.last_received_ns), self.has_sent.then_some(self.last_sent_ns))
     }
 }
 

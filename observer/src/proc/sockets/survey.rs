@@ -4,7 +4,7 @@
 use super::LISTEN;
 use super::descriptors::sockets_of;
 use super::listed::ListedTcp;
-use super::streams::{Listing, Streams, by_namespace, lose};
+use super::streams::{Last, Listing, Streams, by_namespace, lose};
 use crate::census::ProcessId;
 use crate::host::clock::{thread_cpu_ns, whole_ns};
 use crate::proc::ProcessStreams;
@@ -164,10 +164,9 @@ impl Streams {
     /// Since when a connection owes an answer, or awaits one.
     fn owed_since(&self, namespace: u64, socket: &ListedTcp) -> Option<u64> {
         let times = self.steady(namespace, socket)?;
-        if self.is_inbound(namespace, socket.inode) {
-            times.received_ns.filter(|received| times.sent_ns.is_none_or(|sent| *received > sent))
-        } else {
-            times.sent_ns.filter(|sent| times.received_ns.is_none_or(|received| *sent > received))
+        match (self.is_inbound(namespace, socket.inode), Last::of(times.received_ns, times.sent_ns)) {
+            (true, Last::Received(since)) | (false, Last::Sent(since)) => Some(since),
+            _ => None,
         }
     }
 
