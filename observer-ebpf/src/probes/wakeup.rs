@@ -13,6 +13,11 @@ use observer_ebpf::{ACCOUNT_WAKES, ACCOUNT_WOKEN_NEW, ACCOUNT_WORDS_NEW, Call, W
 /// A waker returns from its call at most this much later than the thread it woke, if it was this one: 10 ms.
 const MOST_DEBT_NS: u64 = 10_000_000;
 
+/// Nobody has woken anybody yet.
+const NEVER: Wakes = Wakes { wakes: 0, last_ns: 0, lead: 0, last: 0, usual: 0 };
+/// `BPF_NOEXIST`: what is there already stays.
+const ONLY_NEW: u64 = 1;
+
 /// One more wake-up by `tid`. Two at once may lose one: the vote does not depend on it.
 #[inline(always)]
 fn learn(wakes: *mut Wakes, tid: u32, now_ns: u64) {
@@ -38,14 +43,32 @@ fn woken(id: u64, waker: u32, now_ns: u64) {
     if id as u32 == waker {
         return;
     }
-    if let Some(wakes) = WOKEN.get_ptr_mut(id) {
-        learn(wakes, waker, now_ns);
-        return;
+    let wakes = match WOKEN.get_ptr_mut(id) {
+        Some(wakes) => wakes,
+        None => {
+            if WOKEN.insert(id, NEVER, ONLY_NEW).is_ok() {
+                count(ACCOUNT_WOKEN_NEW);
+            }
+            let Some(wakes) = WOKEN.get_ptr_mut(id) else {
+                return;
+            };
+            wakes
+        }
+    };
+    learn(wakes, waker, now_ns);
+}
+
+/// The record of a word, made if there is none. The waker and the thread it woke may both come here first, at the same
+/// time: neither replaces what the other has made.
+#[inline(always)]
+fn record(key: WordKey) -> Option<*mut WordRecord> {
+    if let Some(word) = WORDS.get_ptr_mut(key) {
+        return Some(word);
     }
-    let first = Wakes { wakes: 1, last_ns: now_ns, lead: 1, last: waker, usual: waker };
-    if WOKEN.insert(id, first, 0).is_ok() {
-        count(ACCOUNT_WOKEN_NEW);
+    if WORDS.insert(key, WordRecord { wakes: NEVER, owed: 0, owed_ns: 0 }, ONLY_NEW).is_ok() {
+        count(ACCOUNT_WORDS_NEW);
     }
+    WORDS.get_ptr_mut(key)
 }
 
 /// A call that wakes returns, having woken somebody.
@@ -59,11 +82,7 @@ pub(crate) fn woke(nr: u32, first: u64) {
     let key = WordKey { address, tgid: (id >> 32) as u32, reserved: 0 };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(word) = WORDS.get_ptr_mut(key) else {
-        let wakes = Wakes { wakes: 1, last_ns: now_ns, lead: 1, last: id as u32, usual: id as u32 };
-        if WORDS.insert(key, WordRecord { wakes, owed: 0, owed_ns: 0 }, 0).is_ok() {
-            count(ACCOUNT_WORDS_NEW);
-        }
+    let Some(word) = record(key) else {
         return;
     };
     // SAFETY: fields of a live map value.
@@ -88,11 +107,7 @@ pub(crate) fn was_woken(call: &Call) {
     let key = WordKey { address, tgid: (id >> 32) as u32, reserved: 0 };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(word) = WORDS.get_ptr_mut(key) else {
-        let wakes = Wakes { wakes: 0, last_ns: 0, lead: 0, last: 0, usual: 0 };
-        if WORDS.insert(key, WordRecord { wakes, owed: id, owed_ns: now_ns }, 0).is_ok() {
-            count(ACCOUNT_WORDS_NEW);
-        }
+    let Some(word) = record(key) else {
         return;
     };
     // SAFETY: fields of a live map value.
