@@ -348,8 +348,8 @@ impl Session {
         {
             return Vec::new();
         }
-        let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_exiting() && scope.contains(row, host);
-        host.runtime_wants(host.rows().iter().filter(leads).map(|row| row.process))
+        let is_wanted = |row: &&ThreadRow| !row.is_exiting() && scope.contains(row, host);
+        host.runtime_wants(host.leaders().filter(is_wanted).map(|row| row.process))
     }
 
     fn explain(

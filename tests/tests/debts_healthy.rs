@@ -16,8 +16,14 @@ use std::fmt::Display;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long each look lasts: some thresholds.
-const LOOK: &str = "10s";
+/// How long each look lasts: some thresholds, or so many seconds as `OBSERVER_LOOK` says.
+fn look_for() -> Result<Duration> {
+    let wanted = std::env::var("OBSERVER_LOOK").ok();
+    Ok(Duration::from_secs(wanted.map_or(Ok(10), |seconds| seconds.parse()).context("OBSERVER_LOOK is in seconds")?))
+}
+
+/// How long to wait for the end of such a look.
+const AFTERWARDS: Duration = Duration::from_secs(90);
 
 /// Connections of some habits to some servers, in one process.
 fn clients(habits: &[(&str, &dyn Display)]) -> Result<Guard> {
@@ -41,7 +47,7 @@ fn observe(pids: &[i32]) -> Result<Live> {
     let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
     Observer::new(&["attach"])?
         .args(&pids.iter().map(String::as_str).collect::<Vec<_>>())
-        .args(&["--threshold", "2s", "--output", "json", "--for", LOOK])
+        .args(&["--threshold", "2s", "--output", "json", "--for", &format!("{}s", look_for()?.as_secs())])
         .start()
 }
 
@@ -61,7 +67,7 @@ fn expect_quiet(report: &Report, pids: &[i32], what: &str) -> Result<u64> {
 }
 
 fn expect_silence(live: Live, pids: &[i32], what: &str) -> Result<u64> {
-    expect_quiet(&live.finish(Duration::from_secs(90))?.report()?, pids, what)
+    expect_quiet(&live.finish(look_for()? + AFTERWARDS)?.report()?, pids, what)
 }
 
 /// Starts a shell command that loads a server as long as it is held.
@@ -158,7 +164,8 @@ fn a_database() -> Result<()> {
     pids.extend(descendants(database.pid()).into_iter().map(|(pid, _)| pid));
     idle_then_busy("PostgreSQL with idle, listening and idle-in-transaction sessions", &pids, || {
         let mut bench = database.client("pgbench")?;
-        bench.args(["--client", "4", "--time", "120", "--no-vacuum"]).stderr(Stdio::null()).stdout(Stdio::null());
+        let time = (look_for()? + AFTERWARDS).as_secs().to_string();
+        bench.args(["--client", "4", "--time", &time, "--no-vacuum"]).stderr(Stdio::null()).stdout(Stdio::null());
         Ok(vec![Guard::start(bench, Stdio::null())?])
     })
     .map(|_| ())
@@ -183,10 +190,11 @@ fn who_waits_on_purpose() -> Result<()> {
     wait_for_age(Instant::now(), THRESHOLD)?;
     let what = "long-poll, websocket and streaming servers and their clients";
     expect_quiet(&look(&pids)?, &pids, what)?;
-    let live = Observer::new(&["watch", "--threshold", "2s", "--output", "ndjson", "--for", "20s"])?.start()?;
+    let time = format!("{}s", 2 * look_for()?.as_secs());
+    let live = Observer::new(&["watch", "--threshold", "2s", "--output", "ndjson", "--for", &time])?.start()?;
     expect_silence(observe(&pids)?, &pids, what)?;
     // Whoever is told of nobody sees the same.
-    let output = live.finish(Duration::from_secs(90))?;
+    let output = live.finish(2 * look_for()? + AFTERWARDS)?;
     let ours = |line: &&str| pids.iter().any(|pid| line.contains(&format!("\"pid\":{pid},")));
     let found: Vec<&str> = output.stdout.lines().filter(ours).collect();
     ensure!(found.is_empty(), "{what} ({pids:?}): {found:#?}");

@@ -66,6 +66,10 @@ fn single_ends(mode: &str, kind: &str, object: &str) -> Result<()> {
             ensure!(wait["resource"]["kind"] == kind && wait["resource"]["fd"] == fd, "{mode}: {wait:#}");
             expect_end(&wait["far_end"], &holders, object).with_context(|| format!("{mode}: {name}"))?;
             ensure!(wait["members"] == json!([]), "{mode}: {wait:#}");
+            // A writer waits because it is full, a reader because nothing is in it.
+            let unread = wait["far_end"]["unread_bytes"].as_u64();
+            let expected = (kind == "pipe").then(|| wait["class"] == "write");
+            ensure!(unread.map(|bytes| bytes > 0) == expected, "{mode}: {name}: {wait:#}");
             if report.findings().count() == 0 {
                 // Anybody may open a FIFO that somebody reads from.
                 ensure!(mode == "fifos", "{mode}: no finding: {:#}", report.json);

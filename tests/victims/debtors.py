@@ -9,6 +9,7 @@ relay ADDRESS       HTTP; a thread and a connection to such a backend for each c
 accepts BACKLOG     HTTP; after the line it accepts nobody
 accepts-unix BACKLOG PATH   the same at a unix socket
 reads               HTTP, in one thread; after the line it reads nothing, but accepts
+loop                HTTP, in one event loop; after the line the next request waits in it for a lock
 longpoll SECONDS    healthy: HTTP, an answer comes after so long
 websocket SECONDS   healthy: a client asks once; then each side sends a few bytes, the server unasked, every SECONDS
 stream              healthy: an answer of one byte a second, without an end
@@ -210,6 +211,27 @@ async def asynchronous(serve):
     await server.serve_forever()
 
 
+def loop():
+    stopped = threading.Event()
+    lock = threading.Lock()
+    lock.acquire()
+
+    async def serve(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            if stopped.is_set():
+                lock.acquire()
+            writer.write(ANSWER)
+            await writer.drain()
+
+    def command():
+        sys.stdin.readline()
+        stopped.set()
+        say("stopped")
+
+    threading.Thread(target=command, daemon=True).start()
+    asyncio.run(asynchronous(serve))
+
+
 def longpoll(seconds):
     async def serve(reader, writer):
         while await reader.readuntil(b"\r\n\r\n"):
@@ -258,6 +280,7 @@ MODES = {
     "accepts": accepts,
     "accepts-unix": accepts,
     "reads": reads,
+    "loop": loop,
     "longpoll": longpoll,
     "websocket": websocket,
     "stream": stream,

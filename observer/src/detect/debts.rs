@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub(super) const LEARNT: u64 = 20;
 /// What so many times the slowest of them has not answered is no slow answer.
 pub(super) const BEYOND: u64 = 10;
-/// A listing counts for so many thresholds.
+/// A listing counts for so many thresholds, or for so many times as long as it was since the one before.
 const FRESH: u64 = 4;
 /// Requests that must have come since.
 const NEWER: usize = 3;
@@ -29,8 +29,11 @@ impl<'a> Context<'a> {
     pub(super) fn indebted(&self) -> impl Iterator<Item = (ProcessId, &'a Debts)> {
         let host = self.host;
         // What has not been listed for so long is over, or not known any more.
-        let oldest = host.now_ns().saturating_sub(self.scope.threshold_ns.saturating_mul(FRESH));
-        host.services().iter().filter(move |(_, debts)| debts.taken_ns >= oldest).filter(|(process, _)| {
+        let is_fresh = |debts: &Debts| {
+            let between = debts.progress.elapsed_ns.max(self.scope.threshold_ns);
+            host.now_ns().saturating_sub(debts.taken_ns) <= between.saturating_mul(FRESH)
+        };
+        host.services().iter().filter(move |(_, debts)| is_fresh(debts)).filter(|(process, _)| {
             let row = host.row(process.pid).or_else(|| host.threads_of(process.pid).next());
             row.is_some_and(|row| row.process == *process && self.scope.contains(row, host))
                 && self.is_part_of(*process, &[Kind::Deadlock]).is_none()
@@ -75,7 +78,9 @@ impl<'a> Context<'a> {
         let row = running.or_else(|| host.row(process.pid)).or_else(|| host.threads_of(process.pid).next());
         match row {
             Some(row) => {
-                let words = format!("{} {}", host.name(row.tid), host.doing(row.tid));
+                let reading = host.wait(row.tid).and_then(|wait| wait.reading);
+                let at = reading.map(|reading| format!(", in {}", reading.frames())).unwrap_or_default();
+                let words = format!("{} {}{at}", host.name(row.tid), host.doing(row.tid));
                 Standing { threads: vec![row.tid], chain: Vec::new(), words }
             }
             None => Standing { threads: Vec::new(), chain: Vec::new(), words: "it has no thread".to_owned() },

@@ -35,6 +35,9 @@ impl Rule for NotReading {
                 };
                 unread.entry(name).or_default().push((line, since));
             }
+            if unread.is_empty() {
+                continue;
+            }
             // Whoever cannot pass on what it reads stops reading: the end of that chain is to blame. It holds back about as much as it
             // cannot pass on, or serves others meanwhile; who hangs reads nobody.
             let held = debts.held_by_readers(context.scope.threshold_ns);

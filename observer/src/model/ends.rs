@@ -126,7 +126,7 @@ mod tests {
 
     fn end(pids: &[Pid], taken_ns: u64) -> FarEnd {
         let holders = pids.iter().map(|pid| EndHolder { process: process(*pid), fd: 4 }).collect();
-        FarEnd { object: "pipe:[7]".to_owned(), holders, unsearched: 0, taken_ns }
+        FarEnd { object: "pipe:[7]".to_owned(), holders, unsearched: 0, unread: None, taken_ns }
     }
 
     /// A thread that reads a pipe whose other end these processes have.

@@ -16,6 +16,7 @@ use crate::proc::{
     BlockedRead, ConnectingSocket, Facts, FdFact, Libc, ProcessFacts, SiteFact, SocketFact, StopFact, ThreadFacts,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 /// What is known of one suspect thread beyond its row.
 #[derive(Debug)]
@@ -73,6 +74,8 @@ pub struct Host {
     pub(super) rows: Vec<ThreadRow>,
     /// Their ids, side by side: looked up much more often than rows are read.
     pub(super) tids: Vec<Pid>,
+    /// Where the rows of each process are, by process id: those of one process mostly follow each other.
+    runs: Vec<(Pid, Range<usize>)>,
     /// For sources without off-CPU times: (switches, first seen) per thread.
     first_seen: HashMap<Pid, (u64, u64)>,
     pub(super) suspects: BTreeMap<Pid, Suspect>,
@@ -113,6 +116,7 @@ impl Host {
         self.rows = census.rows;
         self.tids.clear();
         self.tids.extend(self.rows.iter().map(|row| row.tid));
+        self.find_runs();
         self.glances.clear();
         let (rows, tids) = (&self.rows, &self.tids);
         let find = |tid| find(rows, tids, tid);
@@ -127,9 +131,8 @@ impl Host {
         self.stacks.advance(find);
         self.runtime_locks.advance(find);
         self.note_first_sight(now);
-        // Rows of one process mostly follow each other.
         let processes: BTreeSet<ProcessId> =
-            self.rows.chunk_by(|a, b| a.process == b.process).filter_map(|rows| Some(rows.first()?.process)).collect();
+            self.runs.iter().filter_map(|(_, run)| Some(self.rows.get(run.start)?.process)).collect();
         self.processes.retain(|id, _| processes.contains(id));
         self.epolls.retain(|(id, _), _| processes.contains(id));
         self.go.0.retain(|id, _| processes.contains(id));
@@ -139,9 +142,21 @@ impl Host {
         self.probes.forget(|id| tids.binary_search(&id).is_ok() || processes.iter().any(|process| process.pid == id));
     }
 
+    fn find_runs(&mut self) {
+        self.runs.clear();
+        let mut start = 0;
+        for rows in self.rows.chunk_by(|a, b| a.process == b.process) {
+            let end = start + rows.len();
+            self.runs.extend(rows.first().map(|row| (row.process.pid, start..end)));
+            start = end;
+        }
+        self.runs.sort_unstable_by_key(|(pid, run)| (*pid, run.start));
+    }
+
     /// Gives the rows of the last census away: there is none until the next one.
     pub fn give_rows(&mut self) -> Vec<ThreadRow> {
         self.tids.clear();
+        self.runs.clear();
         std::mem::take(&mut self.rows)
     }
 
@@ -285,9 +300,16 @@ impl Host {
         find(&self.rows, &self.tids, tid)
     }
 
+    /// The first thread of each process, where it is still there.
+    pub fn leaders(&self) -> impl Iterator<Item = &ThreadRow> {
+        self.runs.chunk_by(|a, b| a.0 == b.0).filter_map(|runs| self.row(runs.first()?.0))
+    }
+
     /// The threads of one process.
     pub fn threads_of(&self, pid: Pid) -> impl Iterator<Item = &ThreadRow> {
-        self.rows.iter().filter(move |row| row.process.pid == pid)
+        let first = self.runs.partition_point(|(process, _)| *process < pid);
+        let its = self.runs.iter().skip(first).take_while(move |(process, _)| *process == pid);
+        its.filter_map(|(_, run)| self.rows.get(run.clone())).flatten()
     }
 
     /// What is known of one process.

@@ -173,6 +173,9 @@ pub struct FarEnd {
     pub holders: Vec<EndHolder>,
     /// Processes whose descriptors could not be read: they may have it, too.
     pub unsearched: u32,
+    /// Bytes that lie in it, where it is a pipe and that could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<u64>,
     /// When the search began, `CLOCK_MONOTONIC` nanoseconds: it is stale once one of the holders has run since.
     pub taken_ns: u64,
 }

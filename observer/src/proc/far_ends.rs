@@ -5,6 +5,10 @@
 //! which only the ids of eventfds are taken from, is read on a thread that may be lost. What no descriptor shows is not found: an end on its way through
 //! a unix socket, one that io_uring or the kernel itself holds, and tables of their own that threads of a process have.
 
+mod aside;
+mod pipe;
+
+use self::aside::aside;
 use super::fds::{self, EVENTFD, file_name, socket_inode};
 use super::pool::Clock;
 use super::sockets::Sockets;
@@ -17,8 +21,6 @@ use std::fs::{read_dir, read_link, symlink_metadata};
 use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 /// Descriptors looked at in one process.
@@ -31,6 +33,9 @@ const NAMED: usize = 16;
 const MAX_HOLDERS: usize = 1024;
 /// Threads tried for the table of a process whose first thread has ended.
 const THREADS: usize = 4;
+
+/// How long the size of what lies in a pipe may take.
+const FOR_PIPE: Duration = Duration::from_millis(20);
 
 /// What a link of `/proc/PID/fd` leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,7 +177,16 @@ impl FarEnds {
         };
         let (holders, unreadable) = self.verified(found);
         let unsearched = self.index().unsearched.saturating_add(unreadable);
-        Some(FarEnd { object, holders, unsearched, taken_ns: self.taken_ns })
+        let pipe = pipe_inode(target).or(fact.fifo.map(|(_, inode)| inode));
+        let unread = pipe.zip(holders.first()).and_then(|(inode, holder)| {
+            let until = self.until().min(Instant::now() + FOR_PIPE);
+            let unread = pipe::unread(*holder, inode, until);
+            if unread.is_none() {
+                self.lose("pipe: what lies in it");
+            }
+            unread
+        });
+        Some(FarEnd { object, holders, unsearched, unread, taken_ns: self.taken_ns })
     }
 
     /// Inode of the socket that a socket is connected with.
@@ -365,40 +379,22 @@ fn read_table(path: &str, process: ProcessId, until: Instant, index: &mut Index)
 /// The descriptors of each eventfd, by its id; `None` if that takes too long: `fdinfo` of what was an eventfd a moment ago
 /// may make its reader wait, and a thread that waits there is left behind.
 fn ids_of(candidates: Vec<EndHolder>, until: Instant) -> Option<ById> {
-    /// Threads left behind at a time; after that eventfds are not looked at.
-    const MOST: u32 = 4;
-    static READING: AtomicU32 = AtomicU32::new(0);
-    struct Reading;
-    impl Drop for Reading {
-        fn drop(&mut self) {
-            READING.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
     if candidates.is_empty() {
         return Some(ById::new());
     }
-    let reading = (READING.fetch_add(1, Ordering::Relaxed), Reading);
-    if reading.0 >= MOST {
-        return None;
-    }
-    let (sender, answer) = sync_channel(1);
-    let read = move || {
-        let _reading = reading;
+    aside(until, move || {
         let mut by_id = ById::new();
         for end in candidates {
             if Instant::now() > until {
-                return;
+                return None;
             }
             // One that is closed meanwhile is no loss.
             if let Some(id) = fds::eventfd_id(end.process.pid, end.fd) {
                 by_id.entry(id).or_default().push(end);
             }
         }
-        // Nobody listens any more: it took too long.
-        let _ = sender.send(by_id);
-    };
-    std::thread::Builder::new().name("observer-eventfd".into()).stack_size(128 * 1024).spawn(read).ok()?;
-    answer.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+        Some(by_id)
+    })
 }
 
 /// Whether a descriptor whose link has these permissions can end a wait: they are how it was opened (`tid_fd_update_inode`,

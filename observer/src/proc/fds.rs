@@ -3,17 +3,13 @@
 use super::stat::{errno_name, read_bounded};
 use super::{FdFact, SocketFact};
 use crate::census::Pid;
-use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// Most of `fdinfo` that is read: about a hundred descriptors of an epoll instance.
 const MAX_INFO: u64 = 8192;
-/// Descriptors looked at in one scan of a process.
-const MAX_FDS: usize = 1 << 20;
 
 /// What descriptor `fd` of thread `tid` refers to; the socket behind it is left out.
 ///
@@ -105,35 +101,6 @@ fn watched(info: &str, link: impl Fn(i32) -> Option<PathBuf>) -> Vec<SocketFact>
 /// The inode in `socket:[123]`.
 pub(crate) fn socket_inode(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
-/// Every descriptor of `pid` that is a socket, with its inode; only those in `wanted` if given.
-///
-/// # Errors
-/// The name of the error number, or `deadline` when the scan took too long.
-pub(crate) fn socket_fds(pid: Pid, wanted: Option<&BTreeSet<u64>>, until: Instant) -> Result<Vec<(i32, u64)>, String> {
-    let mut found = Vec::new();
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| errno_name(&e))?;
-    for (n, entry) in entries.take(MAX_FDS).enumerate() {
-        if n % 256 == 255 && Instant::now() > until {
-            return Err("deadline".into());
-        }
-        // A descriptor that is closed meanwhile is no error.
-        let Ok(entry) = entry else { continue };
-        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let Ok(target) = std::fs::read_link(entry.path()) else {
-            continue;
-        };
-        let Some(inode) = target.to_str().and_then(socket_inode) else {
-            continue;
-        };
-        if wanted.is_none_or(|w| w.contains(&inode)) {
-            found.push((fd, inode));
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

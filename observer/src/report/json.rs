@@ -95,7 +95,7 @@ fn wait(host: &Host, graph: &Graph, row: &ThreadRow, wait: &Wait) -> Value {
 /// Who has the other end.
 fn far_end(end: &FarEnd) -> Value {
     let holders = end.holders.iter().map(|holder| json!({ "pid": holder.process.pid, "fd": holder.fd }));
-    json!({ "object": end.object, "holders": holders.collect::<Vec<_>>(), "unsearched": end.unsearched })
+    json!({ "object": end.object, "holders": holders.collect::<Vec<_>>(), "unsearched": end.unsearched, "unread_bytes": end.unread })
 }
 
 /// One descriptor of a polled set.

@@ -308,7 +308,8 @@ fn far_end(host: &Host, end: &FarEnd) -> String {
     if end.unsearched > 0 {
         who.push(format!("{} processes not searched", end.unsearched));
     }
-    format!(", other end: {}", who.join(", "))
+    let unread = end.unread.filter(|bytes| *bytes > 0).map(|bytes| format!(" with {bytes} bytes unread"));
+    format!("{}, other end: {}", unread.unwrap_or_default(), who.join(", "))
 }
 
 fn table(lines: &[[String; 7]]) -> String {

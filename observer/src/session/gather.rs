@@ -125,8 +125,8 @@ impl Session {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
         let by_filter = scope.processes.is_none() && scope.filter.needs_identity();
         let mut whole = WholeProcesses::default();
-        let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_kernel_thread() && !row.is_exiting();
-        for row in host.rows().iter().filter(leads) {
+        let is_alive = |row: &&ThreadRow| !row.is_kernel_thread() && !row.is_exiting();
+        for row in host.leaders().filter(is_alive) {
             let in_scope = scope.contains(row, host);
             if by_filter || in_scope && scope.processes.is_some() {
                 whole.identify.push(row.process);
@@ -159,7 +159,7 @@ impl Session {
             return;
         }
         let (host, scope) = (&self.judge.host, &self.judge.scope);
-        let leaders = host.rows().iter().filter(|row| row.tid == row.process.pid && !row.is_kernel_thread());
+        let leaders = host.leaders().filter(|row| !row.is_kernel_thread());
         let among: Vec<ProcessId> = leaders.filter(|row| scope.contains(row, host)).map(|row| row.process).collect();
         facts.file_locks = file_locks(&waiters, &among, Instant::now() + FOR_FILE_LOCKS, &mut facts.lost);
     }

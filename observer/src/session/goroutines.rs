@@ -110,10 +110,10 @@ impl Session {
     /// The Go programs that are looked at, as far as they are known.
     fn go_programs(&self) -> BTreeSet<ProcessId> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
-        let leads = |row: &&ThreadRow| row.tid == row.process.pid && !row.is_exiting() && !row.is_kernel_thread();
+        let is_alive = |row: &&ThreadRow| !row.is_exiting() && !row.is_kernel_thread();
         let is_go = |row: &&ThreadRow| host.is_go(row.process) && scope.contains(row, host);
         let stops = |row: &ThreadRow| host.is_process_stopped(row.process.pid);
-        let rows = host.rows().iter().filter(leads).filter(is_go);
+        let rows = host.leaders().filter(is_alive).filter(is_go);
         rows.filter(|row| !(row.is_stopped() && stops(row))).map(|row| row.process).collect()
     }
 

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 /// What one listing may take: of processes that were asked for, and of the whole host.
 const FOR_STREAMS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(500));
-/// The next listing waits for so many times the CPU time of the last one: a fifth of a CPU, or 1 % of it.
-const STREAMS_EVERY: (u64, u64) = (5, 100);
+/// The next listing waits for so many times the CPU time of the last one: a fifth of a CPU, or a quarter of a percent of it.
+const STREAMS_EVERY: (u64, u64) = (5, 400);
+/// The same of a host for so many thresholds after something began to look like a debt: a percent.
+const WITH_NEWS: (u32, u64) = (4, 100);
 /// But no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -18,11 +20,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct StreamPace {
     streams: Streams,
     due: Option<Instant>,
+    news_until: Option<Instant>,
 }
 
 impl StreamPace {
     pub(super) fn new() -> Self {
-        Self { streams: Streams::new(monotonic_ns), due: None }
+        Self { streams: Streams::new(monotonic_ns), due: None, news_until: None }
     }
 }
 
@@ -42,6 +45,7 @@ impl Session {
         let living = self.judge.host.rows().iter().filter(|row| !row.is_kernel_thread() && !row.is_exiting());
         let everyone: BTreeSet<ProcessId> = living.map(|row| row.process).filter(others).collect();
         let everyone: Vec<ProcessId> = everyone.into_iter().collect();
+        let mut times = self.of_look(STREAMS_EVERY);
         let streams = &mut self.stream_pace.streams;
         let rest = if attached {
             facts.streams = streams.of(&in_scope, &everyone, until, &mut facts.lost);
@@ -49,11 +53,17 @@ impl Session {
         } else {
             let survey = streams.survey(&in_scope, &everyone, half, until, &mut facts.lost);
             facts.streams = survey.streams;
+            if survey.has_new {
+                self.stream_pace.news_until = Some(start + 2 * half * WITH_NEWS.0);
+            }
+            if self.stream_pace.news_until.is_some_and(|until| start < until) {
+                times = WITH_NEWS.1;
+            }
             // While something seems to be owed every turn looks.
             if survey.suspects > 0 { Duration::ZERO } else { half }
         };
         let spent_ns = thread_cpu_ns().saturating_sub(cpu_ns);
-        let pause = Duration::from_nanos(spent_ns.saturating_mul(self.of_look(STREAMS_EVERY)));
+        let pause = Duration::from_nanos(spent_ns.saturating_mul(times));
         self.stream_pace.due = Some(start + pause.min(LONGEST_PAUSE).max(rest));
     }
 }

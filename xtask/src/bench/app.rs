@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::companion::{Companion, Mode, Probes, Rung};
+use super::companion::{Mode, Probes, Rung};
 use super::namespace::Namespace;
 use super::table::{markdown, median, provenance, spread};
 use crate::invoke;
@@ -15,14 +15,12 @@ use crate::started::Started;
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a daemon gets to know the processes, before it is measured: it runs for weeks.
+const WARM_UP: Duration = Duration::from_secs(5);
+
 /// What runs beside the application.
-const BESIDE: [Mode; 5] = [
-    Mode::Off,
-    Mode::Daemon(Probes::None),
-    Mode::Daemon(Probes::Budget),
-    Mode::Watch(Rung::TpBtf),
-    Mode::Watch(Rung::Tracepoint),
-];
+const BESIDE: [Mode; 4] =
+    [Mode::Daemon(Probes::None), Mode::Daemon(Probes::Budget), Mode::Watch(Rung::TpBtf), Mode::Watch(Rung::Tracepoint)];
 
 /// One application under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,12 +43,31 @@ impl Load {
     }
 }
 
-/// Requests a second, by load and what ran beside it; one a round.
-type Samples = BTreeMap<(Load, Mode), Vec<f64>>;
+/// Requests a second of each load.
+type Rates = BTreeMap<Load, f64>;
+
+/// What was measured, one value a round and neighbour.
+#[derive(Default)]
+struct Samples {
+    /// Requests a second with nobody watching.
+    alone: BTreeMap<Load, Vec<f64>>,
+    /// Throughput as a share of what it was just before and just after, alone.
+    shares: BTreeMap<(Load, Mode), Vec<f64>>,
+}
+
+impl Samples {
+    fn learn(&mut self, mode: Mode, beside: &Rates, before: &Rates, after: &Rates) {
+        for (load, rate) in beside {
+            let alone: Vec<f64> = [before, after].iter().filter_map(|rates| rates.get(load)).copied().collect();
+            self.shares.entry((*load, mode)).or_default().extend(share(*rate, &alone));
+            self.alone.entry(*load).or_default().extend(alone.last());
+        }
+    }
+}
 
 /// Measures and returns the table.
 pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
-    let (rounds, seconds) = if quick { (3, 2) } else { (9, 3) };
+    let (rounds, seconds) = if quick { (2, 2) } else { (8, 2) };
     // A network namespace with nothing but loopback, and a PID namespace: the daemon sees this and nothing else.
     let shell = "ip link set lo up && echo '{\"ready\":true}' && exec cat";
     let mut command = Command::new("unshare");
@@ -64,33 +81,42 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
     if postgres.is_some() {
         loads.push(Load::Pgbench);
     }
-    let mut samples = Samples::new();
+    let mut samples = Samples::default();
     let mut requests: BTreeMap<Load, u64> = BTreeMap::new();
     for load in &loads {
         // How many requests fill the time, and everything warm.
         let rate = one(&place, *load, 20_000, 1)?;
         requests.insert(*load, (rate * f64::from(seconds)) as u64);
     }
+    let all = |who: Option<Mode>| -> Result<Rates> {
+        let heading = who.map_or("nobody watches", Mode::heading);
+        let rate = |load: &Load| {
+            let rate = one(&place, *load, requests.get(load).copied().unwrap_or(20_000), seconds);
+            Ok((*load, rate.with_context(|| format!("{}, beside `{heading}`", load.name()))?))
+        };
+        loads.iter().map(rate).collect()
+    };
+    let mut before = all(None)?;
     for round in 0..rounds {
         eprintln!("xtask: round {} of {rounds}", round + 1);
         for turn in 0..BESIDE.len() {
             let Some(mode) = BESIDE.get((turn + round) % BESIDE.len()).copied() else { continue };
-            let companion: Option<Companion> = mode.start(observer, &place)?;
-            for load in &loads {
-                let rate = one(&place, *load, requests.get(load).copied().unwrap_or(20_000), seconds)
-                    .with_context(|| format!("{}, beside `{}`", load.name(), mode.heading()))?;
-                samples.entry((*load, mode)).or_default().push(rate);
-            }
+            let companion = mode.start(observer, &place)?;
+            std::thread::sleep(WARM_UP);
+            let beside = all(Some(mode))?;
             if let Some(companion) = companion {
                 companion.stop().with_context(|| format!("cannot end `{}`", mode.heading()))?;
             }
+            let after = all(None)?;
+            samples.learn(mode, &beside, &before, &after);
+            before = after;
         }
     }
     drop(postgres);
     let command = if quick { "cargo xtask bench app --quick" } else { "cargo xtask bench app" };
     Ok(format!(
         "{}\n\n{}\nMedians of {rounds} rounds, each about {seconds} s a load; nobody watching is in requests a second. The others are the median of \
-         the ratios to the same round's run without observer, ± half the distance between the quartiles. `observer watch` is without a budget here (`--cpu-budget off`). {}",
+         the ratios to the runs without observer just before and just after, ± half the distance between the quartiles. `observer watch` is without a budget here (`--cpu-budget off`). {}",
         provenance(command)?,
         table(&samples, &loads)?,
         if postgres_is_missing(&loads) { "PostgreSQL was not there." } else { "Server and client share the CPUs." }
@@ -102,18 +128,18 @@ fn postgres_is_missing(loads: &[Load]) -> bool {
 }
 
 fn table(samples: &Samples, loads: &[Load]) -> Result<String> {
-    let mut header = vec!["throughput"];
+    let mut header = vec!["throughput", Mode::Off.heading()];
     header.extend(BESIDE.map(Mode::heading));
     let mut rows = Vec::new();
     for load in loads {
-        let of = |mode: Mode| samples.get(&(*load, mode)).map(Vec::as_slice).unwrap_or_default();
-        let off = of(Mode::Off);
-        let wide = spread(off).unwrap_or(0.0) * 100.0;
-        let mut row = vec![load.name().to_owned(), format!("{:.0} (±{wide:.1} %)", median(off).context("no sample")?)];
-        for mode in BESIDE.into_iter().filter(|mode| *mode != Mode::Off) {
-            let ratios = paired(of(mode), off);
-            let middle = median(&ratios).with_context(|| format!("no sample beside `{}`", mode.heading()))?;
-            let wide = spread(&ratios).unwrap_or(0.0) * 100.0;
+        let alone = samples.alone.get(load).map(Vec::as_slice).unwrap_or_default();
+        let wide = spread(alone).unwrap_or(0.0) * 100.0;
+        let mut row =
+            vec![load.name().to_owned(), format!("{:.0} (±{wide:.1} %)", median(alone).context("no sample")?)];
+        for mode in BESIDE {
+            let shares = samples.shares.get(&(*load, mode)).map(Vec::as_slice).unwrap_or_default();
+            let middle = median(shares).with_context(|| format!("no sample beside `{}`", mode.heading()))?;
+            let wide = spread(shares).unwrap_or(0.0) * 100.0;
             row.push(format!("{:.1} % (±{wide:.1} %)", middle * 100.0));
         }
         rows.push(row);
@@ -121,9 +147,10 @@ fn table(samples: &Samples, loads: &[Load]) -> Result<String> {
     Ok(markdown(&header, &rows))
 }
 
-/// Each round's value as a share of the same round's without observer.
-fn paired(values: &[f64], off: &[f64]) -> Vec<f64> {
-    values.iter().zip(off).filter(|(_, off)| **off > 0.0).map(|(value, off)| value / off).collect()
+/// A rate as a share of the mean of those around it.
+fn share(rate: f64, around: &[f64]) -> Option<f64> {
+    let mean = around.iter().sum::<f64>() / around.len() as f64;
+    (mean > 0.0).then(|| rate / mean)
 }
 
 /// Requests a second of one run.
@@ -228,8 +255,9 @@ mod tests {
     }
 
     #[test]
-    fn rounds_are_compared_with_themselves() {
-        assert_eq!(paired(&[50.0, 99.0], &[100.0, 100.0]), [0.5, 0.99]);
-        assert_eq!(paired(&[50.0], &[0.0]), [] as [f64; 0]);
+    fn a_drift_cancels_out() {
+        assert_eq!(share(100.0, &[90.0, 110.0]), Some(1.0));
+        assert_eq!(share(50.0, &[100.0, 100.0]), Some(0.5));
+        assert_eq!((share(50.0, &[0.0]), share(50.0, &[])), (None, None));
     }
 }

@@ -16,7 +16,7 @@ fn on_pipe(pid: Pid, tid: Pid, call: u32) -> ThreadRow {
 fn end_of(row: &ThreadRow, target: &str, holders: &[Pid]) -> ThreadFacts {
     let fd = FdFact { fd: 3, target: target.to_owned(), ..FdFact::default() };
     let holders = holders.iter().map(|pid| EndHolder { process: process(*pid), fd: 4 }).collect();
-    let far_end = FarEnd { object: target.to_owned(), holders, unsearched: 0, taken_ns: 91 * S };
+    let far_end = FarEnd { object: target.to_owned(), holders, unsearched: 0, unread: None, taken_ns: 91 * S };
     ThreadFacts { memory: Vec::new(), fd: Some(fd), far_end: Some(far_end), ..thread_facts(row, Vec::new()) }
 }
 

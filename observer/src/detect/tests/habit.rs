@@ -42,7 +42,8 @@ fn connection(remote: &str) -> MemberFact {
 
 fn pipe(holder: u32) -> MemberFact {
     let holders = vec![EndHolder { process: process(holder), fd: 5 }];
-    let far_end = Some(FarEnd { object: "pipe:[12]".to_owned(), holders, unsearched: 0, taken_ns: 91 * S });
+    let far_end =
+        Some(FarEnd { object: "pipe:[12]".to_owned(), holders, unsearched: 0, unread: None, taken_ns: 91 * S });
     MemberFact { fd: FdFact { fd: 4, target: "pipe:[12]".to_owned(), ..FdFact::default() }, events: 1, far_end }
 }
 

@@ -16,10 +16,9 @@ mod survey;
 mod tests;
 mod unix;
 
+use self::descriptors::sockets_of;
 use self::namespaces::{namespace, open_in};
-use super::fds::socket_fds;
 use super::pool::Clock;
-use super::stat::{Identity, identity};
 use super::{ConnectingSocket, SocketFact};
 use crate::census::{Pid, ProcessId};
 use crate::host::clock::whole_ns;
@@ -287,18 +286,12 @@ impl Sockets {
 
     /// Descriptors of the process that are sockets; none if it is another process by now.
     fn descriptors(&mut self, process: ProcessId, wanted: Option<&BTreeSet<u64>>) -> Vec<(i32, u64)> {
-        let found = socket_fds(process.pid, wanted, self.until);
-        match (found, identity(process)) {
-            (Ok(found), Identity::Same) => found,
-            (Err(reason), Identity::Same) => {
-                self.lose(&reason);
-                Vec::new()
-            }
-            (_, Identity::Gone | Identity::Reused) => {
-                self.lose("ESRCH");
-                Vec::new()
-            }
-        }
+        let found = sockets_of(process, self.until).unwrap_or_else(|reason| {
+            self.lose(&reason);
+            Vec::new()
+        });
+        let found = found.into_iter().map(|(fd, inode)| (fd, u64::from(inode)));
+        found.filter(|(_, inode)| wanted.is_none_or(|wanted| wanted.contains(inode))).collect()
     }
 
     fn lose(&mut self, reason: &str) {

@@ -35,6 +35,10 @@ pub(super) struct Owners {
     pub(super) no_walk_until: Option<Instant>,
     /// CPU time of listings on behalf of other ends, not yet paced.
     pub(super) listing_spent: Duration,
+    /// Sockets that looked like a debt at the last survey, by inode.
+    suspected: HashSet<u32>,
+    /// Who held them.
+    followed: BTreeSet<ProcessId>,
     services_due: Option<Instant>,
     /// When a process was listed last.
     listed: HashMap<ProcessId, Instant>,
@@ -55,6 +59,8 @@ pub struct Survey {
     pub streams: Vec<ProcessStreams>,
     /// Sockets that look like a debt.
     pub suspects: usize,
+    /// One of them did not at the survey before.
+    pub has_new: bool,
 }
 
 impl Streams {
@@ -72,6 +78,7 @@ impl Streams {
         let mut survey = Survey::default();
         let wants_services = self.owners.services_due.is_none_or(|due| start >= due);
         let mut walked = Duration::ZERO;
+        let (mut suspected, mut followed) = (HashSet::new(), BTreeSet::new());
         let mut staying = HashMap::new();
         let mut unlisted = HashSet::new();
         let mut namespaces: Vec<(u64, Vec<ProcessId>)> = by_namespace(among, until, lost).into_iter().collect();
@@ -84,6 +91,7 @@ impl Streams {
             };
             let suspects = self.suspects(&listing, after, &mut staying);
             survey.suspects += suspects.len();
+            suspected.extend(&suspects);
             let listening = listing.tcp.iter().filter(|socket| wants_services && socket.state == LISTEN);
             let mut wanted: HashSet<u32> = listening.map(|socket| socket.inode).collect();
             let unix = listing.unix.iter().filter(|socket| wants_services && socket.state == LISTEN);
@@ -97,6 +105,11 @@ impl Streams {
                 *lost.entry("streams: owner not found".to_owned()).or_default() += nobodys as u64;
             }
             let mut chosen = self.holders(&suspects);
+            followed.extend(&chosen);
+            // Who seemed to owe something the last time is looked at once more: that it is paid is to be known as soon.
+            let paid = processes.iter().filter(|process| self.owners.followed.contains(process));
+            let paid: Vec<ProcessId> = paid.filter(|process| !chosen.contains(process)).copied().collect();
+            chosen.extend(paid);
             let mut others = self.holders(&services);
             others.retain(|process| !chosen.contains(process));
             others.sort_by_key(|process| self.owners.listed.get(process).copied());
@@ -117,6 +130,9 @@ impl Streams {
         // What waits in a namespace that was not listed now still may.
         self.owners.staying.retain(|_, stay| unlisted.contains(&stay.namespace));
         self.owners.staying.extend(staying);
+        survey.has_new = suspected.iter().any(|inode| !self.owners.suspected.contains(inode));
+        self.owners.suspected = suspected;
+        self.owners.followed = followed;
         self.pace_walks(walked);
         self.find_peers(&mut survey.streams, everyone, until, lost);
         if wants_services {
