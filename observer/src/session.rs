@@ -3,7 +3,9 @@
 
 mod gather;
 mod goroutines;
+mod pace;
 mod streams;
+mod tasks;
 
 use crate::census::{
     Census, CensusError, GovernedProbes, Pid, ProbeReading, ProcessId, Registers, SiteStack, Source, ThreadRow,
@@ -20,11 +22,12 @@ use crate::proc::{
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
-use goroutines::GoPace;
+use pace::Pace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streams::StreamPace;
+use tasks::TaskPace;
 
 /// The second census of a look follows the first so soon: a finding needs two.
 pub const FIRST_GAP: Duration = Duration::from_millis(300);
@@ -77,7 +80,9 @@ pub struct Session {
     /// The processes whose descendants belong to the scope as well.
     parents: Vec<Pid>,
     /// When the goroutines of which process are read next.
-    go_pace: GoPace,
+    go_pace: Pace,
+    /// When the tasks of which process are read next, and who turned out to have none.
+    task_pace: TaskPace,
     /// Stream sockets, and when they are listed next.
     stream_pace: StreamPace,
     /// A reading of goroutines is under way.
@@ -107,7 +112,8 @@ impl Session {
             no_far_ends_until: None,
             connecting: (Vec::new(), None),
             parents: Vec::new(),
-            go_pace: GoPace::default(),
+            go_pace: Pace::default(),
+            task_pace: TaskPace::default(),
             stream_pace: StreamPace::new(),
             awaits_goroutines: false,
             listened_to: BTreeSet::new(),
@@ -171,6 +177,7 @@ impl Session {
         let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
         self.read_goroutines(&mut facts);
+        self.read_tasks(&mut facts);
         self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
         self.account.note_readers(self.gatherer.pool_stats() + self.explainer.pool_stats());

@@ -18,6 +18,7 @@ const PROCESS: &[&str] = &[
     "runtime",
     "threads",
     "goroutines",
+    "tasks",
     "debts",
 ];
 const DEBTS: &[&str] = &[

@@ -47,4 +47,5 @@ pub mod serving;
 pub mod skip;
 pub mod sockets;
 pub mod stack;
+pub mod tokio_program;
 pub mod victim;

@@ -6,6 +6,7 @@ use observer_tests::deadline::wait_for_age;
 use observer_tests::debts::{Server, THRESHOLD, attach, found, kinds, look, number};
 use observer_tests::observer::Observer;
 use observer_tests::postgres::Postgres;
+use observer_tests::report::Report;
 use observer_tests::requests::{Client, unanswered};
 use serde_json::Value;
 use std::process::Command;
@@ -84,6 +85,23 @@ fn expect_pool(finding: &Value, remote: &str, owed: usize) -> Result<()> {
     Ok(())
 }
 
+/// A task per client, and one per connection to the database; all of them wait.
+fn expect_tasks(report: &Report, pid: i32) -> Result<()> {
+    let tasks = &report.process(pid)?["tasks"];
+    ensure!(tasks["total"] == 4 * SIZE && tasks["idle"] == 4 * SIZE, "{tasks:#}");
+    let mut counts: Vec<u64> =
+        tasks["groups"].as_array().into_iter().flatten().filter_map(|g| g["idle"].as_u64()).collect();
+    counts.retain(|count| *count > 0);
+    ensure!(counts == [3 * SIZE as u64, SIZE as u64], "{tasks:#}");
+    let finding = found(report, "pool_exhausted", pid)?;
+    let evidence = &finding["evidence"]["tasks"];
+    ensure!(evidence["groups"][0]["idle_long"] == 3 * SIZE && evidence["is_whole"] == true, "{evidence:#}");
+    let explanation = finding["explanation"].as_str().context("explanation")?;
+    let told = format!("Of its {} tasks of tokio none runs; {} of ", 4 * SIZE, 3 * SIZE);
+    ensure!(explanation.contains(&told), "not {told}: {explanation}");
+    Ok(())
+}
+
 #[test]
 fn a_pool_exhausted_from_within() -> Result<()> {
     let mut scene = Scene::start("nested", 3 * SIZE, 0)?;
@@ -98,6 +116,7 @@ fn a_pool_exhausted_from_within() -> Result<()> {
     ensure!(kinds(&report, scene.pid()) == ["pool_exhausted"], "{:#}", report.json["findings"]);
     let debts = &report.process(scene.pid())?["debts"];
     ensure!(debts["unanswered"] == owed, "{debts:#}");
+    expect_tasks(&report, scene.pid())?;
 
     let screen = attach(&[scene.pid()], &["--once"])?.expect_code(1)?.stdout;
     // The stacks that follow are long; the story is told before they begin.
@@ -166,6 +185,7 @@ fn workers_blocked_in_the_middle_of_tasks() -> Result<()> {
     let report = look(&[scene.pid()])?;
     let debts = &report.process(scene.pid())?["debts"];
     ensure!(debts["unanswered"] == owed, "{debts:#}");
+    expect_tasks(&report, scene.pid())?;
     // Two workers are in the middle of a request each; nobody is left to read the others.
     found(&report, "lock_wait", scene.pid())?;
     let finding = found(&report, "not_reading", scene.pid())?;

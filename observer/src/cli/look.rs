@@ -22,7 +22,7 @@ const SOONEST: Duration = Duration::from_millis(100);
 const FOR_STACKS: Duration = Duration::from_secs(5);
 /// So many turns of one look may be for the sake of stacks that have just come.
 const FRESH_TURNS: u64 = 4;
-/// And so many for locks of a runtime, that are read several times: a reading may come late, behind stacks.
+/// And so many for locks of a runtime, that are read several times, and for tasks: a reading may come late, behind stacks.
 const LOCK_TURNS: u64 = 10;
 /// How often the stack of a thread is tried that runs in between.
 const TRIES: usize = 3;
@@ -329,7 +329,7 @@ fn go_round(
             fresh_turns += u64::from(session.awaits_stacks() && !session.is_explaining());
             let fresh = session.is_explaining()
                 || fresh_turns <= FRESH_TURNS && session.awaits_stacks()
-                || number <= LOCK_TURNS && session.awaits_locks();
+                || number <= LOCK_TURNS && (session.awaits_locks() || session.awaits_tasks());
             let now = session.judge.host.now_ns();
             let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.

@@ -6,7 +6,7 @@ use crate::census::{Census, ProbeReading, ProcessId};
 use crate::model::debts::Verdict;
 use crate::model::graph::Graph;
 use crate::model::{Host, Scope};
-use crate::proc::{Facts, Goroutines, RuntimeLocks, StackFact};
+use crate::proc::{Facts, Goroutines, ProcessTasks, RuntimeLocks, StackFact};
 use std::collections::BTreeMap;
 
 /// What one census brought.
@@ -77,6 +77,11 @@ impl Judge {
     /// Takes readings of goroutines after that census.
     pub fn learn_goroutines(&mut self, all: &[Goroutines]) {
         self.host.learn_goroutines(all);
+    }
+
+    /// Takes readings of tasks after that census.
+    pub fn learn_tasks(&mut self, all: &[ProcessTasks]) {
+        self.host.learn_tasks(all);
     }
 
     /// Takes what was gathered after that census.

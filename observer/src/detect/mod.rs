@@ -24,6 +24,7 @@ pub mod not_reading;
 pub mod pool_exhausted;
 pub mod stopped;
 pub mod stuck_connect;
+mod tasks;
 pub mod unanswered_requests;
 pub mod uninterruptible;
 pub mod unreadable;

@@ -5,6 +5,7 @@
 
 use super::debts::{Owed, progress_json, progress_words};
 use super::finding::thread_ref;
+use super::tasks::Tasks;
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId};
 use crate::model::debts::{Debts, Exhausted, Pool};
@@ -172,6 +173,7 @@ impl Told<'_> {
             self.pools.iter().filter(|other| other.remote != pool.remote && other.lines.len() > 1).map(facts).collect();
         let mut evidence = facts(pool);
         evidence["idle_ns"] = idle_ns.into();
+        let tasks = context.tasks(process);
         let threads: Vec<Pid> = acquiring.map(|found| found.threads.clone()).unwrap_or_default();
         let mut finding = Finding::new(Kind::PoolExhausted, host, process, pool.remote)
             .since_mono(owed.oldest_ns, host)
@@ -185,6 +187,7 @@ impl Told<'_> {
             .fact("backlog", debts.backlog())
             .fact("other_pools", others)
             .fact("connections_not_listed", debts.cut)
+            .fact("tasks", tasks.as_ref().map(Tasks::to_json))
             .fact("progress", progress_json(debts));
         finding.severity = if confidence == Confidence::Possible { Severity::Warning } else { Severity::Critical };
         finding.confidence = confidence;
@@ -212,8 +215,9 @@ impl Told<'_> {
             _ if busy == 0 => format!(" None of its {threads} thread(s) runs."),
             _ => String::new(),
         };
+        let doing = tasks.as_ref().map(Tasks::words).unwrap_or_default();
         finding.explanation = format!(
-            "{} came to port {} and got no answer, the oldest {long} ago, and the database or service at {} owes nothing.{order}{who}{blocked}{} Most likely the requests that hold the connections wait for something only the others could give back: the pool is exhausted from within.",
+            "{} came to port {} and got no answer, the oldest {long} ago, and the database or service at {} owes nothing.{order}{who}{blocked}{doing}{} Most likely the requests that hold the connections wait for something only the others could give back: the pool is exhausted from within.",
             capital(&count),
             owed.services.join(", "),
             pool.remote,

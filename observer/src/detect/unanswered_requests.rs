@@ -4,10 +4,11 @@
 //! nothing: the threads that should answer are stuck, or the service itself has never before taken nearly as long.
 
 use super::debts::{Owed, SLOW, progress_json, progress_words};
+use super::tasks::Tasks;
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId};
 use crate::model::debts::Debts;
-use crate::model::frames::{JobKind, Rest};
+use crate::model::frames::{JobKind, Rest, turn_of};
 use crate::model::{Class, Confidence, duration};
 
 /// Runtimes that are databases: a session in one of their own locks answers nothing until it is let go.
@@ -123,16 +124,28 @@ fn stuck_workers(context: &Context<'_>, process: ProcessId) -> Option<Reason> {
     Some(Reason {
         name: "workers_stuck",
         words: format!(
-            "All {} thread(s) of {runtime} that could answer are blocked in the middle of a job: {} in {frames}, {}.",
+            "All {} thread(s) of {runtime} that could answer are blocked in the middle of a job: {} in {frames}, {}.{}",
             threads.len(),
             host.name(first),
-            host.doing(first)
+            host.doing(first),
+            turn_words(context, first)
         ),
         remedy: "Read the stacks: a task or callback must not block its thread (a lock, synchronous input or output). Move that work to threads of its own, or use the asynchronous form.",
         confidence: Confidence::Likely,
         threads,
         chain: standing.chain,
     })
+}
+
+/// ` The task is server::handle::{{closure}} (handle.rs:12).`, where the stack of its thread shows it.
+fn turn_words(context: &Context<'_>, tid: Pid) -> String {
+    let Some(frame) = context.host.stack(tid).and_then(|stack| turn_of(&stack.frames)) else { return String::new() };
+    let place = frame
+        .file
+        .as_deref()
+        .zip(frame.line)
+        .map(|(file, line)| format!(" ({}:{line})", file.rsplit('/').next().unwrap_or(file)));
+    format!(" The task is {}{}.", frame.function.as_deref().unwrap_or("unnamed"), place.unwrap_or_default())
 }
 
 /// Another finding has a thread of it.
@@ -184,19 +197,27 @@ fn unlike_before(debts: &Debts, owed: &Owed<'_>, threshold_ns: u64) -> Option<Re
 fn finding(context: &Context<'_>, process: ProcessId, debts: &Debts, owed: &Owed<'_>, reason: Reason) -> Finding {
     let long = duration(debts.age(owed.oldest_ns));
     let services = owed.services.join(", ");
+    let tasks = context.tasks(process);
+    // Where workers are stuck that is the story; the tasks that wait for them are a part of it.
+    let doing = tasks.as_ref().map(|tasks| match reason.name {
+        "workers_stuck" => tasks.ready_words(),
+        _ => tasks.words(),
+    });
     let mut finding = Finding::new(Kind::UnansweredRequests, context.host, process, "requests")
         .since_mono(owed.oldest_ns, context.host)
         .with_threads(reason.threads)
         .fact("unanswered", owed.to_json(debts))
         .fact("because", reason.name)
+        .fact("tasks", tasks.as_ref().map(Tasks::to_json))
         .fact("progress", progress_json(debts));
     finding.severity = Severity::Warning;
     finding.confidence = reason.confidence;
     let count = owed.count();
     finding.title = format!("{} has left {count} unanswered, the oldest for {long} (port {services})", finding.comm);
     finding.explanation = format!(
-        "{count} came to port {services} and got no answer, the oldest {long} ago. {}{}",
+        "{count} came to port {services} and got no answer, the oldest {long} ago. {}{}{}",
         reason.words,
+        doing.unwrap_or_default(),
         progress_words(debts)
     );
     finding.remedy = reason.remedy.to_owned();

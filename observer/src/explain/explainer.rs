@@ -4,7 +4,9 @@ use super::job::{Outcome, Question, explain};
 use super::library::Library;
 use crate::census::ProcessId;
 use crate::proc::pool::{PoolSettings, PoolStats, ReaderPool};
-use crate::proc::{BlockedRead, Goroutines, RuntimeLocks, RuntimeWant, SiteFact, SiteWant, StackFact, StackWant};
+use crate::proc::{
+    BlockedRead, Goroutines, ProcessTasks, RuntimeLocks, RuntimeWant, SiteFact, SiteWant, StackFact, StackWant,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -55,6 +57,14 @@ pub struct Explainer {
     pages_lost: u64,
     /// Finished, and not handed over yet: at most one per process.
     goroutines: BTreeMap<ProcessId, Goroutines>,
+    tasks: BTreeMap<ProcessId, ProcessTasks>,
+}
+
+/// What one census of a whole process is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Goroutines,
+    Tasks,
 }
 
 impl Explainer {
@@ -69,6 +79,7 @@ impl Explainer {
             outcomes,
             pages_lost: 0,
             goroutines: BTreeMap::new(),
+            tasks: BTreeMap::new(),
         }
     }
 
@@ -107,22 +118,34 @@ impl Explainer {
     /// Of a process with more goroutines than can be read in `deadline` there are those that were read.
     pub fn goroutines(&mut self, processes: &[ProcessId], deadline: Duration) -> Vec<Goroutines> {
         let question = || Question { goroutines: Some(deadline), ..Question::default() };
-        let by_process = processes.iter().map(|process| (*process, question())).collect();
-        self.ask(by_process, deadline);
+        self.census(processes, question, Of::Goroutines, deadline);
+        std::mem::take(&mut self.goroutines).into_values().collect()
+    }
+
+    /// Takes a census of the tasks of these processes, as [`goroutines`](Self::goroutines) does of theirs: at most one answer per
+    /// process, [`ProcessTasks::missing`] says what could not be read, and [`ProcessTasks::none`] who has no such
+    /// runtime.
+    pub fn tasks(&mut self, processes: &[ProcessId], deadline: Duration) -> Vec<ProcessTasks> {
+        let question = || Question { tasks: true, ..Question::default() };
+        self.census(processes, question, Of::Tasks, deadline);
+        std::mem::take(&mut self.tasks).into_values().collect()
+    }
+
+    fn census(&mut self, processes: &[ProcessId], question: impl Fn() -> Question, of: Of, deadline: Duration) {
+        self.ask(processes.iter().map(|process| (*process, question())).collect(), deadline);
         for process in processes {
             if !self.pending.contains_key(process) {
-                self.no_goroutines(*process, "reading them failed: a defect of observer");
+                self.none(*process, Some(of), "reading them failed: a defect of observer");
             }
         }
-        std::mem::take(&mut self.goroutines).into_values().collect()
     }
 
     fn ask(&mut self, mut by_process: BTreeMap<ProcessId, Question>, deadline: Duration) -> Explained {
         let until = Instant::now() + deadline;
         let mut explained = Explained::default();
         let asked: BTreeSet<ProcessId> = by_process.keys().copied().collect();
-        let wants_goroutines = by_process.iter().filter(|(_, question)| question.goroutines.is_some());
-        let wanted: BTreeSet<ProcessId> = wants_goroutines.map(|(process, _)| *process).collect();
+        let wanted: BTreeMap<ProcessId, Of> =
+            by_process.iter().filter_map(|(process, question)| Some((*process, of(question)?))).collect();
         loop {
             by_process.retain(|process, question| {
                 let busy = self.pending.contains_key(process);
@@ -148,17 +171,13 @@ impl Explainer {
         }
         for (process, question) in &by_process {
             explained.lose("stack: deadline", question.size());
-            if question.goroutines.is_some() {
-                self.no_goroutines(*process, "an earlier question about it is not answered yet: ask again");
-            }
+            self.none(*process, of(question), "an earlier question about it is not answered yet: ask again");
         }
         // Not begun: better asked again with fresh registers than walked late.
         for process in self.pool.withdraw() {
             if let Some(count) = self.pending.remove(&process) {
                 explained.lose("stack: deadline", count);
-                if wanted.contains(&process) {
-                    self.no_goroutines(process, "no reader was free in time: ask again");
-                }
+                self.none(process, wanted.get(&process).copied(), "no reader was free in time: ask again");
             }
         }
         let pages = Library::pages_lost();
@@ -174,7 +193,7 @@ impl Explainer {
         if question.is_empty() {
             return;
         }
-        let wants_goroutines = question.goroutines.is_some();
+        let wanted = of(&question);
         let (library, sender, count) = (Arc::clone(&self.library), self.sender.clone(), question.size());
         let submitted = self.pool.submit(process, move |steps| {
             let outcome = Unsent { process, outcome: Outcome::default(), sender: &sender };
@@ -190,16 +209,15 @@ impl Explainer {
             }
             Err(error) => {
                 explained.lose(&format!("stack: {}", error.reason()), count);
-                if wants_goroutines {
-                    self.no_goroutines(process, &error.to_string());
-                }
+                self.none(process, wanted, &error.to_string());
             }
         }
     }
 
     fn take(&mut self, process: ProcessId, outcome: Outcome, explained: &mut Explained) {
         self.pending.remove(&process);
-        let Outcome { stacks, sites, runtime_locks, goroutines, lost, walk_ns } = outcome;
+        let Outcome { stacks, sites, runtime_locks, goroutines, tasks, lost, walk_ns } = outcome;
+        self.tasks.extend(tasks.map(|tasks| (process, tasks)));
         self.goroutines.extend(goroutines.map(|goroutines| (process, goroutines)));
         explained.runtime_locks.extend(runtime_locks);
         explained.walk_ns += walk_ns;
@@ -210,8 +228,17 @@ impl Explainer {
         }
     }
 
-    fn no_goroutines(&mut self, process: ProcessId, why: &str) {
-        self.goroutines.entry(process).or_insert_with(|| Goroutines::missing(process, why));
+    /// There is no census, for this reason; where none was wanted there need not be one.
+    fn none(&mut self, process: ProcessId, wanted: Option<Of>, why: &str) {
+        match wanted {
+            Some(Of::Goroutines) => {
+                self.goroutines.entry(process).or_insert_with(|| Goroutines::missing(process, why));
+            }
+            Some(Of::Tasks) => {
+                self.tasks.entry(process).or_insert_with(|| ProcessTasks::missing(process, why));
+            }
+            None => {}
+        }
     }
 
     /// Gives the memory back that nobody has needed for a while: names and debug information are read again when a stack is
@@ -242,6 +269,12 @@ impl Explained {
     fn lose(&mut self, reason: &str, count: usize) {
         *self.lost.entry(reason.to_owned()).or_default() += count as u64;
     }
+}
+
+/// Which census a question asks for.
+fn of(question: &Question) -> Option<Of> {
+    let goroutines = question.goroutines.map(|_| Of::Goroutines);
+    goroutines.or(question.tasks.then_some(Of::Tasks))
 }
 
 /// Whether a stack is the one wanted.

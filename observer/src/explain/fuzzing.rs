@@ -4,6 +4,8 @@ use super::address_space::AddressSpace;
 pub use super::go::goroutines::made_up::MadeUp;
 use super::image::Image;
 use super::library::Loaded;
+use super::tasks::Tables;
+pub use super::tasks::made_up::MadeUpTasks;
 use super::unwind::stack_memory::StackMemory;
 use super::unwind::{call, walk};
 use crate::census::Registers;
@@ -69,4 +71,9 @@ pub fn call_before(address: u64, before: &[u8]) -> Option<Option<u64>> {
         call::Call::Direct(target) => Some(target),
         call::Call::Indirect => None,
     })
+}
+
+/// How many types of tasks of tokio a file has.
+pub fn task_types(image: &Image) -> usize {
+    Tables::find(image).vtables.len()
 }

@@ -6,14 +6,15 @@ use super::go::goroutines;
 use super::jvm;
 use super::library::Library;
 use super::names::PerfMap;
+use super::tasks;
 use super::unwind::stack_memory::{FIRST, StackMemory};
 use super::unwind::{OUT_OF_TIME, RawFrame, Walked, walk};
 use crate::census::{Pid, ProcessId};
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
 use crate::proc::{
-    Frame, Goroutines, MemoryFact, MemoryRange, Mention, RuntimeLocks, RuntimeWant, SiteFact, SiteWant, Stack,
-    StackEnd, StackFact, StackWant, memory,
+    Frame, Goroutines, MemoryFact, MemoryRange, Mention, ProcessTasks, RuntimeLocks, RuntimeWant, SiteFact, SiteWant,
+    Stack, StackEnd, StackFact, StackWant, memory,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -38,11 +39,18 @@ pub(super) struct Question {
     pub(super) runtime: Option<RuntimeWant>,
     /// Whether its goroutines are wanted, and how long reading them may take.
     pub(super) goroutines: Option<Duration>,
+    /// Whether the tasks of its asynchronous runtime are wanted.
+    pub(super) tasks: bool,
 }
 
 impl Question {
     pub(super) fn is_empty(&self) -> bool {
-        self.size() == 0 && self.runtime.is_none() && self.goroutines.is_none()
+        self.size() == 0 && self.runtime.is_none() && !self.is_census()
+    }
+
+    /// Whether goroutines or tasks are wanted: there is one answer about the whole process.
+    pub(super) fn is_census(&self) -> bool {
+        self.goroutines.is_some() || self.tasks
     }
 
     /// Stacks that are asked for.
@@ -58,6 +66,7 @@ pub(super) struct Outcome {
     pub(super) sites: Vec<SiteFact>,
     pub(super) runtime_locks: Option<RuntimeLocks>,
     pub(super) goroutines: Option<Goroutines>,
+    pub(super) tasks: Option<ProcessTasks>,
     /// Stacks that did not reach their root, and files that could not be used, by reason.
     pub(super) lost: BTreeMap<String, u64>,
     /// Time spent on reading and walking the stacks, nanoseconds.
@@ -73,6 +82,7 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
         Ok(found) => found,
         Err(error) => {
             outcome.goroutines = question.goroutines.map(|_| Goroutines::missing(process, &error));
+            outcome.tasks = question.tasks.then(|| ProcessTasks::missing(process, &error));
             return outcome.none(process, question, &error);
         }
     };
@@ -84,7 +94,7 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
             false => cpython::read(want, via, &mappings, library),
         });
     }
-    if wants.is_empty() && question.sites.is_empty() && question.goroutines.is_none() {
+    if wants.is_empty() && question.sites.is_empty() && !question.is_census() {
         return outcome;
     }
     steps.begin("program files");
@@ -94,6 +104,9 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
         // Names come from files: a long look at them is no sign of a stuck target.
         let named = || steps.compute();
         outcome.goroutines = Some(goroutines::read(process, via, &space, Instant::now() + within, &named));
+    }
+    if question.tasks {
+        outcome.tasks = Some(tasks::read(process, via, &mappings, &space, steps));
     }
     for (file, why) in &space.unusable {
         log::debug!("{file}: {why}");

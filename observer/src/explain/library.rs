@@ -7,6 +7,7 @@ use super::bus_errors;
 use super::go::{GoFrame, GoTableError, PcLineTable};
 use super::image::{Image, ImageError};
 use super::names::{Named, Names, PerfMap};
+use super::tasks::Tables;
 use super::unwind::RawFrame;
 use super::unwind::cfi::Cfi;
 use super::unwind::stack_memory;
@@ -46,6 +47,7 @@ pub(super) struct Loaded {
     root: PathBuf,
     pub(super) cfi: Cfi,
     go: OnceLock<Result<Option<PcLineTable>, GoTableError>>,
+    tasks: OnceLock<Tables>,
     names: OnceLock<Names>,
     resolved: Mutex<Resolved>,
 }
@@ -60,6 +62,7 @@ impl Loaded {
             path: path.to_owned(),
             root,
             go: OnceLock::new(),
+            tasks: OnceLock::new(),
             names: OnceLock::new(),
             resolved: Mutex::default(),
         })
@@ -74,6 +77,11 @@ impl Loaded {
     pub(super) fn go_or_why(&self) -> Result<Option<&PcLineTable>, &GoTableError> {
         let find = || PcLineTable::find(&self.image).inspect_err(|error| log::debug!("{}: {error}", self.path));
         self.go.get_or_init(find).as_ref().map(Option::as_ref)
+    }
+
+    /// The types of tokio's tasks in it, found at first need.
+    pub(super) fn tasks(&self) -> &Tables {
+        self.tasks.get_or_init(|| Tables::find(&self.image))
     }
 
     /// Its symbols and debug information, found at first need.
@@ -129,7 +137,8 @@ impl Loaded {
 
     fn approximate_bytes(&self) -> usize {
         let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner).len();
-        resolved * 256 + self.names.get().map_or(0, Names::approximate_bytes)
+        let tasks = self.tasks.get().map_or(0, Tables::approximate_bytes);
+        resolved * 256 + tasks + self.names.get().map_or(0, Names::approximate_bytes)
     }
 }
 

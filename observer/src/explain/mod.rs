@@ -20,6 +20,7 @@ mod jvm;
 mod library;
 pub mod names;
 mod pieces;
+mod tasks;
 mod unwind;
 
 pub use explainer::{ExplainSettings, Explained, Explainer};

@@ -9,6 +9,7 @@ use super::holding::{Named, Queue};
 use super::probes::{ProbeHistory, Waker};
 use super::runtime_locks::AtLocks;
 use super::stacks::{Stacks, sharpened};
+use super::tasks::TaskProcesses;
 use super::wait::{Class, Confidence, Owner, OwnerScope, Wait};
 use super::word::{self, Changed, Sleepers};
 use crate::census::{Census, Clocks, Pid, ProbeReading, ProcessId, SyscallInProgress, ThreadRow};
@@ -98,6 +99,7 @@ pub struct Host {
     pub(super) stacks: Stacks,
     pub(super) runtime_locks: AtLocks,
     pub(super) go: GoProcesses,
+    pub(super) tasks: TaskProcesses,
     pub(super) services: Services,
 }
 
@@ -136,6 +138,7 @@ impl Host {
         self.processes.retain(|id, _| processes.contains(id));
         self.epolls.retain(|(id, _), _| processes.contains(id));
         self.go.0.retain(|id, _| processes.contains(id));
+        self.tasks.0.retain(|id, _| processes.contains(id));
         self.services.retain(|id| processes.contains(id));
         self.probes.learn(reading, now);
         let tids = &self.tids;
@@ -179,6 +182,7 @@ impl Host {
         self.probes.learn_sites(&facts.sites);
         let runtime_locks = facts.runtime_locks;
         self.learn_goroutines(&facts.goroutines);
+        self.learn_tasks(&facts.tasks);
         for process in facts.processes {
             self.processes.insert(process.process, process);
         }

@@ -16,6 +16,7 @@ pub mod probes;
 mod runtime_locks;
 pub mod scope;
 mod stacks;
+pub mod tasks;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod wait;

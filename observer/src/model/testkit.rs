@@ -2,8 +2,8 @@
 
 use crate::census::{Census, Clocks, Pid, ProcessId, SyscallInProgress, ThreadRow, row::state};
 use crate::proc::{
-    Facts, Frame, GoState, Goroutine, GoroutineGroup, Goroutines, Libc, MemoryFact, ProcessFacts, Stack, StackEnd,
-    ThreadFacts,
+    Facts, Frame, GoState, Goroutine, GoroutineGroup, Goroutines, Libc, MemoryFact, ProcessFacts, ProcessTasks, Stack,
+    StackEnd, Task, TaskGroup, TaskState, ThreadFacts,
 };
 use std::sync::Arc;
 
@@ -135,4 +135,28 @@ pub(crate) fn goroutines(pid: Pid, at_s: u64, groups: Vec<GoroutineGroup>) -> Go
     let mut all = Goroutines::missing(process(pid), "");
     (all.missing, all.version, all.taken_ns, all.groups) = (None, "go1.24.3".to_owned(), at_s * S, groups);
     all
+}
+
+/// A reading of the tasks of a process at a second: types with the ids and states of their tasks.
+pub(crate) fn tasks(pid: Pid, at_s: u64, groups: &[(&str, &[(u64, TaskState)])]) -> ProcessTasks {
+    let group = |(number, (future, members)): (u64, &(&str, &[(u64, TaskState)]))| TaskGroup {
+        future: Some((*future).to_owned()),
+        shared: false,
+        vtable: 0x5000 + number * 0x100,
+        module: "/opt/server".to_owned(),
+        poll: 0x1000 + number * 0x100,
+        function: None,
+        bytes: 0x180,
+        members: members
+            .iter()
+            .map(|(id, state)| Task {
+                id: *id,
+                address: 0x7f00_0000_0000 + id * 0x200,
+                state: *state,
+                cancelled: false,
+            })
+            .collect(),
+    };
+    let groups = (0..).zip(groups).map(group).collect();
+    ProcessTasks { taken_ns: at_s * S, types: 2, groups, ..ProcessTasks::new(process(pid)) }
 }

@@ -339,6 +339,9 @@ pub struct Facts {
     /// Goroutines of Go processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub goroutines: Vec<super::Goroutines>,
+    /// Tasks of asynchronous programs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<super::ProcessTasks>,
     /// Per process, when first needed or changed.
     pub processes: Vec<ProcessFacts>,
     /// Sockets in SYN-SENT.

@@ -16,8 +16,12 @@ pub struct Mapping {
     pub end: u64,
     /// May be read.
     pub readable: bool,
+    /// May be written.
+    pub writable: bool,
     /// May be executed.
     pub executable: bool,
+    /// Changes are seen by others that map it.
+    pub shared: bool,
     /// Offset in the file, bytes.
     pub offset: u64,
     /// Device number of the file, as printed (`fd:01`).
@@ -82,7 +86,9 @@ pub fn parse(line: &[u8]) -> Option<Mapping> {
         start,
         end,
         readable: permission(0, b'r'),
+        writable: permission(1, b'w'),
         executable: permission(2, b'x'),
+        shared: permission(3, b's'),
         offset: hex(offset)?,
         device: device.to_owned(),
         inode: inode.parse().ok()?,
@@ -100,10 +106,11 @@ mod tests {
         let line = b"55d0c0a00000-55d0c0a21000 r-xp 00002000 fd:01 1234567    /opt/a b/server (deleted)\n";
         let mapping = parse(line).unwrap();
         assert_eq!((mapping.start, mapping.end, mapping.offset), (0x55d0_c0a0_0000, 0x55d0_c0a2_1000, 0x2000));
+        assert!(!mapping.writable && !mapping.shared);
         assert!(mapping.readable && mapping.executable && mapping.is_deleted() && mapping.is_file());
         assert_eq!((mapping.path(), mapping.device.as_str(), mapping.inode), ("/opt/a b/server", "fd:01", 1_234_567));
         let anonymous = parse(b"7f00000000-7f00001000 rw-p 00000000 00:00 0").unwrap();
-        assert!(!anonymous.executable && !anonymous.is_file() && anonymous.name.is_empty());
+        assert!(anonymous.writable && !anonymous.executable && !anonymous.is_file() && anonymous.name.is_empty());
         for bad in [&b""[..], b"x", b"1-2", b"2-1 r-xp 0 0:0 0", b"1-2 r-xp 0 0:0 x", b"\xff-\xfe r 0 0 0"] {
             assert_eq!(parse(bad), None);
         }

@@ -32,6 +32,7 @@ pub mod stack;
 mod stat;
 mod stops;
 pub mod streams;
+pub mod tasks;
 mod tree;
 mod work;
 
@@ -52,4 +53,5 @@ pub use stack::{FoundBy, Frame, Mention, SiteFact, SiteWant, Stack, StackEnd, St
 pub use stat::{ProcessState, exists};
 pub use stops::{StopFact, stop_fact};
 pub use streams::{Connection, Listener, ProcessStreams, StreamKind, Unaccepted};
+pub use tasks::{ProcessTasks, Task, TaskGroup, TaskState};
 pub use tree::children_of;

@@ -137,6 +137,32 @@ pub fn read_pieces(pid: Pid, ranges: &[MemoryRange], into: &mut Pieces) -> Resul
     outcome
 }
 
+/// Reads ranges one behind the other into a buffer, which is made large enough; `got` is how much of each was read. One that
+/// cannot be read is short; the others are not affected.
+///
+/// As [`read_pieces`], for few large ranges that are looked at where they are.
+///
+/// # Errors
+/// What the kernel says when it lets us read nothing at all: `ESRCH`, `EPERM`.
+pub fn read_ranges(
+    pid: Pid,
+    ranges: &[MemoryRange],
+    buffer: &mut Vec<u8>,
+    got: &mut Vec<(usize, usize)>,
+) -> Result<(), Errno> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::ESRCH)?);
+    got.clear();
+    let mut start = 0_usize;
+    for range in ranges {
+        got.push((start, 0));
+        start = start.saturating_add(range.len as usize);
+    }
+    if buffer.len() < start {
+        buffer.resize(start, 0);
+    }
+    fill(pid, ranges, buffer, got)
+}
+
 /// Reads ranges into a buffer, where each begins at its span; the spans get how much was read.
 fn fill(
     pid: nix::unistd::Pid,

@@ -159,6 +159,7 @@ pub fn process(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Value {
         "waits": host.probes().stats().iter().filter(|s| s.pid == view.id.pid).collect::<Vec<_>>(),
         "lately": lately::to_json(host, view.id.pid),
         "goroutines": host.goroutines(view.id).map(goroutines),
+        "tasks": host.tasks(view.id).map(super::tasks::to_json),
         "debts": debts::to_json(host, graph, view),
     })
 }

@@ -9,6 +9,7 @@ pub mod json;
 pub mod lately;
 pub mod pprof;
 mod stacks;
+mod tasks;
 pub mod text;
 pub mod timeouts;
 mod wakes;

@@ -403,6 +403,9 @@ pub fn process(
     if let Some(go) = host.goroutines(view.id) {
         out.push_str(&goroutines(go));
     }
+    if let Some(known) = host.tasks(view.id).filter(|known| known.latest.types > 0) {
+        out.push_str(&super::tasks::to_text(known));
+    }
     let alone: Vec<Pid> = listed.iter().copied().filter(|tid| !involved.contains(tid)).collect();
     out.push_str(&chains::to_text(host, graph, &alone));
     out.push_str(&lately::to_text(host, view.id.pid));

@@ -212,6 +212,7 @@ fn merge(all: &mut Facts, more: Facts) {
         file_locks,
         lost,
         goroutines,
+        tasks,
         streams,
     } = more;
     all.streams.extend(streams);
@@ -222,6 +223,7 @@ fn merge(all: &mut Facts, more: Facts) {
     let known: BTreeSet<ProcessId> = all.processes.iter().map(|p| p.process).collect();
     all.processes.extend(processes.into_iter().filter(|p| !known.contains(&p.process)));
     all.goroutines.extend(goroutines);
+    all.tasks.extend(tasks);
     all.connecting = connecting;
     all.unread = unread;
     all.stops = stops;

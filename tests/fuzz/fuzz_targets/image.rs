@@ -1,7 +1,8 @@
-//! The headers of an ELF file, and what is asked of them.
+//! The headers of an ELF file, what is asked of them, and the types of tasks.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use observer::explain::fuzzing::task_types;
 use observer::explain::image::Image;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -9,6 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     for name in [".text", ".eh_frame", ".debug_frame", ".gopclntab"] {
         let _ = (image.section(name), image.unpacked(name));
     }
+    let _ = task_types(&image);
     for load in image.loads() {
         for svma in [load.svma, load.svma.wrapping_add(load.file_size), load.svma.wrapping_sub(1)] {
             let _ = image.at(svma);

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::model::debts::State;
-use crate::proc::{Connection, Frame, Listener, ProcessStreams, Stack, StackEnd, StackFact, StreamKind, Unaccepted};
+use crate::proc::{
+    Connection, Frame, Listener, ProcessStreams, Stack, StackEnd, StackFact, StreamKind, TaskState, Unaccepted,
+};
 use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
@@ -494,4 +496,31 @@ fn what_a_program_owes_itself_is_its_own_affair() {
 fn who_sends_to_it_serves_it() {
     let feed = |at: u64| vec![Connection { sent: Some(at * 1000), ..unread(100, 100, true) }];
     assert!(found(&server(), &[91, 96, 101], feed).is_empty());
+}
+
+#[test]
+fn tasks_that_wait_are_told_beside_the_pool_and_are_no_finding_themselves() {
+    let idle = |ids: std::ops::Range<u64>| -> Vec<(u64, TaskState)> { ids.map(|id| (id, TaskState::Idle)).collect() };
+    let (handlers, drivers) = (idle(1..13), idle(20..25));
+    let all = |at: u64| tasks(10, at, &[("server::handle", &handlers), ("postgres::drive", &drivers)]);
+    let look = |lines: &dyn Fn() -> Vec<Connection>| -> Vec<Finding> {
+        let mut judge = judge();
+        for at in [91, 96, 97] {
+            judge.advance(census(at, server()), ProbeReading::default());
+            let streams = vec![listed(10, at, lines(), Vec::new())];
+            judge.learn(Facts { streams, tasks: vec![all(at)], ..Facts::default() });
+        }
+        judge.advance(census(98, server()), ProbeReading::default());
+        judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect()
+    };
+    // Idle tasks are what a healthy server is made of.
+    assert!(look(&|| vec![line(1, None, None)]).is_empty());
+    let findings = look(&|| nested(12, 5));
+    let finding = only(&findings);
+    let told = " Of its 17 tasks of tokio none runs; 12 of server::handle have been idle whenever looked at for 6.0 s, 5 of postgres::drive";
+    assert!(finding.explanation.contains(told), "{}", finding.explanation);
+    let evidence = &finding.evidence["tasks"];
+    assert_eq!((&evidence["total"], &evidence["idle"], &evidence["is_whole"]), (&17.into(), &17.into(), &true.into()));
+    assert_eq!(evidence["groups"][0]["future"], "server::handle");
+    assert_eq!(evidence["groups"][0]["idle_long"], 12);
 }

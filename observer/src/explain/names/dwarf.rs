@@ -156,6 +156,16 @@ impl Dwarf {
 
     /// The frames at this address, innermost first; empty if nothing is known.
     pub(super) fn lookup(&mut self, svma: u64) -> Vec<Named> {
+        self.ask(|index| frames(index, svma)).unwrap_or_default()
+    }
+
+    /// The name of the function that begins at this address, as it was declared: not the symbol.
+    pub(super) fn declared(&mut self, svma: u64) -> Option<String> {
+        self.ask(|index| declared(index, svma)).flatten()
+    }
+
+    /// What an index answers; `None` if there is none, or if it cannot tell.
+    fn ask<T>(&mut self, question: impl FnOnce(&Index<'_>) -> Result<T, gimli::Error>) -> Option<T> {
         if self.spent > TOTAL_BUDGET {
             self.restarts += 1;
             self.spent = 0;
@@ -164,11 +174,10 @@ impl Dwarf {
         if let State::NotYet = self.state {
             self.open();
         }
-        let State::Ready(indexed) = &self.state else { return Vec::new() };
-        let (frames, spent) =
-            within(LOOKUP_BUDGET, || indexed.with_dependent(|_, index| frames(index, svma)).unwrap_or_default());
+        let State::Ready(indexed) = &self.state else { return None };
+        let (answer, spent) = within(LOOKUP_BUDGET, || indexed.with_dependent(|_, index| question(index)).ok());
         self.spent += spent;
-        frames
+        answer
     }
 
     fn open(&mut self) {
@@ -224,4 +233,34 @@ fn frames(index: &Index<'_>, svma: u64) -> Result<Vec<Named>, gimli::Error> {
         frames.push(Named { function, file, line, inlined: false });
     }
     Ok(frames)
+}
+
+/// Entries that refer to each other for a name are followed so far.
+const MAX_ORIGINS: usize = 8;
+
+fn declared(index: &Index<'_>, svma: u64) -> Result<Option<String>, gimli::Error> {
+    let Some(unit) = index.find_dwarf_and_unit(svma).skip_all_loads() else { return Ok(None) };
+    let mut entries = unit.entries();
+    while let Some(entry) = entries.next_dfs()? {
+        if entry.tag() != gimli::DW_TAG_subprogram {
+            continue;
+        }
+        let begin = entry.attr_value(gimli::DW_AT_low_pc).map(|value| unit.attr_address(value)).transpose()?.flatten();
+        if begin != Some(svma) {
+            continue;
+        }
+        let mut entry = entry.clone();
+        for _ in 0..MAX_ORIGINS {
+            if let Some(name) = entry.attr_value(gimli::DW_AT_name) {
+                let name = unit.attr_string(name)?;
+                return Ok(Some(gimli::Reader::to_string_lossy(&name)?.into_owned()));
+            }
+            let origin = [gimli::DW_AT_abstract_origin, gimli::DW_AT_specification];
+            let origin = origin.into_iter().find_map(|kind| entry.attr_value(kind));
+            let Some(gimli::AttributeValue::UnitRef(at)) = origin else { return Ok(None) };
+            entry = unit.entry(at)?;
+        }
+        return Ok(None);
+    }
+    Ok(None)
 }

@@ -153,6 +153,12 @@ impl Names {
         Lookup { frames, symbol: range }
     }
 
+    /// The name that debug information gives the function which begins at this address, with the types it was made for
+    /// (`poll<server::handle, …>`); symbols of the old mangling of Rust do not have them.
+    pub fn declared(&self, svma: u64) -> Option<String> {
+        self.dwarf.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).declared(svma)
+    }
+
     /// What could not be used, and why.
     pub fn notes(&self) -> &[String] {
         &self.notes

@@ -16,9 +16,11 @@ mod runs;
 mod table;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 pub use apply::{parked_at, sharpen};
 pub use runs::runs_once;
+pub use turn::turn_of;
 
 use super::wait::ResourceKind;
 use crate::proc::stack::Frame;
