@@ -20,8 +20,13 @@ const AT_MOST: u32 = 4;
 const HOST_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// What the readings of one turn may take there, by what they took before; one is always allowed.
 const HOST_TURN: Duration = Duration::from_millis(50);
-/// All of a host's readings together: after so long a turn nothing is read for so many times that, 1 % of the time.
-const HOST_REST: u32 = 100;
+/// But one whose collector may hold it up as often as this within a threshold, at most two percent of the time: two readings in
+/// ten seconds show nothing of what lasts milliseconds.
+const SUSPECT_EVERY: (u32, u32) = (4, 50);
+/// All of a host's readings together: one part of so many of the time, 1 %, and so much more at once. The first reading of a
+/// program, which looks up all names, takes ten times as long as the next.
+const HOST_PART: u32 = 100;
+const HOST_AT_ONCE: Duration = Duration::from_secs(2);
 /// Processes that may be Go are looked at by name in every so many censuses, at most so many at once.
 const IDENTIFY: (u64, usize) = (5, 8);
 /// `futex` and `epoll_pwait` of x86-64: what the threads of an idle Go program are in.
@@ -31,8 +36,21 @@ const GO_CALLS: [u32; 2] = [202, 281];
 #[derive(Debug, Default)]
 pub(super) struct GoPace {
     due: BTreeMap<ProcessId, Due>,
-    /// In a look at the whole host nothing is read before.
-    rest_until: Option<Instant>,
+    /// In a look at the whole host: what the readings took beyond their part of the time up to then.
+    owed: (Option<Instant>, Duration),
+}
+
+/// Why a process is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// It was asked for.
+    Asked,
+    /// It is one of the host's, and is read for the first time.
+    First,
+    /// It is one of the host's.
+    Host,
+    /// It is one of the host's whose collector may hold it up.
+    Suspect,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +63,7 @@ impl GoPace {
     /// Those of these that are due now, the longest overdue first.
     fn pick(&mut self, among: &BTreeSet<ProcessId>, is_host: bool, now: Instant) -> Vec<ProcessId> {
         self.due.retain(|process, _| among.contains(process));
-        if is_host && self.rest_until.is_some_and(|until| now < until) {
+        if is_host && self.owed_at(now) > HOST_AT_ONCE {
             return Vec::new();
         }
         let soonest = Due { at: now, took: Duration::ZERO };
@@ -65,11 +83,23 @@ impl GoPace {
         picked
     }
 
+    fn owed_at(&self, now: Instant) -> Duration {
+        let (at, owed) = self.owed;
+        at.map_or(Duration::ZERO, |at| owed.saturating_sub(now.saturating_duration_since(at) / HOST_PART))
+    }
+
+    /// Takes note of what the readings of a turn took.
+    fn spend(&mut self, took: Duration, now: Instant) {
+        self.owed = (Some(now), self.owed_at(now) + took);
+    }
+
     /// Takes note of a reading, or that there was none.
-    fn note(&mut self, process: ProcessId, took: Duration, is_host: bool, threshold: Duration) {
-        let rest = match is_host {
-            true => (took * EVERY.1).max((2 * threshold).clamp(HOST_EVERY.0, HOST_EVERY.1)),
-            false => (took * EVERY.0).min((threshold / IN_THRESHOLD).max(took * AT_MOST)),
+    fn note(&mut self, process: ProcessId, took: Duration, look: Look, threshold: Duration) {
+        let rest = match look {
+            Look::First => (2 * threshold).clamp(HOST_EVERY.0, HOST_EVERY.1),
+            Look::Host => (took * EVERY.1).max((2 * threshold).clamp(HOST_EVERY.0, HOST_EVERY.1)),
+            Look::Suspect => (took * SUSPECT_EVERY.1).max(threshold / SUSPECT_EVERY.0),
+            Look::Asked => (took * EVERY.0).min((threshold / IN_THRESHOLD).max(took * AT_MOST)),
         };
         self.due.insert(process, Due { at: Instant::now() + rest, took });
     }
@@ -80,21 +110,20 @@ impl Session {
     pub(super) fn read_goroutines(&mut self, facts: &mut Facts) {
         let is_host = self.judge.scope.processes.is_none();
         let threshold = Duration::from_nanos(self.judge.scope.threshold_ns);
+        let usual = if is_host { Look::Host } else { Look::Asked };
         let wanted = self.go_pace.pick(&self.go_programs(), is_host, Instant::now());
         if wanted.is_empty() && !self.awaits_goroutines {
             return;
         }
         for process in &wanted {
             // One that does not answer is not asked in every turn.
-            self.go_pace.note(*process, FOR_GOROUTINES.0 / 10, is_host, threshold);
+            self.go_pace.note(*process, FOR_GOROUTINES.0 / 10, usual, threshold);
         }
         let all = self.explainer.goroutines(&wanted, self.of_look(FOR_GOROUTINES));
-        let took: Duration = all.iter().map(|one| Duration::from_nanos(one.took_ns)).sum();
-        self.go_pace.rest_until = Some(Instant::now() + took * HOST_REST);
+        let took: Duration = all.iter().map(|one| Duration::from_nanos(one.cpu_ns)).sum();
+        self.go_pace.spend(took, Instant::now());
         self.awaits_goroutines = wanted.iter().any(|process| all.iter().all(|one| one.process != *process));
-        for one in &all {
-            self.go_pace.note(one.process, Duration::from_nanos(one.took_ns), is_host, threshold);
-        }
+        let took_each: Vec<(ProcessId, u64)> = all.iter().map(|one| (one.process, one.cpu_ns)).collect();
         let (read, missing): (Vec<Goroutines>, Vec<Goroutines>) =
             all.into_iter().partition(|one| one.missing.is_none());
         for why in missing.into_iter().filter_map(|one| one.missing) {
@@ -104,6 +133,15 @@ impl Session {
             *facts.lost.entry(format!("goroutine: {reason}")).or_default() += count;
         }
         self.judge.learn_goroutines(&read);
+        for (process, cpu_ns) in took_each {
+            let known = self.judge.host.goroutines(process);
+            let look = match known {
+                Some(known) if is_host && known.is_gc_suspect() => Look::Suspect,
+                Some(known) if is_host && known.censuses == 1 => Look::First,
+                _ => usual,
+            };
+            self.go_pace.note(process, Duration::from_nanos(cpu_ns), look, threshold);
+        }
         facts.goroutines = read;
     }
 
@@ -158,12 +196,12 @@ mod tests {
             if !picked.is_empty() {
                 let all = took * picked.len() as u32;
                 spent += all;
-                pace.rest_until = Some(now + all * HOST_REST);
+                pace.spend(all, now);
             }
             seen.extend(picked);
             now += Duration::from_secs(1);
         }
         assert_eq!(seen, programs, "each has its turn");
-        assert!(spent < Duration::from_secs(8), "{spent:?} of ten minutes");
+        assert!(spent < Duration::from_secs(9), "{spent:?} of ten minutes");
     }
 }
