@@ -97,13 +97,27 @@ impl Toolchain {
         })
     }
 
-    /// The same source as a library for C programs.
+    /// A source as a library for C programs.
     pub fn build_library(&self, source: &str) -> Result<PathBuf> {
-        let content = (&self.name, "c-shared", fs::read(sources().join(source))?);
-        let program = format!("{}.so", source.split('.').next().context("a name")?);
+        self.build_with_c(source, ".so", &["-buildmode=c-shared", "-ldflags=-s -w"])
+    }
+
+    /// A source as a plugin for other Go programs.
+    pub fn build_plugin(&self, source: &str) -> Result<PathBuf> {
+        self.build_with_c(source, ".so", &["-buildmode=plugin"])
+    }
+
+    /// A program that is linked with C; these arguments are added.
+    pub fn build_cgo(&self, source: &str, arguments: &[&str]) -> Result<PathBuf> {
+        self.build_with_c(source, "", arguments)
+    }
+
+    fn build_with_c(&self, source: &str, ending: &str, arguments: &[&str]) -> Result<PathBuf> {
+        let content = (&self.name, arguments, fs::read(sources().join(source))?);
+        let program = format!("{}{ending}", source.split('.').next().context("a name")?);
         once_of(&program, &content, |out: &Path| {
-            let mut go = self.command(&["build", "-buildmode=c-shared", "-ldflags=-s -w", "-o"]);
-            run(go.env("CGO_ENABLED", "1").arg(out).arg(sources().join(source)))
+            let mut go = self.command(&["build"]);
+            run(go.env("CGO_ENABLED", "1").args(arguments).arg("-o").arg(out).arg(sources().join(source)))
         })
     }
 }

@@ -7,6 +7,7 @@
 //! - [`deployed`]: an empty root, the container of the DaemonSet, the sandbox of the systemd unit.
 //! - [`helm`]: the Helm chart, rendered by real Helm.
 //! - [`golang`]: Go toolchains, and what Go programs say of their own goroutines.
+//! - [`incidents`]: the incidents of Go services, and what a finding must name.
 //! - [`guard`]: a started process, killed with its descendants when the guard is dropped.
 //! - [`victim`]: a program that reaches one known state, and the truth it tells about it.
 //! - [`observer`]: the binary under test, run with a deadline.
@@ -35,6 +36,7 @@ pub mod gdb;
 pub mod golang;
 pub mod guard;
 pub mod helm;
+pub mod incidents;
 pub mod kube_stub;
 pub mod observer;
 pub mod postgres;

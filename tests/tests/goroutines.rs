@@ -272,6 +272,108 @@ fn a_go_library_in_a_c_program() -> Result<()> {
     Ok(())
 }
 
+/// Who has run between two censuses, and what is on the heap: as the program itself says.
+fn pulse(go: Result<Toolchain, String>, builds: &[Build]) -> Result<()> {
+    let go = match go {
+        Ok(go) => go,
+        Err(why) => skip!("{why}"),
+    };
+    for build in builds {
+        let mut victim = start(&go.build("pulse.go", *build)?, &[])?;
+        let told = ask(&mut victim, "heap")?["heap"].as_f64().context("heap")?;
+        let census: Value = serde_json::from_str(&observe(&victim, &["--output", "json", "--interval", "300ms"])?)?;
+        let read = census["heap_bytes"].as_f64().with_context(|| format!("{} {build:?}: no heap", go.name))?;
+        // What is free in spans that are in use counts as live.
+        ensure!((told * 0.95..told * 1.2).contains(&read), "{} {build:?}: {read} bytes, it says {told}", go.name);
+        let of = |function: &str| -> Result<Vec<&Value>> {
+            let all = groups(&census)?.iter().filter(|group| group["wait_reason"] == "chan receive");
+            Ok(all.filter(|group| shown(group).iter().any(|(name, ..)| name == function)).collect())
+        };
+        let ran: u64 = of("main.beat")?.into_iter().filter_map(|group| group["ran_again"].as_u64()).sum();
+        ensure!((3..=5).contains(&ran), "{} {build:?}: {census:#}", go.name);
+        let [resting] = of("main.rest")?[..] else { anyhow::bail!("{} {build:?}: {census:#}", go.name) };
+        ensure!(resting["count"] == 5 && resting["ran_again"] == 0, "{} {build:?}: {resting:#}", go.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn runs_and_heap_debian() -> Result<()> {
+    pulse(Toolchain::debian(), &Build::ALL)
+}
+
+#[test]
+fn runs_and_heap_1_21() -> Result<()> {
+    pulse(Toolchain::wheel("1.21.13"), &[Build::Plain, Build::StrippedPie])
+}
+
+#[test]
+fn runs_and_heap_1_24() -> Result<()> {
+    pulse(Toolchain::wheel("1.24.11"), &[Build::Stripped, Build::StrippedPie])
+}
+
+#[test]
+fn runs_and_heap_1_26() -> Result<()> {
+    pulse(Toolchain::wheel("1.26.6"), &[Build::Stripped, Build::StrippedPie])
+}
+
+#[test]
+fn runs_and_heap_1_27() -> Result<()> {
+    pulse(Toolchain::wheel("1.27.3"), &[Build::Plain, Build::StrippedPie])
+}
+
+#[test]
+fn goroutines_in_c_show_the_wait_of_their_thread() -> Result<()> {
+    let go = match Toolchain::debian() {
+        Ok(go) => go,
+        Err(why) => skip!("{why}"),
+    };
+    for arguments in [&["-buildmode=exe"][..], &["-buildmode=pie", "-ldflags=-s -w"]] {
+        let victim = start(&go.build_cgo("cgo_calls.go", arguments)?, &[])?;
+        let census = census(&victim)?;
+        let calling: Vec<&Value> = groups(&census)?.iter().filter(|group| group["function"] == "main.call").collect();
+        let [calling] = calling[..] else { anyhow::bail!("{calling:#?}") };
+        ensure!(calling["count"] == 3 && calling["state"] == "syscall", "{calling:#}");
+        ensure!(
+            calling["stack"].as_array().context("stack")?.iter().any(|one| one["function"] == "main._Cfunc_nap"),
+            "{calling:#}"
+        );
+        let tids: Vec<i64> =
+            calling["threads"].as_array().context("threads")?.iter().filter_map(Value::as_i64).collect();
+        ensure!(tids.len() == 3, "{calling:#}");
+        // The same threads in a look at the process: what they are in, with its timeout.
+        let report = Observer::attach(&[victim.truth.pid], &["--once", "--output", "json"])?.run()?.report()?;
+        let process = report.process(victim.truth.pid)?;
+        for tid in tids {
+            let thread = process["threads"].as_array().context("threads")?.iter().find(|one| one["tid"] == tid);
+            let wait = &thread.with_context(|| format!("no thread {tid}"))?["wait"];
+            ensure!(wait["syscall"] == "poll" && wait["timeout"]["kind"] == "infinite", "{wait:#}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn frames_of_a_plugin_are_named() -> Result<()> {
+    let go = match Toolchain::debian() {
+        Ok(go) => go,
+        Err(why) => skip!("{why}"),
+    };
+    let part = go.build_plugin("plugin_part.go")?;
+    let victim = start(&go.build_cgo("plugin_host.go", &[])?, &[part.to_str().context("a path")?])?;
+    let census = census(&victim)?;
+    ensure!(census["lost"] == serde_json::json!({}), "{}", census["lost"]);
+    let is_of = |value: &Value, ending: &str| text(value).starts_with("plugin/") && text(value).ends_with(ending);
+    let group = groups(&census)?.iter().find(|group| is_of(&group["function"], ".Start.func1"));
+    let group = group.with_context(|| format!("{census:#}"))?;
+    ensure!(group["count"] == 5 && group["wait_reason"] == "chan receive" && group["stack_end"] == "root", "{group:#}");
+    let frames = shown(group);
+    let line = frames.iter().find(|(name, ..)| name.ends_with(".forgotten")).with_context(|| format!("{group:#}"))?;
+    ensure!(line.1.ends_with("plugin_part.go") && line.2 > 0, "{group:#}");
+    ensure!(is_of(&group["created_by"]["function"], ".Start"), "{group:#}");
+    Ok(())
+}
+
 #[test]
 fn what_is_not_go_is_refused_with_the_reason() -> Result<()> {
     let victim = Victim::start("healthy_waits", &["nanosleep"])?;

@@ -4,6 +4,11 @@
 //	load     an HTTP server under load, each answer takes its time
 //	peak     ten times the load for some seconds, then little: nothing stays behind
 //	pool     a pool that fills on demand, one worker after the other, and then is full
+//	slow     the same, over fifteen seconds: longer than growth is watched
+//	bursts   every three seconds a burst that is gone a second later, each larger than the one before
+//	sessions connections that become more and more and stay, each with a goroutine that is told something twice a second
+//	alloc    a busy collector: many small requests allocate, and the heap may grow by half only: some ten collections a second
+//	spare    the same between long pauses
 package main
 
 import (
@@ -15,6 +20,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,8 +159,163 @@ func pool() {
 	}()
 }
 
+func slow() {
+	jobs := make(chan int)
+	worker := func() {
+		for range jobs {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	go func() {
+		time.Sleep(11 * time.Second)
+		for i := 0; i < 40; i++ {
+			go worker()
+			time.Sleep(375 * time.Millisecond)
+		}
+	}()
+	go func() {
+		for {
+			time.Sleep(15 * time.Millisecond)
+			select {
+			case jobs <- 1:
+			default:
+			}
+		}
+	}()
+}
+
+func burst(count int) {
+	done := make(chan struct{})
+	for i := 0; i < count; i++ {
+		go func() {
+			select {
+			case <-done:
+			case <-time.After(time.Second):
+			}
+		}()
+	}
+}
+
+func bursts() {
+	go func() {
+		for count := 20; ; count += 10 {
+			burst(count)
+			time.Sleep(3 * time.Second)
+		}
+	}()
+}
+
+type session struct {
+	conn net.Conn
+	out  chan string
+	done chan struct{}
+}
+
+func (s *session) read() {
+	io.Copy(io.Discard, s.conn)
+	close(s.done)
+}
+
+func (s *session) write() {
+	for {
+		select {
+		case text := <-s.out:
+			io.WriteString(s.conn, text)
+		case <-s.done:
+			return
+		}
+	}
+}
+
+func sessions() {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	var lock sync.Mutex
+	var all []*session
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			s := &session{conn, make(chan string, 4), make(chan struct{})}
+			go s.read()
+			go s.write()
+			lock.Lock()
+			all = append(all, s)
+			lock.Unlock()
+		}
+	}()
+	go func() {
+		for range time.NewTicker(500 * time.Millisecond).C {
+			lock.Lock()
+			for _, s := range all {
+				s.out <- "news"
+			}
+			lock.Unlock()
+		}
+	}()
+	go func() {
+		for {
+			conn, err := net.Dial("tcp", listener.Addr().String())
+			if err == nil {
+				go io.Copy(io.Discard, conn)
+			}
+			time.Sleep(250 * time.Millisecond)
+		}
+	}()
+}
+
+type node struct {
+	next *node
+	data [6]*int
+}
+
+//go:noinline
+func grow(count int) *node {
+	var all *node
+	for i := 0; i < count; i++ {
+		all = &node{next: all}
+		for j := range all.data {
+			all.data[j] = new(int)
+		}
+	}
+	return all
+}
+
+// Requests of some milliseconds, each of which allocates what is garbage right after it.
+func allocating(requests int, every, pause time.Duration) {
+	debug.SetGCPercent(50)
+	kept := grow(100000)
+	for i := 0; i < requests; i++ {
+		go func() {
+			for n := 1; ; n++ {
+				grow(250)
+				time.Sleep(every)
+				if pause > 0 && n%50 == 0 {
+					time.Sleep(pause)
+				}
+			}
+		}()
+	}
+	go func() {
+		for {
+			time.Sleep(time.Hour)
+			runtime.KeepAlive(kept)
+		}
+	}()
+}
+
+func alloc() { allocating(16, 20*time.Millisecond, 0) }
+func spare() { allocating(16, 20*time.Millisecond, 5*time.Second) }
+
 func main() {
-	map[string]func(){"rest": rest, "load": load, "peak": peak, "pool": pool}[os.Args[1]]()
+	map[string]func(){
+		"rest": rest, "load": load, "peak": peak, "pool": pool, "slow": slow, "bursts": bursts, "sessions": sessions,
+		"alloc": alloc, "spare": spare,
+	}[os.Args[1]]()
 	fmt.Println("ready")
 	bufio.NewReader(os.Stdin).ReadString('\n')
 }

@@ -1,9 +1,11 @@
-// Four incidents of Go services, each by its name: what goes wrong goes on until stdin is closed.
+// Incidents of Go services, each by its name: what goes wrong goes on until stdin is closed. A number behind the name of
+// the first, second and fourth: milliseconds from one request to the next.
 //
 //	poll       a plug-in polls with a negative timeout, inside of a lock that every request needs
 //	unread     a function returns an unbuffered channel with the result, and nobody reads it
 //	cache      a cache without a bound, many allocations: the collector makes requests help it
 //	health     a health check with an HTTP client that has no time limit; its peer never answers
+//	limit      what is kept comes up to the memory limit: the collector does nothing else any more
 package main
 
 import (
@@ -54,7 +56,7 @@ func handlePlugin(e *Engine, budget time.Duration) {
 	e.Call(budget)
 }
 
-func poll() {
+func poll(every time.Duration) {
 	var fds [2]int
 	if err := syscall.Pipe(fds[:]); err != nil {
 		panic(err)
@@ -62,7 +64,7 @@ func poll() {
 	e := &Engine{fd: fds[0]}
 	go handlePlugin(e, 0)
 	for {
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(every)
 		go handlePlugin(e, time.Second)
 	}
 }
@@ -116,6 +118,22 @@ func cache() {
 	for i := 0; i < 400000; i++ {
 		answer(c, true)
 	}
+	requests(c)
+}
+
+func limit() {
+	c := &lfu{}
+	for i := 0; i < 300000; i++ {
+		answer(c, true)
+	}
+	runtime.GC()
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	debug.SetMemoryLimit(int64(memory.Sys - memory.HeapReleased - memory.HeapIdle + 1<<20))
+	requests(c)
+}
+
+func requests(c *lfu) {
 	for i := 0; i < 24; i++ {
 		go func() {
 			for n := 0; ; n++ {
@@ -133,7 +151,7 @@ func checkHealth(client *http.Client, url string) {
 	}
 }
 
-func health() {
+func health(every time.Duration) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
@@ -152,25 +170,28 @@ func health() {
 	url := "http://" + silent.Addr().String() + "/healthz"
 	for {
 		go checkHealth(client, url)
-		time.Sleep(60 * time.Millisecond)
+		time.Sleep(every)
 	}
 }
 
 func main() {
 	runtime.GOMAXPROCS(2)
+	every := 50 * time.Millisecond
+	if len(os.Args) > 2 {
+		number, _ := strconv.Atoi(os.Args[2])
+		every = time.Duration(number) * time.Millisecond
+	}
 	switch os.Args[1] {
 	case "poll":
-		go poll()
+		go poll(every)
 	case "unread":
-		every := 50
-		if len(os.Args) > 2 {
-			every, _ = strconv.Atoi(os.Args[2])
-		}
-		go unread(time.Duration(every) * time.Millisecond)
+		go unread(every)
 	case "cache":
 		cache()
 	case "health":
-		go health()
+		go health(every)
+	case "limit":
+		limit()
 	default:
 		panic(os.Args[1])
 	}

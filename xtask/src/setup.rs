@@ -154,6 +154,7 @@ const NEEDS: &[Need] = &[
         for_what: Purpose::Benches,
         present: || invoke::is_installed("eu-stack"),
     },
+    Need { name: "Delve", packages: &["delve"], for_what: Purpose::Benches, present: || invoke::is_installed("dlv") },
     Need {
         name: "strace",
         packages: &["strace"],

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const LEAST: u64 = 8;
 /// A rise that is too short to say what it is counts if this part of what the rate explains was there before.
 const BACKING: f64 = 0.6;
-/// Waits that end when a peer or a clock wants it: sessions grow with their users.
+/// Waits that end when a peer or a clock wants it, and goroutines that run again and again: sessions grow with their users.
 const PATIENCE: u64 = 10;
 /// What the runtime keeps of a goroutine beside its stack, bytes (`sizeof(runtime.g)` of Go 1.24).
 const G_BYTES: u64 = 440;
@@ -65,9 +65,13 @@ fn leaks<'a>(context: &Context<'_>, process: ProcessId, go: &'a GoProcess, verdi
         };
         let short = Demand { window_ns: threshold, ..long };
         let backed = |growth: &Growth| is_backed(context, process, growth);
+        // Pools and sessions rise with the load, and those in them run again and again.
+        let lively = Demand { window_ns: threshold.saturating_mul(THRESHOLDS * PATIENCE), ..long };
         let growth = site
             .samples
             .growth(long)
+            .filter(|growth| !growth.is_lively())
+            .or_else(|| site.samples.growth(lively))
             .or_else(|| (asked_for && patience == 1).then(|| site.samples.growth(short).filter(backed)).flatten());
         // Beside another place that fills it is part of the same.
         let beside = || site.samples.growth(Demand { window_ns: long.window_ns / PATIENCE, ..long });
@@ -99,7 +103,9 @@ fn is_judged(site: &SiteHistory) -> bool {
 fn is_backed(context: &Context<'_>, process: ProcessId, growth: &Growth) -> bool {
     let age = growth.first.at_ns.saturating_sub(context.started(process));
     let long = context.scope.threshold_ns.saturating_mul(THRESHOLDS);
-    let explained = growth.per_minute() / 60e9 * age.min(long) as f64;
+    // The start of a process explains no sessions.
+    let span = if growth.is_lively() { long.saturating_mul(PATIENCE) } else { age.min(long) };
+    let explained = growth.per_minute() / 60e9 * span as f64;
     growth.first.count as f64 >= explained * BACKING
 }
 
@@ -140,8 +146,11 @@ fn finding(context: &Context<'_>, process: ProcessId, go: &GoProcess, leak: &Lea
         .fact("arrived", growth.arrived())
         .fact("left", growth.left())
         .fact("window_ns", growth.window_ns())
+        .fact("run_again", growth.is_lively())
         .fact("growth_per_minute", (per_minute * 10.0).round() / 10.0)
         .fact("memory_bytes", memory)
+        .fact("heap_bytes", go.latest.heap_bytes)
+        .fact("rss_bytes", go.latest.rss_bytes)
         .fact("oldest_wait_ns", go.latest.taken_ns.saturating_sub(leak.site.oldest_ns))
         .fact("goids", json!([leak.site.goids.0, leak.site.goids.1]))
         .fact("beside", beside.iter().map(beside_fact).collect::<Vec<_>>())
@@ -149,6 +158,7 @@ fn finding(context: &Context<'_>, process: ProcessId, go: &GoProcess, leak: &Lea
         .read_by(go);
     finding.confidence = match site.class {
         GoClass::Io | GoClass::Sleep | GoClass::Syscall => Confidence::Possible,
+        _ if growth.is_lively() => Confidence::Possible,
         _ => Confidence::Likely,
     };
     finding.severity = if count >= MANY { Severity::Critical } else { Severity::Warning };
@@ -160,9 +170,10 @@ fn finding(context: &Context<'_>, process: ProcessId, go: &GoProcess, leak: &Lea
         [] => String::new(),
         several => format!(" With them grow {}.", several.iter().map(in_words).collect::<Vec<_>>().join(" and ")),
     };
+    let lively = if growth.is_lively() { LIVELY } else { "" };
     let http = if is_http(leak) || beside.iter().any(is_http) { HTTP } else { "" };
     finding.explanation = format!(
-        "{who} wait in {} at {where_to}, {started}. In {} {} came and {} left; the oldest has waited for {} or longer.{others} They hold at least {} of stacks, and whatever they refer to.{http} Times count from observer's first look.",
+        "{who} wait in {} at {where_to}, {started}. In {} {} came and {} left; the oldest has waited for {} or longer.{others} They hold at least {} of stacks, and whatever they refer to.{http}{lively} Times count from observer's first look.",
         words(site),
         duration(growth.window_ns()),
         growth.arrived(),
@@ -173,6 +184,9 @@ fn finding(context: &Context<'_>, process: ProcessId, go: &GoProcess, leak: &Lea
     finding.remedy = remedy(site.class, !http.is_empty()).to_owned();
     finding
 }
+
+const LIVELY: &str =
+    " They run again and again, so they may be sessions or workers: but none has ended in all this time.";
 
 const HTTP: &str =
     " They belong to HTTP requests that were sent and not answered: a client with a time limit would have given up.";

@@ -73,6 +73,9 @@ impl Ledger {
         if !reopened {
             // When it began does not move while it lasts, however the clocks drift.
             finding.since = finding.since.min(life.finding.since);
+        } else if finding.since > life.first_seen {
+            // Another one at the same place.
+            life.first_seen = now;
         }
         life.finding = finding;
         life.last_seen = now;

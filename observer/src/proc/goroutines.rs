@@ -71,6 +71,10 @@ pub struct Goroutine {
     /// Bytes of stack it has.
     #[serde(default)]
     pub stack_bytes: u64,
+    /// Counts up, and around, each time it stops running (`g.trackingSeq`): the same in two readings, it has not run in
+    /// between. `None` where its place is not known (Go 1.18, 1.20, 1.22, 1.23).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran: Option<u8>,
 }
 
 /// Goroutines with the same state, wait reason, stack and creator.
@@ -103,6 +107,9 @@ pub struct Goroutines {
     pub taken_ns: u64,
     /// How long it took, nanoseconds.
     pub took_ns: u64,
+    /// Of that on a processor, nanoseconds.
+    #[serde(default)]
+    pub cpu_ns: u64,
     /// Entries of the runtime's table, dead ones included.
     pub slots: u64,
     /// The goroutines, the largest groups first.
@@ -112,6 +119,10 @@ pub struct Goroutines {
     /// Resident memory of the process, bytes; `None` where it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
+    /// What the collector takes for live on the heap (`gcController.heapLive`): what the last collection marked, and what
+    /// was allocated since, bytes; `None` where it was not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heap_bytes: Option<u64>,
     /// Why nothing could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
@@ -125,10 +136,12 @@ impl Goroutines {
             version: String::new(),
             taken_ns: 0,
             took_ns: 0,
+            cpu_ns: 0,
             slots: 0,
             groups: Vec::new(),
             lost: BTreeMap::new(),
             rss_bytes: None,
+            heap_bytes: None,
             missing: Some(why.into()),
         }
     }

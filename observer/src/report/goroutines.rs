@@ -25,6 +25,8 @@ pub struct Trend {
     pub longest_wait_ns: u64,
     /// Goroutines a minute since the first census; `None` before the second.
     pub growth_per_minute: Option<f64>,
+    /// How many wait where they did in the census before, and have run in between; `None` where that is not known of any.
+    pub ran_again: Option<usize>,
 }
 
 /// A goroutine in one wait: number, `g`, program counter, stack pointer.
@@ -33,8 +35,8 @@ type Wait = (u64, u64, u64, u64);
 /// The censuses of one process so far. What it keeps is about as large as one census.
 #[derive(Debug, Default)]
 pub struct Trends {
-    /// When each was first seen where it is, `CLOCK_MONOTONIC`.
-    waits: HashMap<Wait, u64>,
+    /// When each was first seen where it is, `CLOCK_MONOTONIC`, and its count of runs.
+    waits: HashMap<Wait, (u64, Option<u8>)>,
     /// When each group was first seen, and how many it was then; the first census for groups that came later.
     groups: HashMap<u64, (u64, usize)>,
     first_ns: Option<u64>,
@@ -50,11 +52,17 @@ impl Trends {
         let mut trends = Vec::with_capacity(census.groups.len());
         for group in &census.groups {
             let mut since = now;
+            let mut ran_again = None;
             for member in &group.members {
                 let wait = (member.goid, member.g, member.pc, member.sp);
-                let seen = self.waits.get(&wait).copied().unwrap_or(now);
+                let (mut seen, before) = self.waits.get(&wait).copied().unwrap_or((now, None));
+                if let Some((before, now_ran)) = before.zip(member.ran) {
+                    let has_run = before != now_ran;
+                    *ran_again.get_or_insert(0) += usize::from(has_run);
+                    seen = if has_run { now } else { seen };
+                }
                 since = since.min(seen);
-                waits.insert(wait, seen);
+                waits.insert(wait, (seen, member.ran));
             }
             let key = key(group);
             let (began, count) =
@@ -64,7 +72,7 @@ impl Trends {
             let growth = (minutes > 0.0).then(|| (group.members.len() as f64 - count as f64) / minutes);
             let is_parked = matches!(group.state, GoState::Waiting | GoState::Syscall | GoState::Leaked);
             let longest_wait_ns = if is_parked { now.saturating_sub(since) } else { 0 };
-            trends.push(Trend { longest_wait_ns, growth_per_minute: growth });
+            trends.push(Trend { longest_wait_ns, growth_per_minute: growth, ran_again });
         }
         // A group that has gone for a moment has not begun anew.
         if self.groups.len() > MAX_GROUPS {
@@ -125,6 +133,7 @@ pub fn group_to_json(group: &GoroutineGroup, trend: Trend) -> Value {
         "wait_reason": if group.reason.is_empty() { Value::Null } else { json!(group.reason) },
         "longest_wait_ns": trend.longest_wait_ns,
         "growth_per_minute": trend.growth_per_minute,
+        "ran_again": trend.ran_again,
         "function": group.function,
         "created_by": created_by,
         "is_system": group.is_system,
@@ -150,8 +159,7 @@ pub fn to_json(census: &Goroutines, trends: &[Trend], comm: &str, taken_at: &str
         "slots": census.slots,
         "total": census.total(),
         "system": system(census),
-        // Not measured: the runtime's own count has no place that is known in a stripped program.
-        "heap_bytes": null,
+        "heap_bytes": census.heap_bytes,
         "rss_bytes": census.rss_bytes,
         "groups": groups.collect::<Vec<_>>(),
         "lost": census.lost,
@@ -177,7 +185,7 @@ pub fn to_text(
     let system = system(census);
     let _ = writeln!(
         out,
-        "process {} ({}), {}: {} goroutines in {} groups{}; read in {}",
+        "process {} ({}), {}: {} goroutines in {} groups{}; read in {}{}",
         census.process.pid,
         clean(comm),
         census.version,
@@ -185,6 +193,7 @@ pub fn to_text(
         groups.len(),
         if with_system || system == 0 { String::new() } else { format!(", and {system} of the runtime (--system)") },
         duration(census.took_ns),
+        memory(census),
     );
     for (group, trend) in groups.iter().take(limit) {
         let _ = writeln!(out, "\n{}", paint.bold(&clean(&head(group, **trend))));
@@ -209,6 +218,14 @@ pub fn to_text(
     out
 }
 
+fn memory(census: &Goroutines) -> String {
+    match (census.heap_bytes, census.rss_bytes) {
+        (Some(heap), Some(rss)) => format!("; {} MiB live on its heap, {} MiB resident", heap >> 20, rss >> 20),
+        (None, Some(rss)) => format!("; {} MiB resident", rss >> 20),
+        (_, None) => String::new(),
+    }
+}
+
 fn head(group: &GoroutineGroup, trend: Trend) -> String {
     let mut line = format!("{:>6}  {}", group.members.len(), doing(group));
     if trend.longest_wait_ns > 0 {
@@ -216,6 +233,9 @@ fn head(group: &GoroutineGroup, trend: Trend) -> String {
     }
     if let Some(growth) = trend.growth_per_minute.filter(|growth| growth.abs() >= 0.5) {
         let _ = write!(line, ", {growth:+.0}/min");
+    }
+    if let Some(count) = trend.ran_again.filter(|count| *count > 0) {
+        let _ = write!(line, ", {count} ran again");
     }
     let mut things: Vec<GoWait> = group.members.iter().filter_map(|member| member.wait).collect();
     things.sort_unstable();
@@ -316,10 +336,29 @@ mod tests {
         assert_eq!(trends.learn(&census(10 * second, 1..=10)), [Trend::default()]);
         // Half a minute later five more, and the first has gone.
         let trend = trends.learn(&census(40 * second, 2..=16))[0];
-        assert_eq!(trend, Trend { longest_wait_ns: 30 * second, growth_per_minute: Some(10.0) });
+        let expected = Trend { longest_wait_ns: 30 * second, growth_per_minute: Some(10.0), ran_again: None };
+        assert_eq!(trend, expected);
         // All of them are new: nobody has been seen waiting before.
         let trend = trends.learn(&census(70 * second, 20..=29))[0];
-        assert_eq!(trend, Trend { longest_wait_ns: 0, growth_per_minute: Some(0.0) });
+        assert_eq!(trend, Trend { longest_wait_ns: 0, growth_per_minute: Some(0.0), ran_again: None });
+    }
+
+    #[test]
+    fn one_that_has_run_waits_anew() {
+        let mut trends = Trends::default();
+        let second = 1_000_000_000;
+        let mut counted = |at: u64, counts: [u8; 3]| {
+            let mut census = census(at * second, 1..=3);
+            for (member, ran) in census.groups[0].members.iter_mut().zip(counts) {
+                member.ran = Some(ran);
+            }
+            trends.learn(&census)[0]
+        };
+        assert_eq!(counted(10, [7, 7, 255]).ran_again, None);
+        let trend = counted(12, [7, 8, 0]);
+        assert_eq!((trend.ran_again, trend.longest_wait_ns), (Some(2), 2 * second));
+        let trend = counted(15, [8, 8, 0]);
+        assert_eq!((trend.ran_again, trend.longest_wait_ns), (Some(1), 3 * second));
     }
 
     #[test]

@@ -187,7 +187,7 @@ fn goroutines(go: &GoProcess) -> Value {
         let growth = go.site(group).and_then(|site| site.samples.since(0));
         let growth_per_minute = growth.filter(|growth| growth.window_ns() > 0).map(|growth| growth.per_minute());
         let longest_wait_ns = now.saturating_sub(go.oldest(group));
-        group_to_json(group, Trend { longest_wait_ns, growth_per_minute })
+        group_to_json(group, Trend { longest_wait_ns, growth_per_minute, ran_again: None })
     });
     json!({
         "total": go.latest.total(),

@@ -2,6 +2,7 @@
 //! Go processes each now and then.
 
 use super::Session;
+use super::pace::Look;
 use crate::census::{ProcessId, ThreadRow};
 use crate::proc::{Facts, Goroutines};
 use std::collections::BTreeSet;
@@ -19,21 +20,20 @@ impl Session {
     pub(super) fn read_goroutines(&mut self, facts: &mut Facts) {
         let is_host = self.judge.scope.processes.is_none();
         let threshold = Duration::from_nanos(self.judge.scope.threshold_ns);
+        let usual = if is_host { Look::Host } else { Look::Asked };
         let wanted = self.go_pace.pick(&self.go_programs(), is_host, Instant::now());
         if wanted.is_empty() && !self.awaits_goroutines {
             return;
         }
         for process in &wanted {
             // One that does not answer is not asked in every turn.
-            self.go_pace.note(*process, FOR_GOROUTINES.0 / 10, is_host, threshold);
+            self.go_pace.note(*process, FOR_GOROUTINES.0 / 10, usual, threshold);
         }
         let all = self.explainer.goroutines(&wanted, self.of_look(FOR_GOROUTINES));
-        let took: Duration = all.iter().map(|one| Duration::from_nanos(one.took_ns)).sum();
-        self.go_pace.rest(took);
+        let took: Duration = all.iter().map(|one| Duration::from_nanos(one.cpu_ns)).sum();
+        self.go_pace.spend(took, Instant::now());
         self.awaits_goroutines = wanted.iter().any(|process| all.iter().all(|one| one.process != *process));
-        for one in &all {
-            self.go_pace.note(one.process, Duration::from_nanos(one.took_ns), is_host, threshold);
-        }
+        let took_each: Vec<(ProcessId, u64)> = all.iter().map(|one| (one.process, one.cpu_ns)).collect();
         let (read, missing): (Vec<Goroutines>, Vec<Goroutines>) =
             all.into_iter().partition(|one| one.missing.is_none());
         for why in missing.into_iter().filter_map(|one| one.missing) {
@@ -43,6 +43,15 @@ impl Session {
             *facts.lost.entry(format!("goroutine: {reason}")).or_default() += count;
         }
         self.judge.learn_goroutines(&read);
+        for (process, cpu_ns) in took_each {
+            let known = self.judge.host.goroutines(process);
+            let look = match known {
+                Some(known) if is_host && known.is_gc_suspect() => Look::Suspect,
+                Some(known) if is_host && known.censuses == 1 => Look::First,
+                _ => usual,
+            };
+            self.go_pace.note(process, Duration::from_nanos(cpu_ns), look, threshold);
+        }
         facts.goroutines = read;
     }
 

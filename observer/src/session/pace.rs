@@ -16,15 +16,33 @@ const AT_MOST: u32 = 4;
 const HOST_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// What the readings of one turn may take there, by what they took before; one is always allowed.
 const HOST_TURN: Duration = Duration::from_millis(50);
-/// All of a host's readings together: after so long a turn nothing is read for so many times that, 1 % of the time.
-const HOST_REST: u32 = 100;
+/// But one whose collector may hold it up as often as this within a threshold, at most two percent of the time: two readings in
+/// ten seconds show nothing of what lasts milliseconds.
+const SUSPECT_EVERY: (u32, u32) = (4, 50);
+/// All of a host's readings together: one part of so many of the time, 1 %, and so much more at once. The first reading of a
+/// program, which looks up all names, takes ten times as long as the next.
+const HOST_PART: u32 = 100;
+const HOST_AT_ONCE: Duration = Duration::from_secs(2);
 
 /// When each process is due.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     due: BTreeMap<ProcessId, Due>,
-    /// In a look at the whole host nothing is read before.
-    rest_until: Option<Instant>,
+    /// In a look at the whole host: what the readings took beyond their part of the time up to then.
+    owed: (Option<Instant>, Duration),
+}
+
+/// Why a process is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// It was asked for.
+    Asked,
+    /// It is one of the host's, and is read for the first time.
+    First,
+    /// It is one of the host's.
+    Host,
+    /// It is one of the host's whose collector may hold it up.
+    Suspect,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +55,7 @@ impl Pace {
     /// Those of these that are due now, the longest overdue first.
     pub(super) fn pick(&mut self, among: &BTreeSet<ProcessId>, is_host: bool, now: Instant) -> Vec<ProcessId> {
         self.due.retain(|process, _| among.contains(process));
-        if is_host && self.rest_until.is_some_and(|until| now < until) {
+        if is_host && self.owed_at(now) > HOST_AT_ONCE {
             return Vec::new();
         }
         let soonest = Due { at: now, took: Duration::ZERO };
@@ -57,18 +75,25 @@ impl Pace {
         picked
     }
 
-    /// Takes note of a reading, or that there was none.
-    pub(super) fn note(&mut self, process: ProcessId, took: Duration, is_host: bool, threshold: Duration) {
-        let rest = match is_host {
-            true => (took * EVERY.1).max((2 * threshold).clamp(HOST_EVERY.0, HOST_EVERY.1)),
-            false => (took * EVERY.0).min((threshold / IN_THRESHOLD).max(took * AT_MOST)),
-        };
-        self.due.insert(process, Due { at: Instant::now() + rest, took });
+    fn owed_at(&self, now: Instant) -> Duration {
+        let (at, owed) = self.owed;
+        at.map_or(Duration::ZERO, |at| owed.saturating_sub(now.saturating_duration_since(at) / HOST_PART))
     }
 
-    /// Takes note of what a turn's readings took together.
-    pub(super) fn rest(&mut self, took: Duration) {
-        self.rest_until = Some(Instant::now() + took * HOST_REST);
+    /// Takes note of what the readings of a turn took.
+    pub(super) fn spend(&mut self, took: Duration, now: Instant) {
+        self.owed = (Some(now), self.owed_at(now) + took);
+    }
+
+    /// Takes note of a reading, or that there was none.
+    pub(super) fn note(&mut self, process: ProcessId, took: Duration, look: Look, threshold: Duration) {
+        let rest = match look {
+            Look::First => (2 * threshold).clamp(HOST_EVERY.0, HOST_EVERY.1),
+            Look::Host => (took * EVERY.1).max((2 * threshold).clamp(HOST_EVERY.0, HOST_EVERY.1)),
+            Look::Suspect => (took * SUSPECT_EVERY.1).max(threshold / SUSPECT_EVERY.0),
+            Look::Asked => (took * EVERY.0).min((threshold / IN_THRESHOLD).max(took * AT_MOST)),
+        };
+        self.due.insert(process, Due { at: Instant::now() + rest, took });
     }
 }
 
@@ -91,12 +116,12 @@ mod tests {
             if !picked.is_empty() {
                 let all = took * picked.len() as u32;
                 spent += all;
-                pace.rest_until = Some(now + all * HOST_REST);
+                pace.spend(all, now);
             }
             seen.extend(picked);
             now += Duration::from_secs(1);
         }
         assert_eq!(seen, programs, "each has its turn");
-        assert!(spent < Duration::from_secs(8), "{spent:?} of ten minutes");
+        assert!(spent < Duration::from_secs(9), "{spent:?} of ten minutes");
     }
 }

@@ -2,7 +2,7 @@
 //! processes that owe an answer, or are owed one, for half of the threshold.
 
 use super::Session;
-use super::pace::Pace;
+use super::pace::{Look, Pace};
 use crate::census::{ProcessId, ThreadRow};
 use crate::proc::{Facts, ProcessTasks};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,7 @@ impl Session {
     /// Reads tasks, where they are due, and lets the judge learn them.
     pub(super) fn read_tasks(&mut self, facts: &mut Facts) {
         let is_host = self.judge.scope.processes.is_none();
+        let look = if is_host { Look::Host } else { Look::Asked };
         let threshold = Duration::from_nanos(self.judge.scope.threshold_ns);
         let now = Instant::now();
         self.task_pace.without.retain(|_, until| now < *until);
@@ -39,18 +40,18 @@ impl Session {
         }
         for process in &wanted {
             // One that does not answer is not asked in every turn.
-            self.task_pace.pace.note(*process, FOR_TASKS, is_host, threshold);
+            self.task_pace.pace.note(*process, FOR_TASKS, look, threshold);
         }
         let all = self.explainer.tasks(&wanted, FOR_TASKS);
         let took: Duration = all.iter().map(|one| Duration::from_nanos(one.took_ns)).sum();
-        self.task_pace.pace.rest(took);
+        self.task_pace.pace.spend(took, now);
         self.task_pace.awaited.extend(&wanted);
         for one in &all {
             self.task_pace.awaited.remove(&one.process);
             if one.none {
                 self.task_pace.without.insert(one.process, Instant::now() + WITHOUT);
             } else if one.missing.is_none() {
-                self.task_pace.pace.note(one.process, Duration::from_nanos(one.took_ns), is_host, threshold);
+                self.task_pace.pace.note(one.process, Duration::from_nanos(one.took_ns), look, threshold);
             }
         }
         let (read, missing): (Vec<ProcessTasks>, Vec<ProcessTasks>) =

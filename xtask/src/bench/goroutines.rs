@@ -1,4 +1,5 @@
-//! What a census of goroutines costs, observer and the program it looks at, against the profile that the program makes of itself.
+//! What a census of goroutines costs, observer and the program it looks at, against the profile that the program makes of itself
+//! and the list that a debugger makes of it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,6 +15,8 @@ use crate::started::Started;
 use crate::{invoke, workspace};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// With more goroutines a debugger takes minutes, in which the program stands still.
+const MOST_LISTED: u32 = 10_000;
 
 /// All that was measured with so many goroutines; times in milliseconds.
 #[derive(Default)]
@@ -27,12 +30,16 @@ struct Measured {
     throughput: Vec<f64>,
     /// Per kind of profile: how long it took, and how much work of the target it cost.
     profiles: [(Vec<f64>, Vec<f64>); 2],
+    /// The same of the list of a debugger.
+    listed: (Vec<f64>, Vec<f64>),
 }
 
 /// Measures a program of 10,000 and one of 100,000 goroutines, and returns the table.
 pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
     let (turns, span) = if quick { (2, Duration::from_secs(1)) } else { (9, Duration::from_secs(4)) };
-    let program = build()?;
+    let program = build("goroutines", &["-ldflags=-s -w"])?;
+    // A debugger needs what the linker leaves out there.
+    let with_symbols = build("goroutines-with-symbols", &[])?;
     let mut rows = Vec::new();
     for count in [10_000_u32, 100_000] {
         eprintln!("xtask: {count} goroutines");
@@ -45,6 +52,10 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
         for _ in 0..turns {
             take_turn(observer, &mut target, &address, count, span, &mut measured)?;
         }
+        drop(target);
+        if count <= MOST_LISTED {
+            list(&with_symbols, count, if quick { 1 } else { 3 }, span, &mut measured)?;
+        }
         rows.push(row(count, &measured)?);
     }
     let header = [
@@ -56,23 +67,24 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
         "the program's work, a census a second",
         "`/debug/pprof/goroutine`: took, work lost",
         "`?debug=2`: took, work lost",
+        "`dlv attach`, `goroutines -t`: took, work lost",
     ];
     let command = if quick { "cargo xtask bench goroutines --quick" } else { "cargo xtask bench goroutines" };
     let note = format!(
         "Medians of {turns} turns. A census is all goroutines with their stacks, named. *First*: of a new observer, so that files are mapped and all names looked up. *The program's work*: what one \
-         goroutine does that never rests, in pairs of {span:?} with and without observer. *Work lost*: the time in which it would have done what it did not do while the profile was made."
+         goroutine does that never rests, in pairs of {span:?} with and without observer. *Work lost*: the time in which it would have done what it did not do while the profile was made. Delve is asked three times at most, and needs symbols; the program stands still from its first word to its last."
     );
     Ok(format!("{}\n\n{}\n{note}", provenance(command)?, markdown(&header, &rows)))
 }
 
-/// The program of the tests, without symbols.
-fn build() -> Result<PathBuf> {
+/// The program of the tests.
+fn build(name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let directory = workspace::target().join("bench");
     std::fs::create_dir_all(&directory)?;
-    let program = directory.join("goroutines");
+    let program = directory.join(name);
     let mut go = Command::new("go");
     go.env("GO111MODULE", "off").env("GOTOOLCHAIN", "local").env("GOFLAGS", "").env("CGO_ENABLED", "0");
-    go.args(["build", "-ldflags=-s -w", "-o"]).arg(&program).arg(workspace::root().join("tests/victims/goroutines.go"));
+    go.arg("build").args(arguments).arg("-o").arg(&program).arg(workspace::root().join("tests/victims/goroutines.go"));
     invoke::run(&mut go)?;
     Ok(program)
 }
@@ -129,6 +141,38 @@ fn take_turn(
         let (times, lost) = &mut measured.profiles[index];
         times.push(took * 1e3);
         lost.push((1.0 - rate / alone).max(0.0) * took * 1e3);
+    }
+    Ok(())
+}
+
+/// Lets Delve list all goroutines with their stacks: the program is stopped from its first word to its last.
+fn list(program: &Path, count: u32, turns: u32, span: Duration, measured: &mut Measured) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(["many", &count.to_string()]);
+    let mut target = Started::start(&mut command)?;
+    target.wait_for("a line of truth", PATIENCE, |line| serde_json::from_str::<Value>(line).ok())?;
+    let (_, alone) = work_in(&mut target, || {
+        std::thread::sleep(span);
+        Ok(())
+    })?;
+    let script = program.with_extension("dlv");
+    // The last word is its question whether to kill the program.
+    std::fs::write(&script, "goroutines -t 64\nexit\nn\n")?;
+    for _ in 0..turns {
+        let mut listed = 0;
+        let pid = target.pid().to_string();
+        let (took, rate) = work_in(&mut target, || {
+            let mut delve = Command::new("dlv");
+            delve.args(["attach", &pid, "--allow-non-terminal-interactive=true"]);
+            delve.stdin(std::fs::File::open(&script)?);
+            let output = delve.output().context("start dlv")?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            listed = text.matches("Goroutine ").count();
+            Ok(())
+        })?;
+        ensure!(listed >= count as usize, "Delve listed {listed} goroutines of {count}");
+        measured.listed.0.push(took * 1e3);
+        measured.listed.1.push((1.0 - rate / alone).max(0.0) * took * 1e3);
     }
     Ok(())
 }
@@ -192,5 +236,7 @@ fn row(count: u32, measured: &Measured) -> Result<Vec<String>> {
     for (took, lost) in &measured.profiles {
         row.push(format!("{}, {}", ms(took)?, ms(lost)?));
     }
+    let (took, lost) = &measured.listed;
+    row.push(if took.is_empty() { "not tried".to_owned() } else { format!("{}, {}", ms(took)?, ms(lost)?) });
     Ok(row)
 }

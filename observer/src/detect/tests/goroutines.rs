@@ -64,6 +64,32 @@ fn rises_that_are_no_leak() {
     assert!(found.is_empty(), "a start: {found:#?}");
 }
 
+/// The same, and how often each has run by then.
+fn with_runs(mut group: GoroutineGroup, runs: u64) -> GoroutineGroup {
+    for member in &mut group.members {
+        member.ran = Some(runs as u8);
+    }
+    group
+}
+
+#[test]
+fn who_runs_again_is_at_work_and_may_become_more_for_longer() {
+    let rise = |seconds: u64, runs: fn(u64) -> u64| {
+        watch((0..seconds).map(|n| vec![with_runs(receivers(10..14 + n), runs(n))]))
+    };
+    assert_eq!(kinds_of(&rise(70, |_| 3)), [(Kind::GoroutineLeak, Confidence::Likely)], "nobody runs");
+    let found = rise(200, |n| n);
+    assert!(found.is_empty(), "a pool at work: {found:#?}");
+    let found = rise(200, |n| n / 8);
+    assert!(found.is_empty(), "each now and then: {found:#?}");
+    let found = rise(70, |n| n / 30);
+    assert_eq!(kinds_of(&found), [(Kind::GoroutineLeak, Confidence::Likely)], "hardly ever: {found:#?}");
+    // Ten minutes long: a ticker that nobody stops.
+    let found = rise(670, |n| n);
+    assert_eq!(kinds_of(&found), [(Kind::GoroutineLeak, Confidence::Possible)], "{found:#?}");
+    assert_eq!(found[0].evidence["run_again"], true);
+}
+
 #[test]
 fn a_pool_that_begins_to_fill_is_not_told_from_a_leak_in_a_moment() {
     // In a process that has run for 200 s with four of them, ten more a second.
@@ -181,6 +207,24 @@ fn the_collector() {
     assert_eq!(kinds_of(&watch((0..10).map(held))), [(Kind::GcStall, Confidence::Likely)]);
     let brief = |n: u64| vec![work("GC assist wait", 100..100 + u64::from(n.is_multiple_of(10))), receivers(10..14)];
     assert!(watch((0..30).map(brief)).is_empty());
+    // Readings as rare as those of a host: 6 s apart, the last eight of them count.
+    let rare = |judge: Judge, held: fn(u64) -> u64| {
+        let mut judge = judge;
+        for n in 0..9 {
+            let at = 200 + n * 6;
+            judge.advance(census(at, vec![row(10, 10)]), ProbeReading::default());
+            let groups = vec![work("GC assist wait", 100..100 + held(n)), receivers(10..14)];
+            judge.learn(Facts { goroutines: vec![goroutines(10, at, groups)], ..Facts::default() });
+        }
+        judge.advance(census(255, vec![row(10, 10)]), ProbeReading::default());
+        judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect::<Vec<_>>()
+    };
+    let found = rare(judge(), |n| (n % 3) * 10);
+    assert_eq!(kinds_of(&found), [(Kind::GcStall, Confidence::Likely)], "{found:#?}");
+    // The place is that of all readings: in the last nobody waits.
+    assert_eq!(found[0].evidence["place"]["function"], "main.handle");
+    let found = rare(judge(), |n| u64::from(n == 5) * 10);
+    assert!(found.is_empty(), "once: {found:#?}");
 }
 
 #[test]

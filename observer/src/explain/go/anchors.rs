@@ -10,6 +10,8 @@ use object::{Object, ObjectSymbol};
 const MAX_CODE: u64 = 4096;
 /// Places that may be the table of semaphores.
 const MAX_CANDIDATES: usize = 16;
+/// Bytes of `gcControllerState` that come before what counts from 1.19 to 1.27, and some more.
+const CONTROLLER: u64 = 256;
 /// Symbols of a file that are looked through.
 const MAX_SYMBOLS: usize = 1 << 21;
 
@@ -34,14 +36,16 @@ pub struct Anchors {
     pub allgptr: u64,
     /// What may be `runtime.semtable`, the likeliest first. Who uses it has to check.
     pub semtables: Vec<u64>,
+    /// `runtime.gcController.heapLive`; `None` if the code that compares it was not recognised.
+    pub heap_live: Option<u64>,
 }
 
 impl Anchors {
     /// Finds them in a file.
     pub(super) fn find(table: &PcLineTable) -> Result<Self, GoRuntimeError> {
         let lines = table.table();
-        let [each, acquire, release] =
-            lines.entries_of(["runtime.forEachGRace", "runtime.semacquire1", "runtime.semrelease1"]);
+        let names = ["runtime.forEachGRace", "runtime.semacquire1", "runtime.semrelease1", "runtime.gcTrigger.test"];
+        let [each, acquire, release, trigger] = lines.entries_of(names);
         let each = each.ok_or(GoRuntimeError::NoRuntime)?;
         let module = table.module().ok_or(GoRuntimeError::NoModule)?;
         let zeroed = |address: &u64| {
@@ -60,8 +64,21 @@ impl Anchors {
                 semtables.push(address);
             }
         }
-        Ok(Self { allglen, allgptr, semtables })
+        let heap_live = trigger.and_then(|entry| heap_live(table, entry, &zeroed));
+        Ok(Self { allglen, allgptr, semtables, heap_live })
     }
+}
+
+/// `gcTrigger.test` asks whether `gcController.heapLive` has come to what `gcController.trigger()` says: of all that it
+/// loads, the only word inside of that whose address it passes.
+fn heap_live(table: &PcLineTable, entry: u64, zeroed: &dyn Fn(&u64) -> bool) -> Option<u64> {
+    let controllers: Vec<u64> = relative(table, entry, 0x8d).filter(zeroed).collect();
+    let is_inside =
+        |at: &u64| controllers.iter().any(|controller| (1..CONTROLLER).contains(&at.wrapping_sub(*controller)));
+    let mut found: Vec<u64> = relative(table, entry, 0x8b).filter(is_inside).collect();
+    found.sort_unstable();
+    found.dedup();
+    <[u64; 1]>::try_from(found).ok().map(|[at]| at)
 }
 
 /// The addresses that instructions with this opcode, a 64-bit register and a distance from `%rip` name, in the order of

@@ -4,7 +4,9 @@
 //! x86-64 (tried: 1.19, 1.21 to 1.27), executables and position-independent ones, with and without cgo; of Go 1.16 and
 //! 1.17 the functions, files and lines of executables that are not position-independent (untried).
 //!
-//! Not for: plugins loaded at run time (each file has a table of its own), other architectures, Go up to 1.15.
+//! Each file has a table of its own: that of a plugin names its frames, and has no runtime.
+//!
+//! Not for: other architectures, Go up to 1.15.
 
 mod anchors;
 pub(super) mod goroutines;

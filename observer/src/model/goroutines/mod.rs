@@ -28,6 +28,7 @@ struct Life {
     g: u64,
     pc: u64,
     sp: u64,
+    ran: Option<u8>,
     site: u32,
     /// First seen in this very wait.
     since_ns: u64,
@@ -58,6 +59,10 @@ pub struct SiteHistory {
     arrived: u64,
     /// Went away.
     left: u64,
+    /// Of how many, reading by reading, it is known whether they have run since the one before.
+    stayed: u64,
+    /// How many of those had.
+    stirred: u64,
     /// The census that saw it last.
     seen: u64,
 }
@@ -73,13 +78,26 @@ pub struct GoProcess {
     pub first_ns: u64,
     /// Readings in which program goroutines waited for the collector, of the last ones: see [`GoProcess::gc`].
     gc: Vec<GcSample>,
+    /// When it was first seen that the collector holds up several, and how many readings ago it was seen last.
+    held: Option<(u64, usize)>,
     sites: Vec<SiteHistory>,
     index: HashMap<Site, u32>,
     lives: HashMap<u64, Life>,
 }
 
+/// Where a reading shows most goroutines that the collector holds up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldUp {
+    /// Where.
+    pub site: Site,
+    /// The stack of one of them.
+    pub stack: Arc<Stack>,
+    /// How many.
+    pub count: u64,
+}
+
 /// What one reading says of the collector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GcSample {
     /// When, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
@@ -93,6 +111,10 @@ pub struct GcSample {
     pub workers: u64,
     /// Resident memory of the process, bytes; 0 if unknown.
     pub rss_bytes: u64,
+    /// What the collector takes for live on the heap, bytes; 0 if unknown.
+    pub heap_bytes: u64,
+    /// Where most of those stand that it holds up.
+    pub held: Option<HeldUp>,
 }
 
 /// Readings that are kept for [`GoProcess::gc`].
@@ -106,6 +128,7 @@ impl GoProcess {
             censuses: 0,
             first_ns,
             gc: Vec::new(),
+            held: None,
             sites: Vec::new(),
             index: HashMap::new(),
             lives: HashMap::new(),
@@ -141,9 +164,9 @@ impl GoProcess {
             self.let_go(census);
         }
         for site in &mut self.sites {
-            let (count, arrived, left) = (site.count, site.arrived, site.left);
+            let SiteHistory { count, arrived, left, stayed, stirred, .. } = *site;
             if is_whole {
-                site.samples.push(Sample { at_ns: now, count, arrived, left });
+                site.samples.push(Sample { at_ns: now, count, arrived, left, stayed, stirred });
             }
         }
         self.forget(census);
@@ -176,6 +199,8 @@ impl GoProcess {
             goids: (u64::MAX, 0),
             arrived: 0,
             left: 0,
+            stayed: 0,
+            stirred: 0,
             seen: self.censuses,
         });
         Some(index)
@@ -187,8 +212,8 @@ impl GoProcess {
         site.count += 1;
         site.stack_bytes = site.stack_bytes.saturating_add(member.stack_bytes);
         site.goids = (site.goids.0.min(member.goid), site.goids.1.max(member.goid));
-        let Goroutine { goid, g, pc, sp, .. } = *member;
-        let fresh = Life { g, pc, sp, site: index, since_ns: now, here_ns: now, seen: census };
+        let Goroutine { goid, g, pc, sp, ran, .. } = *member;
+        let fresh = Life { g, pc, sp, ran, site: index, since_ns: now, here_ns: now, seen: census };
         let Some(life) = self.lives.get_mut(&goid) else {
             site.oldest_ns = site.oldest_ns.min(now);
             if self.lives.len() < MOST_LIVES {
@@ -201,7 +226,10 @@ impl GoProcess {
         *life = fresh;
         if before.site == index && before.g == g {
             life.here_ns = before.here_ns;
-            if (before.pc, before.sp) == (pc, sp) {
+            let has_run = before.ran.zip(ran).map(|(before, now)| before != now);
+            site.stayed += u64::from(has_run.is_some());
+            site.stirred += u64::from(has_run == Some(true));
+            if (before.pc, before.sp) == (pc, sp) && has_run != Some(true) {
                 life.since_ns = before.since_ns;
             }
             site.oldest_ns = site.oldest_ns.min(life.since_ns);
@@ -252,7 +280,8 @@ impl GoProcess {
     }
 
     fn note_gc(&mut self, all: &Goroutines) {
-        let mut sample = GcSample { at_ns: all.taken_ns, rss_bytes: all.rss_bytes.unwrap_or(0), ..GcSample::default() };
+        let (rss_bytes, heap_bytes) = (all.rss_bytes.unwrap_or(0), all.heap_bytes.unwrap_or(0));
+        let mut sample = GcSample { at_ns: all.taken_ns, rss_bytes, heap_bytes, ..GcSample::default() };
         for group in &all.groups {
             let count = group.members.len() as u64;
             if group.is_system {
@@ -263,12 +292,26 @@ impl GoProcess {
                 continue;
             }
             match (site::class(group), group.state) {
-                (GoClass::Gc, _) => sample.held_up += count,
+                (GoClass::Gc, _) => {
+                    sample.held_up += count;
+                    if sample.held.as_ref().is_none_or(|held| held.count < count)
+                        && let Some(site) = Site::of(group)
+                    {
+                        sample.held = Some(HeldUp { site, stack: Arc::clone(&group.stack), count });
+                    }
+                }
                 (_, GoState::Runnable | GoState::Preempted) => sample.runnable += count,
                 (_, GoState::Running | GoState::Syscall) => sample.running += count,
                 _ => {}
             }
         }
+        // A stall with pauses is one.
+        self.held = match self.held {
+            Some((since, _)) if sample.held_up >= 2 => Some((since, 0)),
+            None if sample.held_up >= 2 => Some((sample.at_ns, 0)),
+            Some((since, ago)) if ago < GC_SAMPLES => Some((since, ago + 1)),
+            _ => None,
+        };
         if self.gc.len() == GC_SAMPLES {
             self.gc.remove(0);
         }
@@ -278,6 +321,18 @@ impl GoProcess {
     /// What the last readings say of the collector, the oldest first.
     pub fn gc(&self) -> &[GcSample] {
         &self.gc
+    }
+
+    /// Since when the collector holds up several goroutines, now and then at least; `CLOCK_MONOTONIC` nanoseconds.
+    pub fn held_since(&self) -> Option<u64> {
+        self.held.map(|(since, _)| since)
+    }
+
+    /// Whether the collector may hold up the program, by the last readings: worth looking at more often.
+    pub fn is_gc_suspect(&self) -> bool {
+        const LAST: usize = 8;
+        let is_held = |sample: &GcSample| sample.held_up > 0 || sample.workers > 0 && sample.runnable > 0;
+        self.gc.iter().rev().take(LAST).any(is_held)
     }
 
     /// The sites where somebody is now.

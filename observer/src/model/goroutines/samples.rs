@@ -11,6 +11,11 @@ pub struct Sample {
     pub arrived: u64,
     /// How many had gone.
     pub left: u64,
+    /// Of those who were there in two readings behind each other, all together, it was known whether they had run in
+    /// between.
+    pub stayed: u64,
+    /// How many of those had run.
+    pub stirred: u64,
 }
 
 /// Kept at most.
@@ -62,6 +67,14 @@ impl Growth {
     /// Went since.
     pub fn left(&self) -> u64 {
         self.last.left.saturating_sub(self.first.left)
+    }
+
+    /// Whether those who stay are at work: at one reading and the next at least a tenth has run in between. So it is with a
+    /// pool and with sessions; whoever has leaked does not run again, unless a clock makes it.
+    pub fn is_lively(&self) -> bool {
+        const SHARE: u64 = 10;
+        let stayed = self.last.stayed.saturating_sub(self.first.stayed);
+        stayed > 0 && self.last.stirred.saturating_sub(self.first.stirred) * SHARE >= stayed
     }
 
     /// More per minute.
@@ -166,7 +179,7 @@ mod tests {
             let last = before.replace(count).unwrap_or(count);
             arrived += count.saturating_sub(last);
             left += last.saturating_sub(count);
-            samples.push(Sample { at_ns: at * S, count, arrived, left });
+            samples.push(Sample { at_ns: at * S, count, arrived, left, ..Sample::default() });
         }
         samples.growth(DEMAND)
     }

@@ -46,6 +46,29 @@ fn missing_once_is_not_gone_and_another_wait_is_another_time() {
 }
 
 #[test]
+fn who_has_run_in_between_waits_anew_at_the_same_place() {
+    let counted = |counts: [u8; 3]| {
+        let mut group = senders(10..13);
+        for (member, ran) in group.members.iter_mut().zip(counts) {
+            member.ran = Some(ran);
+        }
+        group
+    };
+    let last = counted([7, 8, 0]);
+    let go = read(vec![vec![counted([7, 7, 255])], vec![counted([7, 8, 255])], vec![last.clone()]]);
+    let since: Vec<u64> = last.members.iter().map(|member| go.waiting_since(member) / S).collect();
+    assert_eq!(since, [100, 101, 102]);
+    let growth = go.sites().next().unwrap().samples.since(0).unwrap();
+    let last = growth.last;
+    assert_eq!((last.stayed, last.stirred, growth.arrived(), growth.left()), (6, 2, 0, 0));
+    assert!(growth.is_lively());
+    // What is not known is not taken for rest, and not for work.
+    let go = read(vec![vec![senders(10..13)], vec![senders(10..13)]]);
+    let growth = go.sites().next().unwrap().samples.since(0).unwrap();
+    assert_eq!((growth.last.stayed, growth.is_lively()), (0, false));
+}
+
+#[test]
 fn what_was_cut_short_says_nobody_left() {
     let mut cut = goroutines(10, 101, vec![senders(10..12)]);
     cut.lost.insert("deadline".to_owned(), 8);

@@ -39,6 +39,8 @@ pub(super) struct Layout {
     pub(super) parent: Option<u64>,
     pub(super) gopc: u64,
     pub(super) startpc: u64,
+    /// `trackingSeq`: counts up whenever it stops running.
+    pub(super) ran: Option<u64>,
     pub(super) waiting: u64,
     pub(super) m_procid: u64,
     pub(super) m_curg: u64,
@@ -72,6 +74,7 @@ impl Layout {
             parent: (minor >= 21).then_some(startpc - 24),
             gopc: startpc - 16,
             startpc,
+            ran: ran(minor).map(|behind| goid + 24 + behind),
             waiting: startpc + 16,
             m_procid: if minor >= 25 { 64 } else { 72 },
             m_curg: if minor >= 25 { 184 } else { 192 },
@@ -115,7 +118,8 @@ impl Layout {
             let mut living = sample.iter().filter(lives).peekable();
             living.peek().is_some() && living.all(|g| word(g, at).is_some_and(&mut *is_entry))
         })?;
-        Some(Self::of(minor, goid, startpc))
+        // What lies between the reason and the count is told by nothing.
+        Some(Self { ran: None, ..Self::of(minor, goid, startpc) })
     }
 
     /// Bytes of a `g` that hold all of them.
@@ -206,6 +210,7 @@ impl Layout {
             parent: self.parent.and_then(at).unwrap_or(0),
             gopc: at(self.gopc)?,
             startpc: at(self.startpc)?,
+            ran: self.ran.and_then(|ran| g.get(usize::try_from(ran).ok()?).copied()),
             waiting: at(self.waiting)?,
         })
     }
@@ -228,6 +233,7 @@ pub(super) struct Head {
     pub(super) parent: u64,
     pub(super) gopc: u64,
     pub(super) startpc: u64,
+    pub(super) ran: Option<u8>,
     pub(super) waiting: u64,
 }
 
@@ -239,6 +245,16 @@ impl Head {
     /// Whether its stack is at rest.
     pub(super) fn is_parked(&self) -> bool {
         matches!(self.status, RUNNABLE | WAITING | PREEMPTED | LEAKED | SYSCALL)
+    }
+}
+
+/// Bytes from the reason of a wait to `trackingSeq`; of 1.22 and 1.23 it is not known.
+fn ran(minor: u32) -> Option<u64> {
+    match minor {
+        19 => Some(13),
+        21 => Some(12),
+        24..=27 => Some(15),
+        _ => None,
     }
 }
 

@@ -43,6 +43,8 @@ const DEEP: u32 = 1 << 20;
 const DEEP_TOGETHER: usize = 4;
 /// Goroutines from the begin and the end of the table that the layout is checked with.
 const SAMPLED: usize = 64;
+/// The address space of a process on x86-64.
+const LARGEST_HEAP: u64 = 1 << 47;
 /// Bytes read at once of something large.
 const PIECE: u64 = 256 << 10;
 
@@ -99,16 +101,18 @@ pub(in crate::explain) fn take(
     until: Instant,
     done: &mut dyn FnMut() -> Result<(), String>,
 ) -> Goroutines {
-    let (taken_ns, began) = (clock::monotonic_ns(), Instant::now());
+    let (taken_ns, began, cpu_ns) = (clock::monotonic_ns(), Instant::now(), clock::thread_cpu_ns());
     let mut answer = Goroutines {
         process,
         version: String::new(),
         taken_ns,
         took_ns: 0,
+        cpu_ns: 0,
         slots: 0,
         groups: Vec::new(),
         lost: BTreeMap::new(),
         rss_bytes: None,
+        heap_bytes: None,
         missing: None,
     };
     if let Err(why) = fill(&mut answer, target, space, until, done) {
@@ -116,6 +120,7 @@ pub(in crate::explain) fn take(
         answer.missing = Some(why);
     }
     answer.took_ns = began.elapsed().as_nanos() as u64;
+    answer.cpu_ns = clock::thread_cpu_ns().saturating_sub(cpu_ns);
     answer
 }
 
@@ -131,6 +136,7 @@ fn fill(
     let mut code = Code::new(space);
     let (slots, beyond) = runtime.slots(target)?;
     answer.slots = slots.len() as u64 + beyond;
+    answer.heap_bytes = runtime.heap(target)?;
     let reasons = Reasons::read(runtime.address(runtime.module.data)..runtime.address(runtime.module.edata), target)?;
     let layout = runtime.layout(&slots, reasons.len(), target, &mut code)?;
     let mut census = Census::new(layout, reasons);
@@ -217,6 +223,14 @@ impl Runtime {
             ));
         }
         Ok((slots, len - taken))
+    }
+
+    /// Bytes on the heap that the collector takes for live; `None` if that was not found, or cannot be.
+    fn heap(&self, target: &mut Read<'_>) -> Result<Option<u64>, String> {
+        let Some(svma) = self.anchors.heap_live else { return Ok(None) };
+        let mut pieces = Pieces::default();
+        target(&[MemoryRange { addr: self.address(svma), len: 8 }], &mut pieces)?;
+        Ok(word(pieces.get(0), 0).filter(|bytes| (1..LARGEST_HEAP).contains(bytes)))
     }
 
     /// How a `g` is laid out: by the version, or if that is not known (or not true), by what the goroutines look like.
@@ -371,6 +385,7 @@ impl Census {
                 parent: head.parent,
                 wait,
                 stack_bytes: head.hi.saturating_sub(head.lo),
+                ran: head.ran,
             };
             self.groups.add(state, &head, stack, goroutine);
         }
