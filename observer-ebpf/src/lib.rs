@@ -386,7 +386,7 @@ pub const ACCOUNT_IN_FLIGHT_FULL: u32 = 5;
 pub const ACCOUNT_PROCESSES_FULL: u32 = 6;
 /// Account: connections not followed, socket map full.
 pub const ACCOUNT_SOCKETS_FULL: u32 = 7;
-/// Account: returns without a seen entry (the wait began before attach).
+/// Account: returns without a seen entry (the wait began before attach, or there was no room for it).
 pub const ACCOUNT_UNPAIRED: u32 = 8;
 /// Account: timeouts whose `timespec` could not be read.
 pub const ACCOUNT_UNREADABLE: u32 = 9;
@@ -420,8 +420,12 @@ pub const ACCOUNT_WAKES: u32 = 22;
 pub const ACCOUNT_WORDS_NEW: u32 = 23;
 /// Account: threads entered into the map of wake-ups; those no longer there were evicted.
 pub const ACCOUNT_WOKEN_NEW: u32 = 24;
+/// Account: calls whose site could not be entered into the map, which found nothing to evict.
+pub const ACCOUNT_SITES_FULL: u32 = 25;
+/// Account: wake-ups whose word or thread could not be entered into its map.
+pub const ACCOUNT_WAKES_FULL: u32 = 26;
 /// Number of account entries.
-pub const ACCOUNT_ENTRIES: usize = 25;
+pub const ACCOUNT_ENTRIES: usize = 27;
 
 /// Names of the account entries, in order, as exported.
 pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
@@ -450,6 +454,8 @@ pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
     "wakes",
     "words_new",
     "woken_new",
+    "sites_full",
+    "wakes_full",
 ];
 
 /// What the probes look at: every process.

@@ -42,7 +42,8 @@ pub(crate) static ZERO_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0
 #[map]
 pub(crate) static CALL: PerCpuArray<Call> = PerCpuArray::with_max_entries(1, 0);
 
-/// By family: only one call in `2^n` is looked at. See `ProbePlane::set_sampling`.
+/// By family: only one call in `2^n` is looked at, `n` being the lower five bits; see `ProbePlane::set_sampling`. From
+/// `GAP_SHIFT` on: how often the family was put back.
 #[map]
 pub(crate) static SAMPLE: Array<u32> = Array::with_max_entries(FAMILIES as u32, 0);
 

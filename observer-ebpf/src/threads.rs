@@ -28,6 +28,14 @@ pub struct Call {
 
 /// Calls of one thread whose timeouts are remembered, one slot each.
 pub const HABITS: usize = 4;
+/// In an entry of the map `SAMPLE`: above the sampling, how often the family's probes were put back; calls were missed each
+/// time. The same bits of [`Habit::call`].
+pub const GAP_SHIFT: u32 = 16;
+/// What is kept of that: a thread would have to sleep through 2^15 gaps.
+pub const GAP_MASK: u32 = 0x7fff << GAP_SHIFT;
+/// In [`Habit::call`]: the slot was another call's. What this call was passed before that may have been forgotten, so
+/// "never without a limit" cannot be said of it.
+pub const REPLACED: u32 = 1 << 31;
 /// A thread's first so many zero polls are added to its process at once; of the later ones fewer than so many wait to be
 /// added.
 pub const PENDING: u32 = 64;
@@ -46,7 +54,8 @@ pub struct Habit {
     pub infinite: u32,
     /// All others.
     pub other: u32,
-    /// System call number plus one; 0 while the slot is free.
+    /// System call number plus one in the lower half; 0 while the slot is free. Above it the gap of its family
+    /// ([`GAP_SHIFT`]) when this was last added to, and [`REPLACED`].
     pub call: u32,
     /// When a bad timeout of this call was last sent, in units of 2^20 ns; 0 if never.
     pub bad_tick: u32,

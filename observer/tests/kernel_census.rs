@@ -2,14 +2,17 @@
 //! and by the probes. Needs root; where it cannot run it prints `SKIPPED:` and why.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod victim;
+
 use observer::census::{
     Census, EventKind, Family, Filter, IterSource, Pid, ProbePlane, ProbeReading, ProbeSettings, ProcSource, Rung,
     Source, ThreadRow, TimeoutKind,
 };
 use observer::host::clock::monotonic_ns;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::process::Command;
 use std::time::{Duration, Instant};
+use victim::{Victim, skipped};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const POLL: u32 = 7;
@@ -41,57 +44,19 @@ for line in sys.stdin:
         print("done", flush=True)
 "#;
 
-/// Killed when dropped.
-struct Victim(Child, BufReader<std::process::ChildStdout>);
-
-impl Victim {
-    fn start() -> Option<Self> {
-        Self::spawn(&mut Command::new("python3"))
-    }
-
-    /// In a PID namespace of its own, as process 1 there; needs root.
-    fn start_contained() -> Option<Self> {
-        Self::spawn(Command::new("unshare").args(["--pid", "--fork", "--kill-child", "--mount-proc", "python3"]))
-    }
-
-    fn spawn(command: &mut Command) -> Option<Self> {
-        let mut child = command.args(["-c", VICTIM]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let mut victim = Self(child, out);
-        let mut line = String::new();
-        victim.1.read_line(&mut line).ok()?;
-        (line == "up\n").then_some(victim)
-    }
-
-    fn pid(&self) -> Pid {
-        self.0.id()
-    }
-
-    fn expect(&mut self, word: &str) {
-        let mut line = String::new();
-        self.1.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), word);
-    }
-
-    fn tell(&mut self, order: &str, answer: &str) {
-        writeln!(self.0.stdin.as_mut().unwrap(), "{order}").unwrap();
-        self.expect(answer);
-    }
+fn python(mut command: Command) -> Option<Victim> {
+    Victim::start(command.args(["-c", VICTIM])).ok()
 }
 
-impl Drop for Victim {
-    fn drop(&mut self) {
-        // Gone already: nothing to kill, nothing to wait for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn victim() -> Option<Victim> {
+    python(Command::new("python3"))
 }
 
-/// Says past libtest's capture why this test cannot run here; `cargo xtask test` counts it.
-fn skipped(why: &dyn std::fmt::Display) {
-    let thread = std::thread::current();
-    // A closed stderr must not turn a skip into a failure.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {}: {why}", thread.name().unwrap_or("?"));
+/// In a PID namespace of its own, as process 1 there; needs root.
+fn contained_victim() -> Option<Victim> {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "python3"]);
+    python(command)
 }
 
 fn of(census: &Census, pid: Pid) -> Vec<&ThreadRow> {
@@ -123,14 +88,14 @@ fn the_iterator_and_proc_agree_and_off_cpu_time_is_true() {
         Err(error) => return skipped(&error),
     };
     let before = monotonic_ns();
-    let Some(mut victim) = Victim::start() else {
+    let Some(mut victim) = victim() else {
         return skipped(&"no python3");
     };
     let pid = victim.pid();
     let settled_census = settled(&mut iterator, pid);
     // All three blocked between these two moments, whoever looks and whenever.
     let after = settled_census.clocks.mono_ns;
-    victim.tell("probe", "done");
+    victim.tell("probe");
 
     let by_kernel = settled(&mut iterator, pid);
     let by_proc = settled(&mut ProcSource::new(), pid);
@@ -181,7 +146,7 @@ fn rows_taken_over_are_as_true_as_whole_ones() {
         (Ok(again), Ok(whole)) => (again, whole),
         (Err(error), _) | (_, Err(error)) => return skipped(&error),
     };
-    let Some(mut victim) = Victim::start() else {
+    let Some(mut victim) = victim() else {
         return skipped(&"no python3");
     };
     let pid = victim.pid();
@@ -190,7 +155,7 @@ fn rows_taken_over_are_as_true_as_whole_ones() {
     // More passes than every thread needs to be written whole once more.
     for pass in 0..40 {
         if pass == 20 {
-            victim.tell("probe", "done");
+            victim.tell("probe");
         }
         let census = again.take_again(std::mem::take(&mut rows)).unwrap();
         assert!(!census.lost.contains_key("settled_unknown"), "{:?}", census.lost);
@@ -226,7 +191,7 @@ fn ids_of_a_contained_process_are_told_apart() {
         Ok(iterator) => iterator,
         Err(error) => return skipped(&error),
     };
-    let Some(victim) = Victim::start_contained() else {
+    let Some(victim) = contained_victim() else {
         return skipped(&"no unshare, or no right to");
     };
     let census = iterator.take().unwrap();
@@ -282,10 +247,10 @@ fn namespace_filter() {
         Ok(plane) => plane,
         Err(error) => return skipped(&error),
     };
-    let Some(mut victim) = Victim::start() else {
+    let Some(mut victim) = victim() else {
         return skipped(&"no python3");
     };
-    victim.tell("probe", "done");
+    victim.tell("probe");
     let census = ProcSource::new().take().unwrap();
     let mut iterator = IterSource::load().unwrap();
     plane.note_pids(&iterator.take().unwrap());
@@ -316,7 +281,7 @@ fn drain_until(plane: &mut ProbePlane, mut enough: impl FnMut(&ProbeReading) -> 
 }
 
 fn probes_on(rung: Rung) {
-    let Some(mut victim) = Victim::start() else {
+    let Some(mut victim) = victim() else {
         return skipped(&"no python3");
     };
     let pid = victim.pid();
@@ -341,7 +306,7 @@ fn probes_on(rung: Rung) {
     }
     assert_eq!(plane.status().poll.rung, Some(rung));
     plane.note_pids(&census);
-    victim.tell("probe", "done");
+    victim.tell("probe");
 
     let reading = drain_until(&mut plane, |reading| {
         let poll = reading.stats.iter().find(|stats| stats.family == Family::Poll);
@@ -375,7 +340,7 @@ fn probes_on(rung: Rung) {
 
     // Nobody is listed any more: nothing is counted any more.
     plane.set_filter(&[]).unwrap();
-    victim.tell("probe", "done");
+    victim.tell("probe");
     let silent = drain_until(&mut plane, |_| true);
     assert!(silent.events.iter().all(|event| event.kind != EventKind::BadTimeout), "{silent:#?}");
 }

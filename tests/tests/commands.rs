@@ -151,7 +151,7 @@ fn record_then_replay_says_the_same() -> Result<()> {
 #[test]
 fn doctor_says_what_works_here() -> Result<()> {
     let text = Observer::new(&["doctor"])?.run()?;
-    for word in ["kernel", "poll", "futex", "connect"] {
+    for word in ["kernel", "poll", "futex", "connect", "what they cost: ", "observer_probes_sampling"] {
         ensure!(text.stdout.to_lowercase().contains(word), "{word}: {text:#?}");
     }
     let json = Observer::new(&["doctor", "--output", "json"])?.run()?;

@@ -1,10 +1,10 @@
 //! `observer timeouts`: clients without limits are named with their call site and their peer; those with limits are not.
 
 use anyhow::{Context, Result, ensure};
-use observer_tests::blocked::GO;
-use observer_tests::compile::{Recipe, installed, java_classes, sources};
+use observer_tests::compile::{Abi, installed, java_classes, sources};
 use observer_tests::contract::check_finding;
 use observer_tests::deadline::wait_until;
+use observer_tests::golang::bad_poll;
 use observer_tests::observer::{OLD_ENOUGH, Observer, Output, look_at};
 use observer_tests::report::Report;
 use observer_tests::skip;
@@ -144,9 +144,22 @@ fn a_process_that_ends_during_its_audit() -> Result<()> {
     Ok(())
 }
 
-fn bad_poll() -> Result<std::path::PathBuf> {
-    let command = GO.first().context("a way to build Go")?.recipe.command;
-    Recipe { program: "bad_poll", source: "bad_poll.go", command }.build()
+#[test]
+fn limits_of_32_bit_programs_are_audited() -> Result<()> {
+    for (mode, call, risk, limit) in [
+        ("ppoll", "ppoll", "limited", Some(3_600_500_000_000_u64)),
+        ("ppoll64", "ppoll_time64", "limited", Some(3_600_500_000_000)),
+        ("futex", "futex", "limited", Some(3_600_500_000_000)),
+        ("recv-old", "recv", "local_unlimited", None),
+    ] {
+        let victim = Victim::start_as(Abi::I386Bare, "timeouts32", &[mode])?;
+        let (json, code) = audit_json(victim.truth.pid)?;
+        ensure!(code == Some(0), "{mode}: {json:#}");
+        let site = site(&json, call)?;
+        ensure!(site["risk"] == risk && site["timeout_max_ns"].as_u64() == limit, "{mode}: {site:#}");
+        ensure!(site["waiting"][0]["tid"] == victim.truth.pid, "{mode}: {site:#}");
+    }
+    Ok(())
 }
 
 #[test]

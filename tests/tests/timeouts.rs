@@ -1,7 +1,8 @@
 //! Timeouts: the wrong ones are findings, the right ones are decoded and left alone.
 
 use anyhow::{Context, Result, ensure};
-use observer_tests::observer::{Observer, look_at};
+use observer_tests::compile::Abi;
+use observer_tests::observer::{OLD_ENOUGH, Observer, look_at};
 use observer_tests::victim::{Unready, Victim};
 use std::time::Duration;
 
@@ -134,5 +135,63 @@ fn a_negative_timeout_is_reported_when_it_is_passed() -> Result<()> {
     observer_tests::contract::check_finding(&line)?;
     let waiter = victim.truth.thread("waiter")?;
     observer_tests::report::Finding(&line).expect("confidence", "certain")?.expect_threads([waiter.tid])?;
+    Ok(())
+}
+
+/// 3600.5 s.
+const HOUR_AND_A_HALF_SECOND: u64 = 3_600_500_000_000;
+
+/// Modes of the 32-bit victim: the call it sleeps in, and the kind of the limit.
+const THIRTY_TWO_BITS: &[(&str, &str, &str)] = &[
+    ("poll", "poll", "finite"),
+    ("ppoll", "ppoll", "finite"),
+    ("ppoll64", "ppoll_time64", "finite"),
+    ("select", "_newselect", "finite"),
+    ("select-old", "select", "unknown"),
+    ("pselect", "pselect6", "finite"),
+    ("pselect64", "pselect6_time64", "finite"),
+    ("epoll", "epoll_wait", "finite"),
+    ("epoll2", "epoll_pwait2", "finite"),
+    ("futex", "futex", "finite"),
+    ("futex64", "futex_time64", "finite"),
+    ("recv", "recvfrom", "unknown"),
+    ("recv-old", "recv", "unknown"),
+    ("connect-old", "connect", "unknown"),
+    ("poll-neg5", "poll", "negative"),
+    ("ppoll-year", "ppoll", "absurd"),
+];
+
+#[test]
+fn limits_of_32_bit_programs_are_as_wide_as_each_call_has_them() -> Result<()> {
+    let start = |(mode, ..): &(&str, &str, &str)| Victim::start_as(Abi::I386Bare, "timeouts32", &[*mode]);
+    let victims: Vec<Victim> = THIRTY_TWO_BITS.iter().map(start).collect::<Result<_>>()?;
+    let pids: Vec<i32> = victims.iter().map(|victim| victim.truth.pid).collect();
+    for victim in &victims {
+        victim.older_than(OLD_ENOUGH)?;
+    }
+    for census in ["auto", "proc"] {
+        let run = Observer::attach(&pids, &["--once", "--census", census, "--output", "json"])?.run()?;
+        let report = run.report()?;
+        for (victim, (mode, call, kind)) in victims.iter().zip(THIRTY_TWO_BITS) {
+            let pid = victim.truth.pid;
+            let wait = &report.thread(pid, pid)?["wait"];
+            ensure!(wait["abi"] == "i386" && wait["syscall"] == *call, "{census}: {mode}: {wait:#}");
+            ensure!(wait["timeout"]["kind"] == *kind, "{census}: {mode}: {wait:#}");
+            let finite = (*kind == "finite").then_some(HOUR_AND_A_HALF_SECOND);
+            ensure!(
+                wait["timeout"]["requested_ns"].as_u64().filter(|_| *kind != "absurd") == finite,
+                "{mode}: {wait:#}"
+            );
+            let about = report.about(&victim.truth);
+            let kinds: Vec<&str> = about.iter().map(|finding| finding.kind()).collect();
+            let expected: &[&str] = match *mode {
+                "poll-neg5" | "ppoll-year" => &["bad_timeout"],
+                // Nobody accepts there.
+                "connect-old" => &["not_accepting", "stuck_connect"],
+                _ => &[],
+            };
+            ensure!(kinds == expected, "{census}: {mode}: {about:#?}");
+        }
+    }
     Ok(())
 }

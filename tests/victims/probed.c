@@ -3,6 +3,8 @@
 #include "victim.h"
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 
 static int ready[2]; /* a pipe with a byte in it: what polls it returns at once */
@@ -65,6 +67,108 @@ static void handoff(long n) {
 }
 
 static void nothing(int signal) { (void)signal; }
+
+#define MOST_WORDS 1024
+static _Atomic uint32_t words[MOST_WORDS];
+static _Atomic long left_words;
+
+static void *wait_at_each(void *n) {
+    waiter_tid = (pid_t)syscall(SYS_gettid);
+    for (long i = 0; i < (long)n; i++) {
+        while (atomic_load(&words[i]) == 0) futex(&words[i], FUTEX_WAIT, 0);
+        atomic_store(&left_words, i + 1);
+    }
+    return NULL;
+}
+
+/* Wakes one thread out of a sleep at each of n words. */
+static void wake_at_each(long n) {
+    if (n > MOST_WORDS) die("too many words");
+    waiter_tid = 0;
+    PCHECK(pthread_create(&waiter, NULL, wait_at_each, (void *)n));
+    while (waiter_tid == 0) sched_yield();
+    for (long i = 0; i < n; i++) {
+        asleep_in(waiter_tid, SYS_futex);
+        atomic_store(&words[i], 1);
+        if (futex(&words[i], FUTEX_WAKE, 1) != 1) die("nobody was woken");
+        while (atomic_load(&left_words) <= i) sched_yield();
+    }
+    PCHECK(pthread_join(waiter, NULL));
+}
+
+#define MOST_THREADS 256
+static pthread_t herd[MOST_THREADS];
+static volatile pid_t herd_tids[MOST_THREADS];
+static long herd_size;
+static int fence[2]; /* a pipe: who polls it sleeps until its other end is closed */
+
+static void *one_of_the_herd(void *number) {
+    herd_tids[(long)number] = (pid_t)syscall(SYS_gettid);
+    if (poll_ready(-5) != 1) die("poll");
+    struct pollfd fd = {fence[0], POLLIN, 0};
+    if (poll(&fd, 1, -1) != 1) die("poll");
+    return NULL;
+}
+
+/* n threads that pass a negative timeout and then sleep without a limit. */
+static void gather(long n) {
+    if (n > MOST_THREADS) die("too many threads");
+    CHECK(pipe(fence));
+    herd_size = n;
+    for (long i = 0; i < n; i++) {
+        herd_tids[i] = 0;
+        PCHECK(pthread_create(&herd[i], NULL, one_of_the_herd, (void *)i));
+    }
+    for (long i = 0; i < n; i++) {
+        while (herd_tids[i] == 0) sched_yield();
+        asleep_in(herd_tids[i], SYS_poll);
+    }
+}
+
+static void scatter(void) {
+    close(fence[1]);
+    for (long i = 0; i < herd_size; i++) PCHECK(pthread_join(herd[i], NULL));
+    close(fence[0]);
+}
+
+/* A call at a place of its own, with a limit that does not matter. */
+#define CALL \
+    { \
+        long ret; \
+        __asm__ volatile("syscall" : "=a"(ret) : "a"(SYS_poll), "D"(&fd), "S"(1L), "d"(1000L) : "rcx", "r11", "memory"); \
+        if (ret != 1) die("poll"); \
+    }
+#define EIGHT(what) what what what what what what what what
+
+static NOINLINE void places(void) {
+    struct pollfd fd = {ready[0], POLLIN, 0};
+    EIGHT(EIGHT(EIGHT(CALL)))
+}
+
+/* Each of six calls n times, in turn. */
+static void mixed(long n) {
+    struct pollfd fd = {ready[0], POLLIN, 0};
+    struct epoll_event event = {.events = EPOLLIN};
+    int ep = epoll_create1(EPOLL_CLOEXEC);
+    CHECK(epoll_ctl(ep, EPOLL_CTL_ADD, ready[0], &event));
+    for (long i = 0; i < n; i++) {
+        struct timespec limit = {1, 0};
+        struct timeval short_limit = {1, 0};
+        fd_set set, same;
+        FD_ZERO(&set);
+        FD_SET(ready[0], &set);
+        same = set;
+        int size = ready[0] + 1;
+        if (poll(&fd, 1, 1000) != 1) die("poll");
+        if (syscall(SYS_ppoll, &fd, 1, &limit, NULL, 8) != 1) die("ppoll");
+        if (syscall(SYS_select, size, &set, NULL, NULL, &short_limit) != 1) die("select");
+        limit.tv_sec = 1;
+        if (syscall(SYS_pselect6, size, &same, NULL, NULL, &limit, NULL) != 1) die("pselect6");
+        if (syscall(SYS_epoll_wait, ep, &event, 1, 1000) != 1) die("epoll_wait");
+        if (syscall(SYS_epoll_pwait, ep, &event, 1, 1000, NULL, 8) != 1) die("epoll_pwait");
+    }
+    close(ep);
+}
 
 /* A futex wait that is interrupted n times and begun again by the kernel. */
 static void restarts(long n) {
@@ -173,6 +277,11 @@ int main(int argc, char **argv) {
         else if (strcmp(order, "killed") == 0) killed();
         else if (strcmp(order, "execs") == 0) execs();
         else if (strcmp(order, "recv") == 0) slow_recv();
+        else if (strcmp(order, "words") == 0) wake_at_each(n);
+        else if (strcmp(order, "gather") == 0) gather(n);
+        else if (strcmp(order, "scatter") == 0) scatter();
+        else if (strcmp(order, "places") == 0) places();
+        else if (strcmp(order, "mixed") == 0) mixed(n);
         else die("order %s", line);
         puts("done");
     }

@@ -88,8 +88,8 @@ fn ignored_test(rest: &str) -> Option<(String, String)> {
     Some((name.to_owned(), why.to_owned()))
 }
 
-/// The skips that `allowed` does not list. Each of its lines is `test` or `test: part of the reason`;
-/// `#` begins a comment.
+/// The skips that `allowed` does not list. Each of its lines is `test` or `test: part of the reason`, where `*end` stands for
+/// all tests whose name ends like that; `#` begins a comment.
 pub(crate) fn not_allowed<'a>(skips: &'a BTreeMap<String, String>, allowed: &str) -> Vec<(&'a str, &'a str)> {
     let entries: Vec<(&str, &str)> = allowed
         .lines()
@@ -97,8 +97,12 @@ pub(crate) fn not_allowed<'a>(skips: &'a BTreeMap<String, String>, allowed: &str
         .filter(|line| !line.is_empty())
         .map(|line| line.split_once(": ").unwrap_or((line, "")))
         .collect();
+    let is_named = |name: &str, test: &str| match name.strip_prefix('*') {
+        Some(end) => !end.is_empty() && test.ends_with(end),
+        None => name == test,
+    };
     let is_allowed =
-        |test: &str, why: &str| entries.iter().any(|(name, part)| *name == test && why.contains(part.trim()));
+        |test: &str, why: &str| entries.iter().any(|(name, part)| is_named(name, test) && why.contains(part.trim()));
     skips.iter().map(|(test, why)| (test.as_str(), why.as_str())).filter(|(test, why)| !is_allowed(test, why)).collect()
 }
 
@@ -175,6 +179,13 @@ test result: ok. 7 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; fini
         let allowed = "# skips\na: cgroup v2 # old hosts\nb: no BTF\nc\n";
         assert_eq!(not_allowed(&skips, allowed), [("b", "not root")]);
         assert_eq!(not_allowed(&skips, "").len(), 3);
+        let rungs = BTreeMap::from([
+            ("a::by_kprobe".to_owned(), "no kprobes".to_owned()),
+            ("b::by_kprobe".to_owned(), "out of memory".to_owned()),
+            ("b::by_fentry".to_owned(), "no kprobes".to_owned()),
+        ]);
+        let left = [("b::by_fentry", "no kprobes"), ("b::by_kprobe", "out of memory")];
+        assert_eq!(not_allowed(&rungs, "*::by_kprobe: no kprobes\n*\n"), left);
     }
 
     #[test]

@@ -2,22 +2,30 @@
 
 use super::event::count;
 use super::timeout::Timeout;
+use crate::maps::SAMPLE;
 use observer_ebpf::{
-    ACCOUNT_HABITS_REPLACED, HABITS, Habit, History, TIMEOUT_FINITE, TIMEOUT_INFINITE, TIMEOUT_ZERO, ThreadState,
+    ACCOUNT_HABITS_REPLACED, GAP_MASK, HABITS, Habit, History, REPLACED, TIMEOUT_FINITE, TIMEOUT_INFINITE,
+    TIMEOUT_ZERO, ThreadState,
 };
+
+/// The system call, without what else stands in [`Habit::call`].
+const CALL_MASK: u32 = 0xffff;
 
 /// One event a thread and call in so many units of 2^20 ns: 100 ms.
 const BAD_TICKS: u32 = 96;
 
 /// The slot of a call; taken over from another call if the thread uses too many.
+///
+/// Where calls were missed since it was last added to (the family's probes were off), what had a limit is forgotten. What had
+/// none stays known: that one is enough to make a wait without a limit no change.
 #[inline(always)]
-pub(crate) fn slot(thread: *mut ThreadState, nr: u32) -> *mut Habit {
+pub(crate) fn slot(thread: *mut ThreadState, nr: u32, family: u32) -> *mut Habit {
     let mut at = 0;
     let mut found = HABITS as u32;
     while at < HABITS {
         // SAFETY: in bounds of a live map value, and a field that only this thread writes.
         let call = unsafe { (*(&raw const (*thread).habits).cast::<Habit>().add(at)).call };
-        if call == nr + 1 || call == 0 {
+        if call & CALL_MASK == nr + 1 || call == 0 {
             found = at as u32;
             break;
         }
@@ -35,13 +43,35 @@ pub(crate) fn slot(thread: *mut ThreadState, nr: u32) -> *mut Habit {
     };
     // SAFETY: in bounds by the mask.
     let habit = unsafe { (&raw mut (*thread).habits).cast::<Habit>().add(at) };
+    let gap = match SAMPLE.get(family) {
+        Some(word) => *word & GAP_MASK,
+        None => 0,
+    };
     // SAFETY: a live map value that only this thread writes.
     unsafe {
-        if (*habit).call != nr + 1 {
-            *habit = Habit { longest_ns: 0, zero: 0, finite: 0, infinite: 0, other: 0, call: nr + 1, bad_tick: 0 };
+        let was = (*habit).call;
+        if was & CALL_MASK != nr + 1 {
+            let call = nr + 1 | gap | if was == 0 { 0 } else { REPLACED };
+            *habit = Habit { longest_ns: 0, zero: 0, finite: 0, infinite: 0, other: 0, call, bad_tick: 0 };
+        } else if was & GAP_MASK != gap {
+            (*habit).call = was & !GAP_MASK | gap;
+            (*habit).zero = 0;
+            (*habit).finite = 0;
+            (*habit).longest_ns = 0;
         }
     }
     habit
+}
+
+/// Whether all that was passed to this call since the probes saw its thread first is known, gaps aside.
+///
+/// # Safety
+///
+/// As for [`learn`].
+#[inline(always)]
+pub(crate) unsafe fn is_whole(habit: *const Habit) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*habit).call & REPLACED == 0 }
 }
 
 /// Adds this call to what was passed before it.

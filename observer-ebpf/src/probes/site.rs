@@ -6,9 +6,9 @@ use crate::kernel::{Raw, current_registers, current_view, off, user};
 use crate::maps::{SITES, STACK_LIMIT, STACKS, ZERO_SITE};
 use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user};
 use observer_ebpf::{
-    ACCOUNT_SITES_NEW, ACCOUNT_STACKS_FULL, ACCOUNT_STACKS_LIMITED, ACCOUNT_STACKS_UNREADABLE, ACCOUNT_TOO_SHORT, Call,
-    FAMILY_CONNECT, FAMILY_SOCKET, STACK_BYTES, SiteKey, SiteRecord, TIMEOUT_FINITE, TIMEOUT_INVALID, TIMEOUT_KINDS,
-    TIMEOUT_NEGATIVE, UserStack,
+    ACCOUNT_SITES_FULL, ACCOUNT_SITES_NEW, ACCOUNT_STACKS_FULL, ACCOUNT_STACKS_LIMITED, ACCOUNT_STACKS_UNREADABLE,
+    ACCOUNT_TOO_SHORT, Call, FAMILY_CONNECT, FAMILY_SOCKET, STACK_BYTES, SiteKey, SiteRecord, TIMEOUT_FINITE,
+    TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE, UserStack,
 };
 
 /// Callers that make a site.
@@ -77,7 +77,11 @@ fn record(key: &SiteKey) -> Option<*mut SiteRecord> {
     if SITES.insert(key, zero, 1).is_ok() {
         count(ACCOUNT_SITES_NEW);
     }
-    SITES.get_ptr_mut(key)
+    let site = SITES.get_ptr_mut(key);
+    if site.is_none() {
+        count(ACCOUNT_SITES_FULL);
+    }
+    site
 }
 
 /// A call is entered at its site; 1 if the stack of the site is still wanted. Other threads may be at the same one: counts are

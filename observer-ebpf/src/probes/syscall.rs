@@ -201,7 +201,7 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
     let mut send_kind = 0;
     let mut spins = false;
     if family == FAMILY_FUTEX || family == FAMILY_POLL {
-        let slot = habit::slot(thread, nr);
+        let slot = habit::slot(thread, nr, family);
         if bad || timeout.kind == TIMEOUT_INFINITE {
             // SAFETY: a map value that only this thread writes.
             history = unsafe { habit::history(slot) };
@@ -221,6 +221,8 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
         } else if timeout.kind == TIMEOUT_INFINITE
             && history.infinite == 0
             && history.zero + history.finite >= u64::from(setting!(habit_after))
+            // SAFETY: as above.
+            && unsafe { habit::is_whole(slot) }
         {
             send_kind = EVENT_HABIT;
         }

@@ -8,7 +8,9 @@ use super::futex;
 use crate::maps::{WOKEN, WORDS};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use observer_ebpf::{ACCOUNT_WAKES, ACCOUNT_WOKEN_NEW, ACCOUNT_WORDS_NEW, Call, Wakes, WordKey, WordRecord};
+use observer_ebpf::{
+    ACCOUNT_WAKES, ACCOUNT_WAKES_FULL, ACCOUNT_WOKEN_NEW, ACCOUNT_WORDS_NEW, Call, Wakes, WordKey, WordRecord,
+};
 
 /// A waker returns from its call at most this much later than the thread it woke, if it was this one: 10 ms.
 const MOST_DEBT_NS: u64 = 10_000_000;
@@ -50,6 +52,7 @@ fn woken(id: u64, waker: u32, now_ns: u64) {
                 count(ACCOUNT_WOKEN_NEW);
             }
             let Some(wakes) = WOKEN.get_ptr_mut(id) else {
+                count(ACCOUNT_WAKES_FULL);
                 return;
             };
             wakes
@@ -68,7 +71,11 @@ fn record(key: WordKey) -> Option<*mut WordRecord> {
     if WORDS.insert(key, WordRecord { wakes: NEVER, owed: 0, owed_ns: 0 }, ONLY_NEW).is_ok() {
         count(ACCOUNT_WORDS_NEW);
     }
-    WORDS.get_ptr_mut(key)
+    let word = WORDS.get_ptr_mut(key);
+    if word.is_none() {
+        count(ACCOUNT_WAKES_FULL);
+    }
+    word
 }
 
 /// A call that wakes returns, having woken somebody.

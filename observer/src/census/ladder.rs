@@ -145,6 +145,15 @@ pub(super) fn payer(program: &str) -> Payer {
     FAMILIES.into_iter().find(is_of).map_or(Payer::Shared, Payer::Family)
 }
 
+/// The families whose calls run a program that several share: those with a call of as many arguments, where it is for such calls
+/// alone; else all.
+pub(super) fn sharers(program: &str) -> Vec<Family> {
+    let args: Option<u8> = program.strip_prefix("tracepoint_enter_").and_then(|args| args.parse().ok());
+    // The newer calls are rare.
+    let has = |family: &Family| args.is_none_or(|args| syscalls(*family, false).any(|c| !c.optional && c.args == args));
+    FAMILIES.into_iter().filter(has).collect()
+}
+
 /// Keeps a program attached until dropped.
 type Link = Box<dyn Any + Send>;
 

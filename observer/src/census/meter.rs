@@ -51,27 +51,31 @@ impl Costs {
     /// CPU time by family, nanoseconds; programs that several share are divided by these weights.
     pub(super) fn by_family(&self, weights: &BTreeMap<Family, f64>) -> BTreeMap<Family, u64> {
         let mut families: BTreeMap<Family, u64> = BTreeMap::new();
-        let mut shared = 0;
         for (name, cost) in &self.programs {
             match ladder::payer(name) {
                 Payer::Family(family) => *families.entry(family).or_default() += cost.run_ns,
-                Payer::Shared => shared += cost.run_ns,
+                Payer::Shared => {
+                    let sharers = ladder::sharers(name);
+                    let on: Vec<_> = weights.iter().filter(|(family, _)| sharers.contains(family)).collect();
+                    let all: f64 = on.iter().map(|(_, weight)| **weight).sum();
+                    for (family, weight) in on.into_iter().filter(|_| all > 0.0) {
+                        *families.entry(*family).or_default() += (cost.run_ns as f64 * weight / all) as u64;
+                    }
+                }
                 Payer::Nobody => {}
             }
-        }
-        let all: f64 = weights.values().sum();
-        for (family, weight) in weights.iter().filter(|_| all > 0.0) {
-            *families.entry(*family).or_default() += (shared as f64 * weight / all) as u64;
         }
         families
     }
 
-    /// Calls a second that were entered through programs which several families share; the pair of all system calls does not tell.
-    pub(super) fn shared_calls(&self) -> f64 {
-        let entered =
+    /// Calls a second that were entered through each program which several families share, and these families; the pair of all
+    /// system calls does not tell.
+    pub(super) fn entered(&self) -> Vec<(Vec<Family>, f64)> {
+        let is_entry =
             |name: &str| ladder::payer(name) == Payer::Shared && name.contains("_enter") && !name.starts_with("btf_");
-        let runs: u64 = self.programs.iter().filter(|(name, _)| entered(name)).map(|(_, cost)| cost.runs).sum();
-        runs as f64 / self.window.as_secs_f64().max(1e-9)
+        let programs = self.programs.iter().filter(|(name, _)| is_entry(name));
+        let second = self.window.as_secs_f64().max(1e-9);
+        programs.map(|(name, cost)| (ladder::sharers(name), cost.runs as f64 / second)).collect()
     }
 
     /// CPU time that is no family's, nanoseconds.
@@ -187,5 +191,22 @@ mod tests {
         let weights = BTreeMap::from([(Family::Poll, 1.0), (Family::Futex, 8.0)]);
         assert_eq!(costs.by_family(&weights), BTreeMap::from([(Family::Poll, 200), (Family::Futex, 800)]));
         assert_eq!(costs.rest_ns(), 5);
+    }
+
+    #[test]
+    fn a_tracepoint_is_shared_by_those_with_as_many_arguments() {
+        let cost = ProgramCost { run_ns: 900, runs: 50, recursion_misses: 0 };
+        let names = ["tracepoint_enter_3", "tracepoint_enter_6", "tracepoint_exit", "btf_enter"];
+        let programs = names.into_iter().map(|name| (name.to_owned(), cost)).collect();
+        let costs = Costs { window: Duration::from_millis(50), programs };
+        let all = vec![Family::Poll, Family::Futex, Family::Connect, Family::Socket];
+        let (three, six) =
+            (vec![Family::Poll, Family::Connect, Family::Socket], vec![Family::Poll, Family::Futex, Family::Socket]);
+        assert_eq!(costs.entered(), [(three, 1000.0), (six, 1000.0)]);
+        assert_eq!(ladder::sharers("kprobe_enter"), all);
+        // Nothing of the three is the futexes'; of the others they have their part.
+        let weights = BTreeMap::from([(Family::Poll, 1.0), (Family::Futex, 2.0)]);
+        let expected = BTreeMap::from([(Family::Poll, 900 + 3 * 300), (Family::Futex, 3 * 600)]);
+        assert_eq!(costs.by_family(&weights), expected);
     }
 }

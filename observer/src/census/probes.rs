@@ -12,8 +12,8 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, Ri
 use aya_log::EbpfLogger;
 use log::LevelFilter;
 use observer_ebpf::{
-    ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, Globals, Offsets, ProcessKey,
-    ProcessWaits, THREAD_EXIT, ThreadState,
+    ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, GAP_MASK, GAP_SHIFT, Globals,
+    Offsets, ProcessKey, ProcessWaits, THREAD_EXIT, ThreadState,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -24,13 +24,9 @@ use thiserror::Error;
 const INITIAL_PIDNS: u32 = 0xEFFF_FFFC;
 /// Events taken by one drain; several times what the ring holds.
 const MOST_EVENTS: usize = 8192;
-/// Call sites kept where they are told apart.
-const MOST_SITES: u32 = 8192;
 /// Bytes of the ring for stacks: 31 of them, and 255 for an audit.
 const EVENT_STACKS: u32 = 512 << 10;
 const AUDIT_STACKS: u32 = 4 << 20;
-/// Futex words, and threads, whose wakers are kept.
-const MOST_WAKES: u32 = 16_384;
 /// Drains after which the aggregate of a process that is no longer listed is dropped.
 const FORGET_AFTER: u32 = 3;
 
@@ -62,8 +58,12 @@ pub struct ProbeSettings {
     pub in_flight: u32,
     /// Every call site is told apart, and its stack kept once: for the audit of a few processes.
     pub sites: bool,
+    /// Room for these sites; the least used go.
+    pub most_sites: u32,
     /// Who wakes which futex word and thread is kept.
     pub wakes: bool,
+    /// Room for these words, and as many threads; the least used go.
+    pub most_wakes: u32,
     /// A wait without limit is an [`EventKind::Habit`](super::EventKind::Habit) after so many finite or zero timeouts of the same thread and
     /// call, and none without limit.
     pub habit_after: u32,
@@ -79,7 +79,9 @@ impl Default for ProbeSettings {
             rungs: Rung::ALL.to_vec(),
             in_flight: 32_768,
             sites: false,
+            most_sites: 8192,
             wakes: false,
+            most_wakes: 16_384,
             habit_after: 8,
         }
     }
@@ -155,6 +157,8 @@ pub struct ProbePlane {
     enabled: u32,
     /// Families taken off by [`Self::detach`].
     detached: HashSet<Family>,
+    /// Calls that were in flight then.
+    cut: u64,
     ring: RingBuf<MapData>,
     stacks: RingBuf<MapData>,
     /// What sites and wakes need from one drain to the next.
@@ -201,10 +205,10 @@ impl ProbePlane {
             ("IN_FLIGHT", settings.in_flight.max(1)),
             ("WANTED", 1),
             ("SETTLED", 1),
-            ("SITES", if settings.sites { MOST_SITES } else { 1 }),
+            ("SITES", if settings.sites { settings.most_sites.max(1) } else { 1 }),
             ("STACKS", if settings.sites { AUDIT_STACKS } else { EVENT_STACKS }),
-            ("WORDS", if settings.wakes { MOST_WAKES } else { 1 }),
-            ("WOKEN", if settings.wakes { MOST_WAKES } else { 1 }),
+            ("WORDS", if settings.wakes { settings.most_wakes.max(1) } else { 1 }),
+            ("WOKEN", if settings.wakes { settings.most_wakes.max(1) } else { 1 }),
         ];
         let mut ebpf = object::load(&offsets, &globals, settings.log_level as u8, &sizes)
             .map_err(|error| ProbeError::Load { reason: reason(&error) })?;
@@ -259,6 +263,7 @@ impl ProbePlane {
             links,
             enabled,
             detached: HashSet::new(),
+            cut: 0,
             ring,
             stacks,
             kept: Kept::new(settings),
@@ -300,6 +305,8 @@ impl ProbePlane {
         if !self.detached.remove(&family) {
             return Ok(());
         }
+        // What threads passed meanwhile is not known: of what they passed before, the probes forget the limits.
+        self.change_sampling(family, |word| word & !GAP_MASK | word.wrapping_add(1 << GAP_SHIFT) & GAP_MASK)?;
         let types = KernelTypes::get().ok();
         let before = self.status.of(family).clone();
         // Those above it were refused once; only that is known of them.
@@ -330,8 +337,14 @@ impl ProbePlane {
     ///
     /// Counts and sums are those of the calls looked at; nothing is scaled up.
     pub fn set_sampling(&mut self, family: Family, shift: u32) -> Result<(), ProbeError> {
+        self.change_sampling(family, |word| word & !31 | shift.min(31))
+    }
+
+    fn change_sampling(&mut self, family: Family, change: impl FnOnce(u32) -> u32) -> Result<(), ProbeError> {
         let mut map: Array<_, u32> = typed(self.ebpf.map_mut("SAMPLE"), "SAMPLE")?;
-        map.set(family_number(family), shift.min(31), 0).map_err(|error| map_error("SAMPLE", &error))
+        let at = family_number(family);
+        let word = map.get(&at, 0).map_err(|error| map_error("SAMPLE", &error))?;
+        map.set(at, change(word), 0).map_err(|error| map_error("SAMPLE", &error))
     }
 
     /// Threads that the probes keep something of, and how many of these are in a call: at most so many as live, unless
@@ -369,8 +382,9 @@ impl ProbePlane {
         self.kept.note_threads(census);
     }
 
-    /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and
-    /// `outside_view`: events and aggregates of processes without a name in observer's namespace.
+    /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and where there are any
+    /// `outside_view`: events and aggregates of processes without a name in observer's namespace; `malformed`: records
+    /// that are none; `cut_in_flight`: calls whose returns are not seen, because [`detach`](Self::detach) came first.
     pub fn drain(&mut self) -> Result<ProbeReading, ProbeError> {
         let (mut outside, mut malformed) = (0u64, 0u64);
         let mut events = Vec::new();
@@ -395,7 +409,7 @@ impl ProbePlane {
         let stacks = sites::stacks(&mut self.stacks, &names, &mut outside, &mut malformed);
         let sites = self.kept.sites(&mut self.ebpf, &names, &mut account)?;
         let (word_wakes, thread_wakes) = self.kept.wakes(&mut self.ebpf, &names, &mut account)?;
-        for (name, count) in [("outside_view", outside), ("malformed", malformed)] {
+        for (name, count) in [("outside_view", outside), ("malformed", malformed), ("cut_in_flight", self.cut)] {
             if count > 0 {
                 account.insert(name.to_owned(), count);
             }
@@ -415,7 +429,7 @@ impl ProbePlane {
             .collect();
         for key in stale {
             // Gone with its thread: nothing to forget.
-            let _ = map.remove(&key);
+            self.cut += u64::from(map.remove(&key).is_ok());
         }
         Ok(())
     }

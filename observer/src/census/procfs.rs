@@ -2,17 +2,19 @@
 //!
 //! Degraded. Missing: since when a thread is off the CPU (the model counts from first sight), the frame
 //! pointer, the cgroup id, `blocker`, `jobctl`, initial ids of another namespace. Dear: four small files
-//! per thread, some thirty times the iterator's cost.
+//! per thread, some thirty times the iterator's cost. 32-bit programs are told by their addresses and their auxiliary vector.
 
 use super::row::{Census, Pid, ProcessId, Registers, SyscallInProgress, ThreadRow, state};
 use super::source::{CensusError, Source};
 use crate::host::clock;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+const FOUR_GIB: u64 = 1 << 32;
 
 /// Census source over `/proc/*/task/*`.
 #[derive(Debug)]
@@ -46,6 +48,7 @@ impl ProcSource {
         // Without privilege over the target this is EPERM: the row is there without it.
         let call = fs::read(dir.join("syscall")).unwrap_or_default();
         let call = Call::parse(&call);
+        let compat = is_compat(&dir, &call);
         let start_ns = stat.start_ticks.saturating_mul(self.tick_ns);
         let (state, exit_state) = state_bits(stat.state);
         Ok(ThreadRow {
@@ -61,7 +64,7 @@ impl ProcSource {
             exit_state,
             flags: stat.flags,
             jobctl: 0,
-            compat: false,
+            compat: compat.unwrap_or(false),
             on_cpu: stat.state == b'R' && matches!(call, Call::Running),
             start_ns,
             nvcsw: status.nvcsw,
@@ -69,8 +72,9 @@ impl ProcSource {
             cpu_ns: stat.cpu_ticks.saturating_mul(self.tick_ns),
             off_cpu_since_ns: None,
             queued_since_ns: None,
+            // Its number means one call or another.
             syscall: match call {
-                Call::In { number, args, .. } => Some(SyscallInProgress { number, args }),
+                Call::In { number, args, .. } if compat.is_some() => Some(SyscallInProgress { number, args }),
                 _ => None,
             },
             registers: match call {
@@ -83,6 +87,19 @@ impl ProcSource {
             blocker_flags: 0,
         })
     }
+}
+
+/// Whether the thread with this directory is in a system call of 32-bit programs, which `/proc` does not say; `None` if it cannot
+/// be told. Only those run below 4 GiB with their stack as well, and their auxiliary vector has words of four bytes.
+fn is_compat(dir: &Path, call: &Call) -> Option<bool> {
+    match call {
+        Call::In { sp, ip, .. } | Call::Outside { sp, ip } if (1..FOUR_GIB).contains(sp) && *ip < FOUR_GIB => {}
+        _ => return Some(false),
+    }
+    let mut first = [0; 8];
+    fs::File::open(dir.join("auxv")).and_then(|mut vector| vector.read_exact(&mut first)).ok()?;
+    // Keys are small numbers. Where they are four bytes wide a value follows.
+    Some(u64::from_ne_bytes(first) > u64::from(u32::MAX))
 }
 
 impl Default for ProcSource {

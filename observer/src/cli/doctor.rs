@@ -5,6 +5,7 @@ use super::{FAILED, NOTHING};
 use crate::census::{
     FamilyStatus, Filter, IterSource, ProbePlane, ProbeSettings, ProbeStatus, ProcSource, Source, can_measure,
 };
+use crate::export::{prometheus, signals};
 use crate::host::Capability;
 use crate::settings::CpuBudget;
 use clap::ValueEnum;
@@ -33,13 +34,18 @@ enum Form {
     Json,
 }
 
+/// Metrics of a daemon, as Prometheus has them, that tell which probes look at fewer calls now, and for how long they did.
+fn given_up() -> [String; 2] {
+    [&signals::PROBES_SAMPLING, &signals::PROBES_REDUCED].map(prometheus::name)
+}
+
 /// What was tried and what came of it.
 struct Checkup {
     capability: Capability,
     /// Name of the source in use, and why it is not the better one.
     census: Result<(String, Option<String>), String>,
     probes: Result<ProbeStatus, String>,
-    /// Why `--cpu-budget` cannot be kept, if it cannot.
+    /// Why what the probes cost cannot be measured, if it cannot.
     budget: Result<(), String>,
 }
 
@@ -69,7 +75,13 @@ impl Checkup {
                 Err(error) => json!({ "source": null, "error": error }),
             },
             "probes": probes,
-            "cpu_budget": { "default": CpuBudget::default().to_string(), "kept": self.budget.is_ok(), "not_because": self.budget.as_ref().err() },
+            "cpu_budget": {
+                "default": CpuBudget::default().to_string(),
+                "kept": self.budget.is_ok(),
+                "not_because": self.budget.as_ref().err(),
+                "cost_from": if self.budget.is_ok() { "measurement" } else { "estimate" },
+                "given_up_metrics": given_up(),
+            },
             "capability": self.capability,
         })
     }
@@ -106,11 +118,19 @@ impl Checkup {
         _ = writeln!(
             out,
             "budget   {budget} of one CPU for all probes (--cpu-budget): beyond it the dearest family looks at fewer calls, then is \
-                taken off;\n         `account` of a report and /metrics of the daemon tell which and for how long"
+                taken off"
         );
-        if let Err(why) = &self.budget {
-            _ = writeln!(out, "         what they cost is estimated from the calls they count: {why}");
-        }
+        _ = match &self.budget {
+            Ok(()) => writeln!(out, "         what they cost: measured by the kernel, for some moments of each second"),
+            Err(why) => writeln!(out, "         what they cost: estimated from the calls they count, because {why}"),
+        };
+        // Another process' state is its own to tell.
+        let [sampling, reduced] = given_up();
+        _ = writeln!(
+            out,
+            "         what a running observer has given up: `account.probe_budget` of its report; {sampling} (0: off) and \
+                {reduced} of the daemon's /metrics"
+        );
         out.push_str("needs\n");
         for fact in &c.facts {
             let mark = match (fact.present, fact.optional) {

@@ -16,8 +16,6 @@ use std::sync::Arc;
 
 /// So many calls make a habit.
 const CALLS: u64 = 8;
-/// The thread leaves the CPU so soon after the call's entry, on a busy machine, too: a later sleep is another call's.
-const SLACK_NS: u64 = 1_000_000_000;
 
 /// The rule.
 #[derive(Debug)]
@@ -27,11 +25,13 @@ impl Rule for ChangeOfHabit {
     fn check(&self, context: &Context<'_>) -> Verdict {
         let host = context.host;
         let mut verdict = Verdict::default();
-        for (tid, number, pid, habit) in host.probes().habits() {
+        for (tid, number) in host.probes().habits() {
             let Some((row, wait)) = host.confirmed_wait(tid) else { continue };
-            if row.process.pid != pid || !context.scope.contains(row, host) || !is_that_call(host, row, number, habit) {
+            if row.syscall.is_none_or(|call| call.number != number) || !context.scope.contains(row, host) {
                 continue;
             }
+            // The wait that lasts now is that call.
+            let Some(habit) = host.change_of_habit(row) else { continue };
             let Some((severity, thing)) = judge(row, wait, &habit.history) else { continue };
             if verdict.is_ripe(host.since(row).ns, context) {
                 verdict.findings.push(finding(host, row, wait, habit, (severity, &thing)));
@@ -39,18 +39,6 @@ impl Rule for ChangeOfHabit {
         }
         verdict
     }
-}
-
-/// Whether the wait that lasts now is the call in which the habit changed.
-fn is_that_call(host: &Host, row: &ThreadRow, number: u32, habit: &Habit) -> bool {
-    let since = host.since(row);
-    let same = row.syscall.is_some_and(|call| {
-        // Behind the call's last argument there is whatever the registers held.
-        let takes = Call::lookup(number, false).arguments();
-        !row.compat && call.number == number && call.args.iter().zip(&habit.args).take(takes).all(|(a, b)| a == b)
-    });
-    // A source that knows no times shows the first sight only, which may be any time later.
-    same && (!since.exact || since.ns.saturating_sub(habit.start_ns) <= SLACK_NS)
 }
 
 /// How bad it is that this wait has no limit, and what it waits for; `None` if it may be meant.

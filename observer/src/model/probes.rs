@@ -1,7 +1,10 @@
 //! What the probe plane has told so far, bounded.
 
+use super::decode::Call;
+use super::host::Host;
 use crate::census::{
-    EventKind, Pid, ProbeEvent, ProbeReading, SiteStats, ThreadWakes, TimeoutHistory, TimeoutKind, WaitStats, WordWakes,
+    EventKind, Pid, ProbeEvent, ProbeReading, SiteStats, ThreadRow, ThreadWakes, TimeoutHistory, TimeoutKind,
+    WaitStats, WordWakes,
 };
 use crate::proc::{SiteFact, Stack};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -15,6 +18,8 @@ const EVENTS: usize = 1024;
 const HABITS: usize = 1024;
 /// Stacks of call sites kept; of those, the first come stay.
 const STACKS: usize = 4096;
+/// A thread leaves the CPU so soon after the entry of a call, on a busy machine, too: a later sleep is another call's.
+const SLACK_NS: u64 = 1_000_000_000;
 
 /// Where a bad timeout was passed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +87,21 @@ impl Waker {
     /// One thread made more than half of the wake-ups, and there were some.
     pub fn is_steady(&self) -> bool {
         self.wakes >= 3 && self.lead.saturating_mul(2) > self.wakes
+    }
+}
+
+impl Host {
+    /// The change of habit in the very call that a thread is in now.
+    pub fn change_of_habit(&self, row: &ThreadRow) -> Option<&Habit> {
+        let call = row.syscall.filter(|_| !row.compat)?;
+        let (pid, habit) = self.probes().habits.get(&(row.tid, call.number))?;
+        // Behind the call's last argument there is whatever the registers held.
+        let takes = Call::lookup(call.number, false).arguments();
+        let same = call.args.iter().zip(&habit.args).take(takes).all(|(a, b)| a == b);
+        let since = self.since(row);
+        // A source that knows no times shows the first sight only, which may be any time later.
+        let in_time = !since.exact || since.ns.saturating_sub(habit.start_ns) <= SLACK_NS;
+        (*pid == row.process.pid && same && in_time).then_some(habit)
     }
 }
 
@@ -183,9 +203,9 @@ impl ProbeHistory {
         self.stacks.retain(|(pid, _), _| lives(*pid));
     }
 
-    /// The change of habit of a thread in a system call, with its process.
-    pub fn habits(&self) -> impl Iterator<Item = (Pid, u32, Pid, &Habit)> {
-        self.habits.iter().map(|((tid, syscall), (pid, habit))| (*tid, *syscall, *pid, habit))
+    /// Threads with a change of habit, and in which system call.
+    pub fn habits(&self) -> impl Iterator<Item = (Pid, u32)> {
+        self.habits.keys().copied()
     }
 
     /// Call sites, since attach.

@@ -129,7 +129,8 @@ impl Scope {
             Class::Write => super::ends::way(&call).is_some() && blocked_ns >= self.threshold_ns,
             Class::Event if call.is_poll() => {
                 let has_needs = !decode::needs(row).memory.is_empty();
-                decode::has_suspicious_millis(&call, args) || has_needs && blocked_ns >= self.threshold_ns
+                decode::has_suspicious_millis(&call, args)
+                    || blocked_ns >= self.threshold_ns && (has_needs || host.change_of_habit(row).is_some())
             }
             _ => false,
         }

@@ -97,7 +97,8 @@ impl Host {
     }
 
     /// Whether it is to be found out who has the other end of what a thread waits at. When the whole host is watched only of
-    /// those in a chain, and of those that wait long to write: to wait for something to read is mostly rest.
+    /// those in a chain, of those that wait long to write, and of those that gave up their limits: to wait for something to read is
+    /// mostly rest.
     fn far_end_wanted(&self, row: &ThreadRow, scope: &Scope) -> Option<Way> {
         let in_progress = row.syscall.filter(|_| row.state_letter() == 'S')?;
         let call = Call::lookup(in_progress.number, row.compat);
@@ -106,8 +107,9 @@ impl Host {
             self.is_chased(row.tid) || scope.contains(row, self)
         } else {
             let blocked = self.blocked_ns(row);
+            let owes = || call.class == Class::Write || call.is_poll() && self.change_of_habit(row).is_some();
             blocked >= scope.threshold_ns / 2 && self.is_chased(row.tid)
-                || call.class == Class::Write && blocked >= scope.threshold_ns && scope.contains(row, self)
+                || blocked >= scope.threshold_ns && owes() && scope.contains(row, self)
         };
         if !wanted {
             return None;

@@ -19,6 +19,9 @@ pub struct Account {
     pub probes: BTreeMap<String, u64>,
     /// Events and aggregates lost, by reason.
     pub events_dropped: BTreeMap<String, u64>,
+    /// Calls and events that the probes left out on purpose, by reason: nothing known of them was lost, but counts, histories and
+    /// waits are those of the others.
+    pub events_limited: BTreeMap<String, u64>,
     /// Facts that could not be had, by reason, since the start.
     pub facts_lost: BTreeMap<String, u64>,
     /// Stacks that did not reach their root, and what kept them from it, by reason, since the start.
@@ -84,17 +87,16 @@ impl Account {
         *self.facts_lost.entry(reason.to_owned()).or_default() += count;
     }
 
-    /// Takes the probes' account, and what of it is a loss.
+    /// Takes the probes' account: what of it is a loss, and what was left out on purpose.
     pub fn note_probes(&mut self, account: &BTreeMap<String, u64>, forgotten: u64) {
         self.probes.clone_from(account);
         // What was counted, found too short to matter, or ended another way than by a return.
-        const NO_LOSS: [&str; 14] = [
+        const NO_LOSS: [&str; 12] = [
             "seen",
             "filtered",
             "measured",
             "not_timed",
             "sent",
-            "repeated",
             "interrupted",
             "ended_in_wait",
             "too_short",
@@ -102,13 +104,12 @@ impl Account {
             "wakes",
             "words_new",
             "woken_new",
-            "sampled_out",
         ];
-        self.events_dropped = account
-            .iter()
-            .filter(|(name, count)| !NO_LOSS.contains(&name.as_str()) && **count > 0)
-            .map(|(name, count)| (name.clone(), *count))
-            .collect();
+        // To stay within the budget; or because the same thread's same mistake was told of a moment before.
+        const LIMITS: [&str; 3] = ["sampled_out", "cut_in_flight", "repeated"];
+        let counted = account.iter().filter(|(name, count)| !NO_LOSS.contains(&name.as_str()) && **count > 0);
+        (self.events_limited, self.events_dropped) =
+            counted.map(|(name, count)| (name.clone(), *count)).partition(|(name, _)| LIMITS.contains(&name.as_str()));
         if forgotten > 0 {
             self.events_dropped.insert("forgotten".to_owned(), forgotten);
         }
@@ -124,6 +125,7 @@ impl Account {
             "threads_lost": counts(&self.threads_lost),
             "events_seen": self.probes.get("seen").copied().unwrap_or(0),
             "events_dropped": counts(&self.events_dropped),
+            "events_limited": counts(&self.events_limited),
             "probes": counts(&self.probes),
             "facts_lost": counts(&self.facts_lost),
             "unwind_failed": counts(&self.unwind_failed),
@@ -169,4 +171,23 @@ fn spending(spending: &Spending) -> Value {
         "families": families,
         "programs": programs,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_on_purpose_is_no_loss_and_is_not_kept_quiet() {
+        let mut account = Account::default();
+        let counters =
+            [("seen", 9), ("sampled_out", 5), ("repeated", 2), ("ring_full", 1), ("sites_full", 0), ("new", 4)];
+        let counters = counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        account.note_probes(&counters, 3);
+        let names = |map: &BTreeMap<String, u64>| map.keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!(names(&account.events_limited), "repeated sampled_out");
+        // A counter that this page does not know is a loss.
+        assert_eq!(names(&account.events_dropped), "forgotten new ring_full");
+        assert_eq!(account.to_json()["events_limited"]["sampled_out"], 5);
+    }
 }

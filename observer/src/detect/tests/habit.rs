@@ -93,6 +93,23 @@ fn what_may_be_meant_is_left_alone() {
 }
 
 #[test]
+fn a_look_at_the_whole_host_asks_what_such_a_thread_polls() {
+    let args = event(EventKind::Habit, always(40)).args;
+    let rows = vec![row(10, 10), with_syscall(row(10, 11), POLL, args), with_syscall(row(10, 12), POLL, args)];
+    let mut judge = judge();
+    judge.scope.processes = None;
+    let events = vec![event(EventKind::Habit, always(40))];
+    judge.advance(census(91, rows.clone()), ProbeReading { events, ..ProbeReading::default() });
+    let asked = |judge: &mut Judge| {
+        let wants = judge.host.wants(&judge.scope).into_iter();
+        wants.filter(|want| want.set.is_some() && want.far_end.is_some()).map(|want| want.tid).collect::<Vec<_>>()
+    };
+    assert!(asked(&mut judge).is_empty(), "shorter than the threshold");
+    judge.advance(census(100, rows), ProbeReading::default());
+    assert_eq!(asked(&mut judge), [11], "and nobody asks about a poll that was always like that");
+}
+
+#[test]
 fn a_later_call_is_not_the_one() {
     let rows = vec![row(10, 10), with_syscall(row(10, 11), POLL, event(EventKind::Habit, always(40)).args)];
     let mut judge = judge();

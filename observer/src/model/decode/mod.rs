@@ -20,6 +20,9 @@ pub(super) use futex::{CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET};
 pub use syscalls::{Call, TimeoutAt};
 pub use timeout::{ABSURD_NS, has_suspicious_millis};
 
+/// Six words.
+const SOCKETCALL_LEN: usize = 24;
+
 /// What [`decode`] would like to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -74,11 +77,37 @@ pub struct Known<'a> {
 fn call(row: &ThreadRow, memory: Memory<'_>) -> Option<(Call, SyscallInProgress)> {
     let in_progress = row.syscall?;
     let call = Call::lookup(in_progress.number, row.compat);
+    if call.name == "socketcall" {
+        return Some(socketcall(in_progress, memory).unwrap_or((call, in_progress)));
+    }
     if call.name != "restart_syscall" {
         return Some((call, in_progress));
     }
     let restarted = restart::restarted(row, in_progress.args, memory).unwrap_or(call);
     Some((restarted, in_progress))
+}
+
+/// The call behind the one of all sockets that 32-bit programs used to make (`include/uapi/linux/net.h`): its number is the first
+/// argument, its own arguments are words in memory.
+fn socketcall(in_progress: SyscallInProgress, memory: Memory<'_>) -> Option<(Call, SyscallInProgress)> {
+    let name = match in_progress.args[0] as u32 {
+        3 => "connect",
+        5 => "accept",
+        9 => "send",
+        10 => "recv",
+        11 => "sendto",
+        12 => "recvfrom",
+        16 => "sendmsg",
+        17 => "recvmsg",
+        18 => "accept4",
+        _ => return None,
+    };
+    let bytes: [u8; SOCKETCALL_LEN] = memory.bytes(in_progress.args[1] & 0xffff_ffff)?;
+    let mut args = [0; 6];
+    for (arg, word) in args.iter_mut().zip(bytes.chunks_exact(4)) {
+        *arg = u64::from(u32::from_ne_bytes(word.try_into().ok()?));
+    }
+    Some((Call::named(name), SyscallInProgress { args, ..in_progress }))
 }
 
 /// Which memory and descriptor would sharpen the decoding of this row.
@@ -92,6 +121,11 @@ pub fn needs(row: &ThreadRow) -> Needs {
         needs.memory.extend(restart::needs(row));
         // Whatever it restarts, its timeout or its lock lies behind one of these.
         needs.memory.extend(futex::needs(in_progress.args[0]));
+        return needs;
+    }
+    if call.name == "socketcall" {
+        let addr = in_progress.args[1] & 0xffff_ffff;
+        needs.memory.push(MemoryRange { addr, len: SOCKETCALL_LEN as u32 });
         return needs;
     }
     needs.memory.extend(timeout::needs(&call, &in_progress.args, row.compat));

@@ -254,6 +254,53 @@ fn compat_is_said_and_not_guessed() {
 }
 
 #[test]
+fn limits_of_32_bit_calls_are_as_wide_as_each_call_has_them() {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    // 3600.5 s, as two words; and as two of twice the width.
+    let (short, long) = (words(&[3600, 500_000_000]), words(&[3600, 0, 500_000_000, 0]));
+    let micros = words(&[3600, 500_000]);
+    let high = 7 << 32;
+    for (number, name, at, bytes) in [
+        (309, "ppoll", 2, &short),
+        (414, "ppoll_time64", 2, &long),
+        (142, "_newselect", 4, &micros),
+        (308, "pselect6", 4, &short),
+        (413, "pselect6_time64", 4, &long),
+        (441, "epoll_pwait2", 3, &long),
+        (240, "futex", 3, &short),
+        (422, "futex_time64", 3, &long),
+    ] {
+        // The upper halves of registers are not the call's.
+        let mut args = [high; 6];
+        args[at] |= 0x1000;
+        let mut row = with_syscall(row(1, 1), number, args);
+        row.compat = true;
+        let bytes = [&bytes[..], &[0xff; 16]].concat();
+        let wait = decode(&row, &known(&[piece(0x1000, bytes)])).unwrap();
+        assert_eq!((wait.syscall, wait.timeout.requested_ns), (name, Some(3600 * S as i64 + 500_000_000)), "{number}");
+        assert!(needs(&row).memory.iter().any(|range| range.addr == 0x1000), "{name}");
+    }
+    // All of its arguments are in memory: what the registers hold is no limit.
+    let mut old = with_syscall(row(1, 1), 82, [0x1000, 0, 0, 0, 0x1000, 0]);
+    old.compat = true;
+    let wait = decode(&old, &known(&[piece(0x1000, words(&[u32::MAX; 8]))])).unwrap();
+    assert_eq!((wait.syscall, wait.timeout.kind), ("select", TimeoutKind::Unknown));
+}
+
+#[test]
+fn what_is_behind_socketcall_is_named() {
+    let mut row = with_syscall(row(1, 1), 102, [12, 0x1000, 0, 0, 0, 0]);
+    row.compat = true;
+    let unread = decode(&row, &known(&[])).unwrap();
+    assert_eq!((unread.syscall, unread.class), ("socketcall", Class::Other));
+    assert_eq!(needs(&row).memory[0].addr, 0x1000);
+    let bytes: Vec<u8> = [5_u32, 0x2000, 64, 0, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let wait = decode(&row, &known(&[piece(0x1000, bytes)])).unwrap();
+    assert_eq!((wait.syscall, wait.class, wait.args[..3].to_vec()), ("recvfrom", Class::Read, vec![5, 0x2000, 64]));
+    assert_eq!(wait.resource.unwrap().fd, Some(5));
+}
+
+#[test]
 fn any_number_and_any_bytes_are_survived() {
     let noise: Vec<u8> = (0..=255_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     for number in (0..600).chain([u32::MAX]) {

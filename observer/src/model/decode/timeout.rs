@@ -58,7 +58,12 @@ enum Place {
     Absolute(u64, Clock),
 }
 
-fn place(call: &Call, args: &[u64; 6]) -> Place {
+fn place(call: &Call, args: &[u64; 6], compat: bool) -> Place {
+    // The old call of 32-bit programs has all its arguments in memory.
+    if compat && call.name == "select" {
+        return Place::Unseen;
+    }
+    let args = &args.map(|arg| if compat { arg & 0xffff_ffff } else { arg });
     match call.timeout {
         TimeoutAt::No => Place::Nowhere,
         TimeoutAt::Socket => Place::Unseen,
@@ -84,15 +89,15 @@ fn place(call: &Call, args: &[u64; 6]) -> Place {
     }
 }
 
-/// 32-bit calls without `time64` in their name pass two 32-bit words.
+/// 32-bit calls pass two 32-bit words; those with `time64` in their name, and those that came after these (5.1), do not.
 fn is_short(call: &Call, compat: bool) -> bool {
-    compat && !call.name.ends_with("time64")
+    compat && !call.name.ends_with("time64") && !matches!(call.name, "epoll_pwait2" | "futex_wait" | "futex_waitv")
 }
 
 /// The memory that holds the timeout.
 pub(super) fn needs(call: &Call, args: &[u64; 6], compat: bool) -> Option<MemoryRange> {
     let len = if is_short(call, compat) { 8 } else { 16 };
-    match place(call, args) {
+    match place(call, args, compat) {
         Place::Relative(addr) | Place::RelativeMicros(addr) | Place::Absolute(addr, _) if addr != 0 => {
             Some(MemoryRange { addr, len })
         }
@@ -114,7 +119,7 @@ fn pair(memory: Memory<'_>, addr: u64, short: bool) -> Option<(i64, i64)> {
 pub(super) fn decode(call: &Call, args: &[u64; 6], compat: bool, known: &Known<'_>) -> Timeout {
     let elapsed = i64::try_from(known.clocks.mono_ns.saturating_sub(known.since_ns)).unwrap_or(i64::MAX);
     let short = is_short(call, compat);
-    match place(call, args) {
+    match place(call, args, compat) {
         Place::Nowhere => Timeout::NONE,
         Place::Unseen => Timeout::UNKNOWN,
         Place::Millis(-1) => Timeout { raw: Some("-1".to_owned()), ..Timeout::INFINITE },
@@ -192,7 +197,7 @@ fn absolute(s: i64, ns: i64, clock: Clock, elapsed: i64, clocks: Clocks) -> Time
 
 /// Whether the milliseconds in a register alone are a finding: negative and not -1, or absurd.
 pub fn has_suspicious_millis(call: &Call, args: &[u64; 6]) -> bool {
-    match place(call, args) {
+    match place(call, args, false) {
         Place::Millis(ms) => ms < -1 || ms != i32::MAX && i64::from(ms) * NS_PER_MS > ABSURD_NS,
         _ => false,
     }
