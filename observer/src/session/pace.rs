@@ -66,6 +66,11 @@ impl Pace {
         self.due.insert(process, Due { at: Instant::now() + rest, took });
     }
 
+    /// It was not read after all: it is due at once.
+    pub(super) fn forget(&mut self, process: ProcessId) {
+        self.due.remove(&process);
+    }
+
     /// Takes note of what a turn's readings took together.
     pub(super) fn rest(&mut self, took: Duration) {
         self.rest_until = Some(Instant::now() + took * HOST_REST);
