@@ -62,6 +62,8 @@ pub struct Session {
     probes: Option<GovernedProbes>,
     gatherer: Gatherer,
     explainer: Explainer,
+    /// Looks through memory for tasks, which takes longer than to walk a stack.
+    task_reader: Explainer,
     /// Threads whose stacks are still being worked on.
     unexplained: usize,
     /// Stacks explained between two turns: they belong to the next observation.
@@ -98,11 +100,13 @@ pub struct Session {
 impl Session {
     /// A session over a source of rows and a probe plane.
     pub fn new(source: Box<dyn Source>, probes: Option<GovernedProbes>, scope: Scope) -> Self {
+        let explainer = Explainer::new(ExplainSettings::default());
         Self {
             source,
             probes,
             gatherer: Gatherer::new(GatherSettings::default()),
-            explainer: Explainer::new(ExplainSettings::default()),
+            task_reader: explainer.beside(),
+            explainer,
             unexplained: 0,
             between: Vec::new(),
             sites_wanted: BTreeMap::new(),
@@ -180,7 +184,8 @@ impl Session {
         self.read_tasks(&mut facts);
         self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);
-        self.account.note_readers(self.gatherer.pool_stats() + self.explainer.pool_stats());
+        self.account
+            .note_readers(self.gatherer.pool_stats() + self.explainer.pool_stats() + self.task_reader.pool_stats());
         if let (Some(recorder), Some((mut census, probes))) = (&mut self.recorder, kept) {
             // A look at one process must not write down what else runs on the host.
             let relevant = self.judge.host.relevant(&self.judge.scope);
@@ -234,6 +239,7 @@ impl Session {
         stacks.extend(self.explain(&wants, &[], FOR_REPORT).0);
         facts.stacks.extend(stacks);
         facts.blocked_reads.extend(self.explainer.blocked());
+        facts.blocked_reads.extend(self.task_reader.blocked());
     }
 
     /// The stacks of call sites that are new.

@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 /// What is known of a file is kept for so long after its last use by [`Explainer::rest`].
 const KEPT: Duration = Duration::from_secs(20);
 
+/// Why a process was not even looked at: worth another try.
+pub const BUSY: [&str; 2] =
+    ["an earlier question about it is not answered yet: ask again", "no reader was free in time: ask again"];
+
 /// How stacks are explained.
 #[derive(Clone, Copy, Debug)]
 pub struct ExplainSettings {
@@ -81,6 +85,13 @@ impl Explainer {
             goroutines: BTreeMap::new(),
             tasks: BTreeMap::new(),
         }
+    }
+
+    /// Another one that shares what is known of files, with a reader of its own: neither waits for the other's questions about a
+    /// process.
+    pub fn beside(&self) -> Self {
+        let pool = PoolSettings { workers: 1, ..ExplainSettings::default().pool };
+        Self { library: Arc::clone(&self.library), ..Self::new(ExplainSettings { pool }) }
     }
 
     /// Explains the stacks of these threads, and returns within `deadline` with what is finished.
@@ -171,13 +182,13 @@ impl Explainer {
         }
         for (process, question) in &by_process {
             explained.lose("stack: deadline", question.size());
-            self.none(*process, of(question), "an earlier question about it is not answered yet: ask again");
+            self.none(*process, of(question), BUSY[0]);
         }
         // Not begun: better asked again with fresh registers than walked late.
         for process in self.pool.withdraw() {
             if let Some(count) = self.pending.remove(&process) {
                 explained.lose("stack: deadline", count);
-                self.none(process, wanted.get(&process).copied(), "no reader was free in time: ask again");
+                self.none(process, wanted.get(&process).copied(), BUSY[1]);
             }
         }
         let pages = Library::pages_lost();

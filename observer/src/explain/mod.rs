@@ -23,5 +23,5 @@ mod pieces;
 mod tasks;
 mod unwind;
 
-pub use explainer::{ExplainSettings, Explained, Explainer};
+pub use explainer::{BUSY, ExplainSettings, Explained, Explainer};
 pub use go::goroutines::NOT_STARTED;

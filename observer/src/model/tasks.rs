@@ -88,6 +88,20 @@ impl Host {
         }
     }
 
+    /// Since when no thread of a process has run, `CLOCK_MONOTONIC` nanoseconds: nothing in its memory has changed since then, but for
+    /// what it shares with others. `None` while one runs, or where that is not known.
+    pub fn quiet_since(&self, process: ProcessId) -> Option<u64> {
+        let mut latest = None;
+        for row in self.threads_of(process.pid).filter(|row| !row.is_exiting()) {
+            let since = self.since(row);
+            if !row.is_blocked() || !since.exact || row.process != process {
+                return None;
+            }
+            latest = latest.max(Some(since.ns));
+        }
+        latest
+    }
+
     /// The tasks of a process, if they were read.
     pub fn tasks(&self, process: ProcessId) -> Option<&TaskProcess> {
         self.tasks.0.get(&process)
@@ -121,12 +135,30 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_quiet_since_its_last_thread_is() {
+        let mut host = Host::default();
+        let mut later = row(10, 11);
+        later.off_cpu_since_ns = Some(95 * S);
+        host.advance(census(100, vec![row(10, 10), later.clone(), row(20, 20)]), Default::default());
+        assert_eq!(host.quiet_since(process(10)), Some(95 * S));
+        assert_eq!(host.quiet_since(process(30)), None);
+        // One runs; of one it is not known since when it sleeps.
+        let mut runs = later.clone();
+        (runs.state, runs.off_cpu_since_ns) = (0, None);
+        host.advance(census(101, vec![row(10, 10), runs]), Default::default());
+        assert_eq!(host.quiet_since(process(10)), None);
+        later.off_cpu_since_ns = None;
+        host.advance(census(102, vec![row(10, 10), later]), Default::default());
+        assert_eq!(host.quiet_since(process(10)), None);
+    }
+
+    #[test]
     fn another_task_at_the_same_place_is_another_task() {
         let mut host = host();
         let one = tasks(10, 100, &[("a", &[(1, TaskState::Idle)])]);
         let mut moved = tasks(10, 105, &[("a", &[(1, TaskState::Idle)])]);
         moved.groups[0].members[0].address += 128;
-        host.learn_tasks(&[one.clone()]);
+        host.learn_tasks(&[one]);
         host.learn_tasks(&[moved]);
         let known = host.tasks(process(10)).unwrap();
         assert_eq!(known.ages(&known.latest.groups[0], TaskState::Idle), [0]);

@@ -137,9 +137,12 @@ pub(crate) fn goroutines(pid: Pid, at_s: u64, groups: Vec<GoroutineGroup>) -> Go
     all
 }
 
+/// A type of tasks with the ids and states of its tasks.
+pub(crate) type OfType<'a> = (&'a str, &'a [(u64, TaskState)]);
+
 /// A reading of the tasks of a process at a second: types with the ids and states of their tasks.
-pub(crate) fn tasks(pid: Pid, at_s: u64, groups: &[(&str, &[(u64, TaskState)])]) -> ProcessTasks {
-    let group = |(number, (future, members)): (u64, &(&str, &[(u64, TaskState)]))| TaskGroup {
+pub(crate) fn tasks(pid: Pid, at_s: u64, groups: &[OfType<'_>]) -> ProcessTasks {
+    let group = |(number, (future, members)): (u64, &OfType<'_>)| TaskGroup {
         future: Some((*future).to_owned()),
         shared: false,
         vtable: 0x5000 + number * 0x100,

@@ -95,6 +95,11 @@ impl Pace {
         };
         self.due.insert(process, Due { at: Instant::now() + rest, took });
     }
+
+    /// It was not read after all: it is due at once.
+    pub(super) fn forget(&mut self, process: ProcessId) {
+        self.due.remove(&process);
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::Session;
 use super::pace::{Look, Pace};
 use crate::census::{ProcessId, ThreadRow};
+use crate::explain::BUSY;
 use crate::proc::{Facts, ProcessTasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -21,11 +22,14 @@ pub(super) struct TaskPace {
     without: BTreeMap<ProcessId, Instant>,
     /// Readings that are under way.
     awaited: BTreeSet<ProcessId>,
+    /// A process was read for the first time, and the rules have not seen that yet.
+    is_new: bool,
 }
 
 impl Session {
     /// Reads tasks, where they are due, and lets the judge learn them.
     pub(super) fn read_tasks(&mut self, facts: &mut Facts) {
+        self.task_pace.is_new = false;
         let is_host = self.judge.scope.processes.is_none();
         let look = if is_host { Look::Host } else { Look::Asked };
         let threshold = Duration::from_nanos(self.judge.scope.threshold_ns);
@@ -42,10 +46,15 @@ impl Session {
             // One that does not answer is not asked in every turn.
             self.task_pace.pace.note(*process, FOR_TASKS, look, threshold);
         }
-        let all = self.explainer.tasks(&wanted, FOR_TASKS);
+        let all = self.task_reader.tasks(&wanted, FOR_TASKS);
         let took: Duration = all.iter().map(|one| Duration::from_nanos(one.took_ns)).sum();
         self.task_pace.pace.spend(took, now);
         self.task_pace.awaited.extend(&wanted);
+        let (busy, all): (Vec<ProcessTasks>, Vec<ProcessTasks>) = all.into_iter().partition(is_busy);
+        for one in &busy {
+            // Nothing was read, nothing is lost: the next turn asks again.
+            self.task_pace.pace.forget(one.process);
+        }
         for one in &all {
             self.task_pace.awaited.remove(&one.process);
             if one.none {
@@ -63,13 +72,14 @@ impl Session {
         for (reason, count) in read.iter().flat_map(|one| &one.lost) {
             *facts.lost.entry(format!("task: {reason}")).or_default() += count;
         }
+        self.task_pace.is_new = read.iter().any(|one| self.judge.host.tasks(one.process).is_none());
         self.judge.learn_tasks(&read);
         facts.tasks = read;
     }
 
     /// Whether the next turn may know more of tasks.
     pub fn awaits_tasks(&self) -> bool {
-        !self.task_pace.awaited.is_empty()
+        self.task_pace.is_new || !self.task_pace.awaited.is_empty()
     }
 
     /// Processes that are looked at and may run tokio: which of them do, only their files tell.
@@ -90,4 +100,9 @@ impl Session {
         let rows = indebted.filter_map(|process| host.row(process.pid).filter(|row| row.process == process));
         rows.filter(is_candidate).map(|row| row.process).collect()
     }
+}
+
+/// Whether the explainer did not come to look at it.
+fn is_busy(one: &ProcessTasks) -> bool {
+    one.missing.as_deref().is_some_and(|why| BUSY.contains(&why))
 }

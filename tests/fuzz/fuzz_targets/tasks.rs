@@ -30,5 +30,5 @@ fuzz_target!(|changes: &[u8]| {
     }
     let (tasks, _) = made_up.census(&then);
     assert!(tasks.len() <= good.len() / 128);
-    assert!(tasks.iter().all(|(address, id, _)| address % 128 == 0 && *id > 0));
+    assert!(tasks.iter().all(|task| task.address % 128 == 0 && task.id > 0));
 });

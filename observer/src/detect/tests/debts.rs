@@ -517,7 +517,8 @@ fn tasks_that_wait_are_told_beside_the_pool_and_are_no_finding_themselves() {
     assert!(look(&|| vec![line(1, None, None)]).is_empty());
     let findings = look(&|| nested(12, 5));
     let finding = only(&findings);
-    let told = " Of its 17 tasks of tokio none runs; 12 of server::handle have been idle whenever looked at for 6.0 s, 5 of postgres::drive";
+    let told =
+        " Of its 17 tasks of tokio none runs; 12 of server::handle and 5 others have been idle for 7.0 s, at least.";
     assert!(finding.explanation.contains(told), "{}", finding.explanation);
     let evidence = &finding.evidence["tasks"];
     assert_eq!((&evidence["total"], &evidence["idle"], &evidence["is_whole"]), (&17.into(), &17.into(), &true.into()));

@@ -44,7 +44,7 @@ impl Header {
     pub(super) fn of(bytes: &[u8], vtable: &Vtable, avma: u64) -> Option<Self> {
         let at = |offset| word(bytes, offset);
         let (state, next, owner, id) = (at(0)?, at(8)?, at(24)?, at(vtable.id)?);
-        let is_pointer = |word: u64, alignment: u64| word % alignment == 0 && word < MAX_ADDRESS;
+        let is_pointer = |word: u64, alignment: u64| word.is_multiple_of(alignment) && word < MAX_ADDRESS;
         // An `Arc` of the scheduler, unless that takes no room.
         let scheduler = at(vtable.scheduler)?;
         let has_scheduler = vtable.id == vtable.scheduler || scheduler != 0 && is_pointer(scheduler, 8);

@@ -2,7 +2,7 @@
 
 use super::vtables::Vtable;
 use super::{Sighting, Type, confirm, scan};
-use crate::proc::{Task, TaskState};
+use crate::proc::Task;
 use std::collections::BTreeMap;
 
 /// Where the memory begins in the target that does not exist.
@@ -45,8 +45,8 @@ impl MadeUpTasks {
         BASE + at as u64
     }
 
-    /// The tasks: where each is, its id and its state, and what was left out. The memory is `then` at the second reading.
-    pub fn census(&self, then: &[u8]) -> (Vec<(u64, u64, TaskState)>, BTreeMap<String, u64>) {
+    /// The tasks, and what was left out. The memory is `then` at the second reading.
+    pub fn census(&self, then: &[u8]) -> (Vec<Task>, BTreeMap<String, u64>) {
         let mut sightings: Vec<Sighting> = Vec::new();
         for (number, piece) in self.memory.chunks(PIECE).enumerate() {
             scan(BASE + (number * PIECE) as u64, piece, &self.types, &mut |sighting| sightings.push(sighting));
@@ -67,6 +67,6 @@ impl MadeUpTasks {
             &mut lost,
         );
         let tasks = found.unwrap_or_default();
-        (tasks.into_iter().map(|(_, Task { id, address, state, .. })| (address, id, state)).collect(), lost)
+        (tasks.into_iter().map(|(_, task)| task).collect(), lost)
     }
 }

@@ -102,6 +102,10 @@ fn first_argument(arguments: &str) -> Option<String> {
     let name = ["async_block", "async_fn", "closure", "coroutine", "gen_block"]
         .iter()
         .fold(name.to_owned(), |name, kind| name.replace(&format!("{{{kind}_env#"), &format!("{{{kind}#")));
+    // Debug builds of tokio put every future into a box, and a box is the same future.
+    let boxed = name.strip_prefix("core::pin::Pin<alloc::boxed::Box<").and_then(|rest| rest.strip_suffix(">>"));
+    let boxed = boxed.map(|rest| rest.strip_suffix(", alloc::alloc::Global").unwrap_or(rest).to_owned());
+    let name = boxed.unwrap_or(name);
     let cut = name.floor_char_boundary(MAX_NAME);
     (!name.is_empty()).then(|| name[..cut].to_owned())
 }
@@ -121,10 +125,8 @@ mod tests {
                 "poll<server::main::{async_block_env#1}, alloc::sync::Arc<Handle, alloc::alloc::Global>>",
                 Some("server::main::{async_block#1}"),
             ),
-            (
-                "a::raw::poll::<core::pin::Pin<alloc::boxed::Box<dyn F<A, B> + Send>>, B>",
-                Some("core::pin::Pin<alloc::boxed::Box<dyn F<A, B> + Send>>"),
-            ),
+            ("a::raw::poll::<core::pin::Pin<alloc::boxed::Box<dyn F<A, B> + Send>>, B>", Some("dyn F<A, B> + Send")),
+            ("poll<core::pin::Pin<alloc::boxed::Box<a::b, alloc::alloc::Global>>, B>", Some("a::b")),
             ("raw::poll::<fn(u8, u16) -> Vec<u8>, B>", Some("fn(u8, u16) -> Vec<u8>")),
             ("poll::<A>", Some("A")),
             ("tokio::runtime::task::raw::poll", None),

@@ -95,7 +95,7 @@ impl Tables {
 
 /// The words of a section as they are in memory, but for the base that is added to addresses.
 fn relocated(section: Section<'_>, relocations: Option<&[u8]>) -> Vec<u64> {
-    if section.bytes.len() > MAX_SECTION || section.svma % 8 != 0 {
+    if section.bytes.len() > MAX_SECTION || !section.svma.is_multiple_of(8) {
         return Vec::new();
     }
     // Relative relocations that are packed (`.relr.dyn`) have their addends in place already.
@@ -209,7 +209,7 @@ mod tests {
         assert!(find(&GOOD[..WORDS - 1]).is_empty());
         // The last number that could be added to.
         let mut high = GOOD;
-        high[8..].copy_from_slice(&[u64::MAX & !7, u64::MAX & !7]);
+        high[8..].copy_from_slice(&[!7, !7]);
         assert!(find(&high).is_empty());
     }
 
