@@ -111,6 +111,20 @@ fn a_collector_that_holds_up_requests() -> Result<()> {
 }
 
 #[test]
+fn a_program_at_its_memory_limit() -> Result<()> {
+    let go = match Toolchain::debian() {
+        Ok(go) => go,
+        Err(why) => skip!("{why}"),
+    };
+    let (guard, since) = incidents::start(&go, INCIDENTS, &["limit"])?;
+    let report = look(&[guard.pid()], since)?;
+    let stall = found(&report, guard.pid(), "gc_stall")?;
+    Incident::of("cache").expect_place(stall)?;
+    ensure!(stall["evidence"]["heap_bytes"].as_u64() > Some(80 << 20), "{stall:#}");
+    Ok(())
+}
+
+#[test]
 fn health_checks_without_a_time_limit() -> Result<()> {
     let go = match Toolchain::debian() {
         Ok(go) => go,

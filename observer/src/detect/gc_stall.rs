@@ -13,8 +13,8 @@ use std::sync::Arc;
 /// Readings of two thresholds that are needed at least, and of those that show it.
 const READINGS: usize = 4;
 const STALLED: usize = 2;
-/// Where two thresholds have fewer (a look at the whole host reads more rarely), the last of so many count as well, as long as
-/// they are of [`THRESHOLDS`]: enough that two do not show it by chance.
+/// Where two thresholds have fewer than these (a look at the whole host reads more rarely, and a busy machine, too), so many count
+/// as long as they are of [`THRESHOLDS`]: enough that two do not show it by chance, and that it does not come and go.
 const SPARSE: usize = 8;
 /// The part of the goroutines with work to do that the collector holds up, over all readings, from which on it matters.
 const SHARE: f64 = 0.1;
@@ -61,12 +61,9 @@ impl Rule for GcStall {
 fn since(go: &GoProcess, threshold: u64) -> u64 {
     let now = go.latest.taken_ns;
     let dense = now.saturating_sub(2 * threshold);
-    let at = |back: usize| Some(go.gc().get(go.gc().len().checked_sub(back)?)?.at_ns);
-    match (at(READINGS), at(SPARSE)) {
-        (Some(fourth), _) if fourth >= dense => dense,
-        (_, Some(eighth)) if eighth >= now.saturating_sub(THRESHOLDS * threshold) => eighth,
-        _ => dense,
-    }
+    let eighth = go.gc().len().checked_sub(SPARSE).and_then(|at| go.gc().get(at)).map(|sample| sample.at_ns);
+    let recent = |at: &u64| *at >= now.saturating_sub(THRESHOLDS * threshold);
+    eighth.filter(recent).map_or(dense, |eighth| eighth.min(dense))
 }
 
 /// Whether a reading shows more than the help every allocation may have to give now and then.
