@@ -4,7 +4,7 @@ use super::*;
 use std::time::{Duration, Instant};
 
 /// Far more than a lookup needs, and far less than a loop that a table controls.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// xorshift64*: the same damage in each run.
 pub(in crate::explain::go) struct Damage(pub(in crate::explain::go) u64);
