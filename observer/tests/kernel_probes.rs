@@ -94,6 +94,7 @@ on_each_rung! {
     few_calls_before_are_no_habit: ProbeSettings::default();
     what_a_thread_forgot_is_no_habit: ProbeSettings::default();
     what_was_passed_while_the_probes_were_off_is_no_habit: ProbeSettings::default();
+    a_thread_in_flight_when_the_probes_come_off_keeps_what_it_passed: ProbeSettings::default();
     sites_are_told_apart_and_have_one_stack_each: ProbeSettings { sites: true, ..ProbeSettings::default() };
     who_wakes_whom_is_known: ProbeSettings { wakes: true, ..ProbeSettings::default() };
     entries_and_returns_stay_paired: ProbeSettings::default();
@@ -174,7 +175,8 @@ fn what_a_thread_forgot_is_no_habit(victim: &mut Victim, plane: &mut ProbePlane)
 }
 
 fn what_was_passed_while_the_probes_were_off_is_no_habit(victim: &mut Victim, plane: &mut ProbePlane) {
-    for seen in [true, false] {
+    // What was passed unseen first: a limit that was seen to be missing is remembered whatever else is forgotten.
+    for seen in [false, true] {
         victim.tell("finite 20");
         plane.detach(Family::Poll).unwrap();
         victim.tell("infinite 3");
@@ -189,6 +191,25 @@ fn what_was_passed_while_the_probes_were_off_is_no_habit(victim: &mut Victim, pl
         let reading = plane.drain().unwrap();
         assert_eq!(reading.events, [], "it waited without limit before");
         assert_eq!(reading.account["habits_replaced"], 0);
+    }
+}
+
+fn a_thread_in_flight_when_the_probes_come_off_keeps_what_it_passed(victim: &mut Victim, plane: &mut ProbePlane) {
+    for family in [Family::Poll, Family::Futex] {
+        victim.tell("infinite 1");
+        victim.send("sleep 1000");
+        let until = Instant::now() + DEADLINE;
+        while plane.threads_kept().unwrap().1 == 0 {
+            assert!(Instant::now() < until, "never in flight");
+            std::thread::yield_now();
+        }
+        plane.detach(family).unwrap();
+        plane.attach_again(family).unwrap();
+        victim.done();
+        victim.tell("finite 20");
+        victim.tell("infinite 1");
+        let reading = plane.drain().unwrap();
+        assert_eq!(reading.events, [], "it waited without limit before");
     }
 }
 

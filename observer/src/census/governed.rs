@@ -292,7 +292,9 @@ fn weights(state: &State, entered: &[(Vec<Family>, f64)]) -> BTreeMap<Family, f6
     let counted = weights.clone();
     let all: f64 = entered.iter().map(|(_, rate)| rate).sum();
     let mut uncounted = (all - counted.values().sum::<f64>()).max(0.0);
-    for (sharers, rate) in entered.iter().filter(|(sharers, _)| !sharers.contains(&Family::Futex)) {
+    let is_for_futex = weights.contains_key(&Family::Futex);
+    let certain = |sharers: &[Family]| !(is_for_futex && sharers.contains(&Family::Futex));
+    for (sharers, rate) in entered.iter().filter(|(sharers, _)| certain(sharers)) {
         let theirs = || counted.iter().filter(|(family, _)| sharers.contains(family));
         let more = (rate - theirs().map(|(_, rate)| rate).sum::<f64>()).clamp(0.0, uncounted);
         let dearest = theirs().max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(family, _)| *family);
@@ -487,6 +489,12 @@ mod tests {
         // Another process, which is not looked at, spins in poll(0).
         assert_eq!(weights(10, 1_000_000.0, 1_000.0), (1_000_000.0, 1_000.0));
         assert_eq!(weights(10, 0.0, 0.0), (10.0, 1_000.0));
+        // With futex off, what is entered there is of those who are on.
+        let [six_args] = ["tracepoint_enter_6"].map(ladder::sharers);
+        let mut state = after_a_second(Watch::Full, counted(0, 10), counted(0, 1_000));
+        state.governor.failed(Family::Futex, Watch::Off);
+        let weights = super::weights(&state, &[(six_args, 500_000.0)]);
+        assert!(!weights.contains_key(&Family::Futex) && weights.values().sum::<f64>() >= 499_000.0, "{weights:?}");
     }
 
     #[test]

@@ -27,6 +27,8 @@ const MOST_EVENTS: usize = 8192;
 /// Bytes of the ring for stacks: 31 of them, and 255 for an audit.
 const EVENT_STACKS: u32 = 512 << 10;
 const AUDIT_STACKS: u32 = 4 << 20;
+/// `BPF_EXIST`: what is gone stays so.
+const ONLY_OLD: u64 = 2;
 /// Drains after which the aggregate of a process that is no longer listed is dropped.
 const FORGET_AFTER: u32 = 3;
 
@@ -302,11 +304,12 @@ impl ProbePlane {
     /// Puts back what [`detach`](Self::detach) took off, on the rung it stood on or the next that holds;
     /// [`status`](Self::status) says which. Does nothing for a family that is attached.
     pub fn attach_again(&mut self, family: Family) -> Result<(), ProbeError> {
-        if !self.detached.remove(&family) {
+        if !self.is_detached(family) {
             return Ok(());
         }
         // What threads passed meanwhile is not known: of what they passed before, the probes forget the limits.
         self.change_sampling(family, |word| word & !GAP_MASK | word.wrapping_add(1 << GAP_SHIFT) & GAP_MASK)?;
+        self.detached.remove(&family);
         let types = KernelTypes::get().ok();
         let before = self.status.of(family).clone();
         // Those above it were refused once; only that is known of them.
@@ -417,19 +420,21 @@ impl ProbePlane {
         Ok(ProbeReading { events, stats, sites, stacks, word_wakes, thread_wakes, account })
     }
 
-    /// Forgets calls in flight of a family whose returns are no longer seen. An entry that its thread's next call
-    /// writes meanwhile may go, too: that call is then counted as unpaired.
+    /// Forgets calls in flight of a family whose returns are no longer seen, and nothing else of their threads: what they passed
+    /// before is what a change of habit is told by. What a thread's next call writes meanwhile may be lost: that call is then
+    /// counted as unpaired.
     fn forget_in_flight(&mut self, family: Family) -> Result<(), ProbeError> {
         let mut map: BpfHashMap<_, u64, Plain<ThreadState>> = typed(self.ebpf.map_mut("IN_FLIGHT"), "IN_FLIGHT")?;
-        let stale: Vec<u64> = map
+        let stale: Vec<(u64, ThreadState)> = map
             .iter()
             .filter_map(Result::ok)
-            .filter(|(_, Plain(thread))| thread.call.start_ns != 0 && thread.call.family == family_number(family))
-            .map(|(key, _)| key)
+            .map(|(key, Plain(thread))| (key, thread))
+            .filter(|(_, thread)| thread.call.start_ns != 0 && thread.call.family == family_number(family))
             .collect();
-        for key in stale {
+        for (key, mut thread) in stale {
+            thread.call.start_ns = 0;
             // Gone with its thread: nothing to forget.
-            self.cut += u64::from(map.remove(&key).is_ok());
+            self.cut += u64::from(map.insert(key, Plain(thread), ONLY_OLD).is_ok());
         }
         Ok(())
     }

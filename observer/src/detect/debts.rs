@@ -17,6 +17,8 @@ pub(super) const LEARNT: u64 = 20;
 pub(super) const BEYOND: u64 = 10;
 /// A listing counts for so many thresholds, or for so many times as long as it was since the one before.
 const FRESH: u64 = 4;
+/// Which counts up to a minute: so long is the longest pause between two surveys of a host.
+const LONGEST_GAP_NS: u64 = 60_000_000_000;
 /// Requests that must have come since.
 const NEWER: usize = 3;
 /// No answer is late that took no longer than so many times the slowest one known.
@@ -30,7 +32,7 @@ impl<'a> Context<'a> {
         let host = self.host;
         // What has not been listed for so long is over, or not known any more.
         let is_fresh = |debts: &Debts| {
-            let between = debts.progress.elapsed_ns.max(self.scope.threshold_ns);
+            let between = debts.progress.elapsed_ns.min(LONGEST_GAP_NS).max(self.scope.threshold_ns);
             host.now_ns().saturating_sub(debts.taken_ns) <= between.saturating_mul(FRESH)
         };
         host.services().iter().filter(move |(_, debts)| is_fresh(debts)).filter(|(process, _)| {

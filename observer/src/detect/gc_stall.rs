@@ -32,11 +32,11 @@ impl Rule for GcStall {
             let since = since(go, threshold);
             let recent = || go.gc().iter().filter(|sample| sample.at_ns >= since);
             let readings = recent().count();
-            let stalled: Vec<&GcSample> = recent().filter(|sample| is_stalled(sample)).collect();
+            let stalled: Vec<&GcSample> = recent().filter(|sample| sample.is_stalled()).collect();
             let at_work = recent().filter(|sample| sample.workers > 0).count();
             let starved = starved(go, threshold);
             let is_often = |count: usize| count > 0 && count * 3 >= readings;
-            let (held, busy) = recent().fold((0, 0), |(held, busy), one| (held + one.held_up, busy + busy_with(one)));
+            let (held, busy) = recent().fold((0, 0), |(held, busy), one| (held + one.held_up, busy + one.busy()));
             let share = held as f64 / busy.max(1) as f64;
             let spans = recent().next().is_some_and(|first| now.saturating_sub(first.at_ns) >= threshold);
             let begins = !stalled.is_empty() || recent().any(|sample| sample.held_up > 0 || sample.workers > 0);
@@ -64,16 +64,6 @@ fn since(go: &GoProcess, threshold: u64) -> u64 {
     let eighth = go.gc().len().checked_sub(SPARSE).and_then(|at| go.gc().get(at)).map(|sample| sample.at_ns);
     let recent = |at: &u64| *at >= now.saturating_sub(THRESHOLDS * threshold);
     eighth.filter(recent).map_or(dense, |eighth| eighth.min(dense))
-}
-
-/// Whether a reading shows more than the help every allocation may have to give now and then.
-fn is_stalled(sample: &GcSample) -> bool {
-    sample.held_up >= 2 && sample.held_up * 10 >= busy_with(sample)
-}
-
-/// Goroutines with work to do.
-fn busy_with(sample: &GcSample) -> u64 {
-    sample.held_up + sample.runnable + sample.running
 }
 
 /// Runnable goroutines that have not moved for the threshold.

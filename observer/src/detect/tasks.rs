@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 /// A reading counts for so many thresholds.
 const FRESH: u64 = 4;
+/// Or for so many times the time between the last two, which counts up to a minute.
+const LONGEST_GAP_NS: u64 = 60_000_000_000;
 /// Groups in the evidence.
 const GROUPS: usize = 16;
 
@@ -26,20 +28,40 @@ impl<'a> Context<'a> {
     /// The tasks of a process, if they were read not long ago.
     pub(super) fn tasks(&self, process: ProcessId) -> Option<Tasks<'a>> {
         let (known, threshold_ns) = (self.host.tasks(process)?, self.scope.threshold_ns);
-        let oldest = self.host.now_ns().saturating_sub(threshold_ns.saturating_mul(FRESH));
+        // A large one is read seldom: what was read counts until the next time.
+        let between = known.gap_ns.clamp(threshold_ns, LONGEST_GAP_NS.max(threshold_ns));
+        let oldest = self.host.now_ns().saturating_sub(between.saturating_mul(FRESH));
         let taken_ns = known.latest.taken_ns;
         let quiet_ns = self.host.quiet_since(process).map_or(0, |since| taken_ns.saturating_sub(since));
         (taken_ns >= oldest).then_some(Tasks { known, threshold_ns, quiet_ns })
     }
 }
 
+/// Tasks that have been in one state for long.
+#[derive(Clone, Copy)]
+struct Lasting {
+    count: usize,
+    /// How long, nanoseconds.
+    oldest: u64,
+    youngest: u64,
+}
+
 impl Tasks<'_> {
-    /// Tasks of a group in this state for the threshold at least, and for how long the oldest of them: at every look, or because
-    /// nobody was there who could have changed that.
-    fn lasting(&self, group: &TaskGroup, state: TaskState) -> (usize, u64) {
-        let ages: Vec<u64> = self.known.ages(group, state).into_iter().map(|age| age.max(self.quiet_ns)).collect();
-        let oldest = ages.first().copied().unwrap_or(0);
-        (ages.iter().filter(|age| **age >= self.threshold_ns).count(), oldest)
+    /// Tasks of a group in this state for the threshold at least: at every look, or because nobody was there who could have changed
+    /// that. How many, and for how long the oldest and the youngest of them.
+    fn lasting(&self, group: &TaskGroup, state: TaskState) -> Lasting {
+        let ages = self.known.ages(group, state).into_iter().map(|age| age.max(self.quiet_ns));
+        let long: Vec<u64> = ages.filter(|age| *age >= self.threshold_ns).collect();
+        Lasting {
+            count: long.len(),
+            oldest: long.first().copied().unwrap_or(0),
+            youngest: long.last().copied().unwrap_or(0),
+        }
+    }
+
+    /// Whether nobody can have taken a task between the looks.
+    fn is_quiet(&self) -> bool {
+        self.quiet_ns >= self.threshold_ns
     }
 
     /// ` Of its 38 tasks of tokio none runs; 12 of server::handle have been idle for 6.1 s, at least.`; empty where there is
@@ -54,37 +76,39 @@ impl Tasks<'_> {
         let cut = if all.cut_bytes > 0 { " at least" } else { "" };
         let mut words = format!(" Of its{cut} {total} tasks of tokio {running}");
         let idle = || all.groups.iter().map(|group| (group, self.lasting(group, TaskState::Idle)));
-        if let Some((most, (count, _))) =
-            idle().max_by_key(|(_, (count, _))| *count).filter(|(_, (count, _))| *count > 0)
-        {
-            let others = idle().map(|(_, (count, _))| count).sum::<usize>() - count;
+        if let Some((most, largest)) = idle().max_by_key(|(_, one)| one.count).filter(|(_, one)| one.count > 0) {
+            let count = largest.count;
+            let others = idle().map(|(_, one)| one.count).sum::<usize>() - count;
             let others = if others > 0 { format!(" and {others} others") } else { String::new() };
-            let oldest = idle().map(|(_, (_, oldest))| oldest).max().unwrap_or(0);
-            let (how, long) = match self.quiet_ns >= self.threshold_ns {
+            // What holds of each of them: the listener's task may be idle since the program began.
+            let youngest = idle().filter(|(_, one)| one.count > 0).map(|(_, one)| one.youngest).min().unwrap_or(0);
+            let (how, long) = match self.is_quiet() {
                 true => ("at least", self.quiet_ns),
-                false => ("whenever looked at", oldest),
+                false => ("or longer, whenever looked at", youngest),
             };
+            let comma = if self.is_quiet() { "," } else { "" };
             words.push_str(&format!(
-                "; {count} of {}{others} have been idle for {}, {how}",
+                "; {count} of {}{others} have been idle for {}{comma} {how}",
                 most.name(),
                 duration(long)
             ));
         }
         words.push('.');
-        words + &self.ready_words()
+        words + &self.ready_words(self.is_quiet())
     }
 
-    /// ` 7 more are ready to run, for 5.2 s at least, and no worker takes them.`; empty if there are none.
-    pub(super) fn ready_words(&self) -> String {
+    /// ` 7 task(s) have been ready to run for up to 5.2 s, and no worker takes them.` where the workers are `stuck`; else it is
+    /// said what was seen: a busy worker may have run them between two looks. Empty if there are none.
+    pub(super) fn ready_words(&self, stuck: bool) -> String {
         let groups = &self.known.latest.groups;
-        let ready: usize = groups.iter().map(|group| self.lasting(group, TaskState::Notified).0).sum();
-        let oldest = groups.iter().map(|group| self.lasting(group, TaskState::Notified).1).max().unwrap_or(0);
-        match ready {
+        let lasting = || groups.iter().map(|group| self.lasting(group, TaskState::Notified));
+        let oldest = duration(lasting().map(|one| one.oldest).max().unwrap_or(0));
+        match lasting().map(|one| one.count).sum::<usize>() {
             0 => String::new(),
-            ready => format!(
-                " {ready} task(s) have been ready to run for up to {}, and no worker takes them.",
-                duration(oldest)
-            ),
+            ready if stuck => {
+                format!(" {ready} task(s) have been ready to run for up to {oldest}, and no worker takes them.")
+            }
+            ready => format!(" {ready} task(s) were ready to run whenever looked at, for up to {oldest}."),
         }
     }
 
@@ -92,16 +116,16 @@ impl Tasks<'_> {
     pub(super) fn to_json(&self) -> Value {
         let all = &self.known.latest;
         let groups = all.groups.iter().take(GROUPS).map(|group| {
-            let (idle, idle_ns) = self.lasting(group, TaskState::Idle);
-            let (ready, ready_ns) = self.lasting(group, TaskState::Notified);
+            let idle = self.lasting(group, TaskState::Idle);
+            let ready = self.lasting(group, TaskState::Notified);
             json!({
                 "future": group.future,
                 "vtable": format!("{:#x}", group.vtable),
                 "count": group.alive(),
-                "idle_long": idle,
-                "oldest_idle_ns": idle_ns,
-                "notified_long": ready,
-                "oldest_notified_ns": ready_ns,
+                "idle_long": idle.count,
+                "oldest_idle_ns": idle.oldest,
+                "notified_long": ready.count,
+                "oldest_notified_ns": ready.oldest,
             })
         });
         json!({

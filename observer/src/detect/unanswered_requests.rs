@@ -200,7 +200,7 @@ fn finding(context: &Context<'_>, process: ProcessId, debts: &Debts, owed: &Owed
     let tasks = context.tasks(process);
     // Where workers are stuck that is the story; the tasks that wait for them are a part of it.
     let doing = tasks.as_ref().map(|tasks| match reason.name {
-        "workers_stuck" => tasks.ready_words(),
+        "workers_stuck" => tasks.ready_words(true),
         _ => tasks.words(),
     });
     let mut finding = Finding::new(Kind::UnansweredRequests, context.host, process, "requests")

@@ -7,7 +7,7 @@ use super::bus_errors;
 use super::go::{GoFrame, GoTableError, PcLineTable};
 use super::image::{Image, ImageError};
 use super::names::{Named, Names, PerfMap};
-use super::tasks::Tables;
+use super::tasks::{KeptNames, Tables};
 use super::unwind::RawFrame;
 use super::unwind::cfi::Cfi;
 use super::unwind::stack_memory;
@@ -20,7 +20,7 @@ use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Images kept, whoever uses them.
@@ -48,6 +48,7 @@ pub(super) struct Loaded {
     pub(super) cfi: Cfi,
     go: OnceLock<Result<Option<PcLineTable>, GoTableError>>,
     tasks: OnceLock<Tables>,
+    task_names: Mutex<KeptNames>,
     names: OnceLock<Names>,
     resolved: Mutex<Resolved>,
 }
@@ -63,6 +64,7 @@ impl Loaded {
             root,
             go: OnceLock::new(),
             tasks: OnceLock::new(),
+            task_names: Mutex::default(),
             names: OnceLock::new(),
             resolved: Mutex::default(),
         })
@@ -82,6 +84,11 @@ impl Loaded {
     /// The types of tokio's tasks in it, found at first need.
     pub(super) fn tasks(&self) -> &Tables {
         self.tasks.get_or_init(|| Tables::find(&self.image))
+    }
+
+    /// What those that were looked up are called.
+    pub(super) fn task_names(&self) -> MutexGuard<'_, KeptNames> {
+        self.task_names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its symbols and debug information, found at first need.

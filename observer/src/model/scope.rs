@@ -87,6 +87,9 @@ pub fn matches_pattern(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
+/// The number of `connect` behind `socketcall` (`include/uapi/linux/net.h`).
+const SYS_CONNECT: u32 = 3;
+
 impl Scope {
     /// Whether a thread belongs to what is looked at.
     pub fn contains(&self, row: &ThreadRow, host: &Host) -> bool {
@@ -121,6 +124,10 @@ impl Scope {
             return decode::may_be_lock(args) && (attached || blocked_ns >= SUSPECT_AFTER_NS)
                 || has_timeout && attached
                 || host.is_parked(row.tid);
+        }
+        if call.name == "socketcall" {
+            // What it does is known by its number, where it connects to by its memory.
+            return attached || args[0] as u32 == SYS_CONNECT || blocked_ns >= self.threshold_ns;
         }
         match call.class {
             Class::Connect | Class::Io | Class::Child => true,

@@ -29,13 +29,15 @@ pub struct TaskProcess {
     pub looks: u64,
     /// `CLOCK_MONOTONIC` of the first, nanoseconds.
     pub first_ns: u64,
+    /// Time between the last two looks, nanoseconds; 0: there was one.
+    pub gap_ns: u64,
     /// By type and id: several copies of the runtime in one process count for themselves.
     lives: HashMap<(u64, u64), Life>,
 }
 
 impl TaskProcess {
     fn new(first_ns: u64, process: ProcessId) -> Self {
-        Self { latest: ProcessTasks::new(process), looks: 0, first_ns, lives: HashMap::new() }
+        Self { latest: ProcessTasks::new(process), looks: 0, first_ns, gap_ns: 0, lives: HashMap::new() }
     }
 
     fn learn(&mut self, all: ProcessTasks) {
@@ -49,6 +51,7 @@ impl TaskProcess {
                 self.lives.insert((group.vtable, id), Life { address, state, since_ns });
             }
         }
+        self.gap_ns = if self.looks == 0 { 0 } else { all.taken_ns.saturating_sub(self.latest.taken_ns) };
         self.looks += 1;
         self.latest = all;
     }

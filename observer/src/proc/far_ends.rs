@@ -8,7 +8,7 @@
 mod aside;
 mod pipe;
 
-use self::aside::aside;
+use self::aside::{Lookers, aside};
 use super::fds::{self, EVENTFD, file_name, socket_inode};
 use super::pool::Clock;
 use super::sockets::Sockets;
@@ -382,7 +382,8 @@ fn ids_of(candidates: Vec<EndHolder>, until: Instant) -> Option<ById> {
     if candidates.is_empty() {
         return Some(ById::new());
     }
-    aside(until, move || {
+    static LOOKERS: Lookers = Lookers::new();
+    aside(&LOOKERS, until, move || {
         let mut by_id = ById::new();
         for end in candidates {
             if Instant::now() > until {

@@ -108,6 +108,9 @@ pub struct ProcessTasks {
     pub taken_ns: u64,
     /// How long it took, nanoseconds.
     pub took_ns: u64,
+    /// CPU time of all of it, with what was learnt of files, nanoseconds.
+    #[serde(default)]
+    pub cpu_ns: u64,
     /// Types of tasks that the program has, whether there are tasks of them or not.
     pub types: u64,
     /// The tasks, the largest groups first.
@@ -136,6 +139,7 @@ impl ProcessTasks {
             version: None,
             taken_ns: 0,
             took_ns: 0,
+            cpu_ns: 0,
             types: 0,
             groups: Vec::new(),
             scanned_bytes: 0,

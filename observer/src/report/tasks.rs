@@ -77,7 +77,11 @@ pub(super) fn to_text(known: &TaskProcess) -> String {
     let plural = if total == 1 { "" } else { "s" };
     let mut out = format!("  {total} task{plural} of tokio{version}, read in {}", duration(all.took_ns));
     if all.cut_bytes > 0 {
-        let _ = write!(out, " ({} MiB were not looked through: there may be more)", all.cut_bytes >> 20);
+        let _ = write!(
+            out,
+            " (up to {} MiB of its address space were not looked through: there may be more)",
+            all.cut_bytes >> 20
+        );
     }
     out.push('\n');
     let groups: Vec<&TaskGroup> = all.groups.iter().filter(|group| !group.members.is_empty()).collect();

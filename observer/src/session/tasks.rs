@@ -47,7 +47,7 @@ impl Session {
             self.task_pace.pace.note(*process, FOR_TASKS, look, threshold);
         }
         let all = self.task_reader.tasks(&wanted, FOR_TASKS);
-        let took: Duration = all.iter().map(|one| Duration::from_nanos(one.took_ns)).sum();
+        let took: Duration = all.iter().map(|one| Duration::from_nanos(one.cpu_ns)).sum();
         self.task_pace.pace.spend(took, now);
         self.task_pace.awaited.extend(&wanted);
         let (busy, all): (Vec<ProcessTasks>, Vec<ProcessTasks>) = all.into_iter().partition(is_busy);
@@ -60,7 +60,7 @@ impl Session {
             if one.none {
                 self.task_pace.without.insert(one.process, Instant::now() + WITHOUT);
             } else if one.missing.is_none() {
-                self.task_pace.pace.note(one.process, Duration::from_nanos(one.took_ns), look, threshold);
+                self.task_pace.pace.note(one.process, Duration::from_nanos(one.cpu_ns), look, threshold);
             }
         }
         let (read, missing): (Vec<ProcessTasks>, Vec<ProcessTasks>) =

@@ -525,3 +525,27 @@ fn tasks_that_wait_are_told_beside_the_pool_and_are_no_finding_themselves() {
     assert_eq!(evidence["groups"][0]["future"], "server::handle");
     assert_eq!(evidence["groups"][0]["idle_long"], 12);
 }
+
+#[test]
+fn of_tasks_that_may_have_run_in_between_the_shortest_time_is_told() {
+    let idle = |ids: std::ops::Range<u64>| -> Vec<(u64, TaskState)> { ids.map(|id| (id, TaskState::Idle)).collect() };
+    let (handlers, drivers) = (idle(1..13), idle(20..25));
+    // How long its threads have slept is not known exactly.
+    let rows =
+        || -> Vec<ThreadRow> { server().into_iter().map(|row| ThreadRow { off_cpu_since_ns: None, ..row }).collect() };
+    let mut judge = judge();
+    for at in [85, 91, 97] {
+        judge.advance(census(at, rows()), ProbeReading::default());
+        let handlers = if at == 85 { &[][..] } else { &handlers };
+        let ready = [(30, TaskState::Notified)];
+        let all = tasks(10, at, &[("server::handle", handlers), ("postgres::drive", &drivers), ("timer", &ready)]);
+        let streams = vec![listed(10, at, nested(12, 5), Vec::new())];
+        judge.learn(Facts { streams, tasks: vec![all], ..Facts::default() });
+    }
+    judge.advance(census(98, rows()), ProbeReading::default());
+    let findings: Vec<Finding> = judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect();
+    let told = &only(&findings).explanation;
+    let idle = "12 of server::handle and 5 others have been idle for 6.0 s or longer, whenever looked at.";
+    assert!(told.contains(idle), "{told}");
+    assert!(told.contains(" 1 task(s) were ready to run whenever looked at, for up to 12.0 s."), "{told}");
+}

@@ -16,6 +16,7 @@ mod vtables;
 #[cfg(any(test, fuzzing))]
 pub(in crate::explain) mod made_up;
 
+pub(in crate::explain) use name::Kept as KeptNames;
 pub(in crate::explain) use vtables::Tables;
 
 use super::address_space::AddressSpace;
@@ -38,6 +39,8 @@ use vtables::Vtable;
 const MAX_TASKS: usize = 200_000;
 /// No more memory is looked through after this.
 const LONGEST: Duration = Duration::from_secs(1);
+/// The largest groups are named.
+const NAMED: usize = 500;
 /// Tasks that are read for the second time at once.
 const TOGETHER: usize = 512;
 
@@ -71,6 +74,13 @@ pub(super) fn read(
     space: &AddressSpace,
     steps: &Steps,
 ) -> ProcessTasks {
+    let cpu_ns = clock::thread_cpu_ns();
+    let mut answer = look(process, via, mappings, space, steps);
+    answer.cpu_ns = clock::thread_cpu_ns().saturating_sub(cpu_ns);
+    answer
+}
+
+fn look(process: ProcessId, via: Pid, mappings: &[Mapping], space: &AddressSpace, steps: &Steps) -> ProcessTasks {
     // A long look at files is no sign of a stuck target.
     steps.compute();
     let mut answer = ProcessTasks::new(process);
@@ -214,24 +224,25 @@ fn groups(types: &[Type], modules: &[(&Arc<Loaded>, u64)], tasks: Vec<(usize, Ta
     for (of, task) in tasks {
         by_type.entry(of).or_default().push(task);
     }
+    let mut by_type: Vec<(usize, Vec<Task>)> = by_type.into_iter().collect();
+    by_type.sort_by_key(|(of, members)| (std::cmp::Reverse(members.len()), *of));
     let mut groups = Vec::with_capacity(by_type.len());
-    for (of, mut members) in by_type {
+    for (number, (of, mut members)) in by_type.into_iter().enumerate() {
         let Some(one) = types.get(of) else { continue };
         let Some((loaded, _)) = modules.get(one.module) else { continue };
         members.sort_unstable_by_key(|task| task.id);
-        let name::Name { function, future, shared } = name::of(loaded, &one.vtable);
+        let name = if number < NAMED { name::of(loaded, &one.vtable) } else { name::Name::default() };
         groups.push(TaskGroup {
-            future,
-            shared,
+            future: name.future,
+            shared: name.shared,
             vtable: one.avma,
             module: loaded.path.clone(),
             poll: one.vtable.poll,
-            function,
+            function: name.function,
             bytes: one.vtable.trailer,
             members,
         });
     }
-    groups.sort_by_key(|group| (std::cmp::Reverse(group.members.len()), group.vtable));
     groups
 }
 

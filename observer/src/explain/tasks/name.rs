@@ -2,6 +2,7 @@
 
 use super::vtables::Vtable;
 use crate::explain::library::Loaded;
+use std::collections::HashMap;
 
 /// Names are cut here, bytes.
 const MAX_NAME: usize = 512;
@@ -14,8 +15,8 @@ const MAX_CALLS: usize = 256;
 const PARTS: [&str; 4] = ["Cell<", "Core<", "CoreStage<", "Stage<"];
 
 /// What a type of tasks is called.
-#[derive(Debug, Default)]
-pub(super) struct Name {
+#[derive(Clone, Debug, Default)]
+pub(in crate::explain) struct Name {
     /// The symbol of the function that polls.
     pub(super) function: Option<String>,
     /// The future that it polls.
@@ -24,12 +25,24 @@ pub(super) struct Name {
     pub(super) shared: bool,
 }
 
-/// Names a type of tasks as far as its file does.
-///
+/// Names of types that were looked up, by the address of their table.
+pub(in crate::explain) type Kept = HashMap<u64, Name>;
+
+/// Names a type of tasks as far as its file does. What was found is kept with the file: to look it up may mean a walk through
+/// debug information, which stacks need, too, and of which so much may be read and no more.
+pub(super) fn of(loaded: &Loaded, vtable: &Vtable) -> Name {
+    if let Some(known) = loaded.task_names().get(&vtable.svma) {
+        return known.clone();
+    }
+    let name = looked_up(loaded, vtable);
+    loaded.task_names().insert(vtable.svma, name.clone());
+    name
+}
+
 /// Symbols of the v0 mangling tell the future. Those of the old one do not; then debug information may, or the function that
 /// frees a task: it calls another that drops the future, and the symbols of those have their types in either mangling. Of
 /// small futures the compiler keeps one copy of that.
-pub(super) fn of(loaded: &Loaded, vtable: &Vtable) -> Name {
+fn looked_up(loaded: &Loaded, vtable: &Vtable) -> Name {
     let function = symbol(loaded, vtable.poll).map(|(name, _)| name);
     let by_symbol = function.as_deref().and_then(|name| future("poll", name));
     let known = by_symbol.or_else(|| future("poll", &loaded.names().declared(vtable.poll)?));

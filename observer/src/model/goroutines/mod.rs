@@ -117,8 +117,22 @@ pub struct GcSample {
     pub held: Option<HeldUp>,
 }
 
+impl GcSample {
+    /// Goroutines with work to do.
+    pub fn busy(&self) -> u64 {
+        self.held_up + self.runnable + self.running
+    }
+
+    /// Whether it shows more than the help every allocation may have to give now and then.
+    pub fn is_stalled(&self) -> bool {
+        self.held_up >= 2 && self.held_up * 10 >= self.busy()
+    }
+}
+
 /// Readings that are kept for [`GoProcess::gc`].
 const GC_SAMPLES: usize = 30;
+/// After so many readings without a stall the next one is another.
+const HELD_PAUSE: usize = 8;
 
 impl GoProcess {
     fn new(latest: Goroutines) -> Self {
@@ -307,9 +321,9 @@ impl GoProcess {
         }
         // A stall with pauses is one.
         self.held = match self.held {
-            Some((since, _)) if sample.held_up >= 2 => Some((since, 0)),
-            None if sample.held_up >= 2 => Some((sample.at_ns, 0)),
-            Some((since, ago)) if ago < GC_SAMPLES => Some((since, ago + 1)),
+            Some((since, _)) if sample.is_stalled() => Some((since, 0)),
+            None if sample.is_stalled() => Some((sample.at_ns, 0)),
+            Some((since, ago)) if ago < HELD_PAUSE => Some((since, ago + 1)),
             _ => None,
         };
         if self.gc.len() == GC_SAMPLES {

@@ -7,19 +7,31 @@ use std::time::Instant;
 /// Threads left behind at a time; after that nobody looks.
 const MOST: u32 = 4;
 
-static LOOKING: AtomicU32 = AtomicU32::new(0);
+/// How many threads look at one kind of thing: whoever holds up those of one kind holds up no other.
+#[derive(Debug)]
+pub(super) struct Lookers(AtomicU32);
 
-struct Looking;
+impl Lookers {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+}
+
+struct Looking(&'static Lookers);
 
 impl Drop for Looking {
     fn drop(&mut self) {
-        LOOKING.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// What `look` finds; `None` if that takes longer than `until`.
-pub(super) fn aside<T: Send + 'static>(until: Instant, look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-    let looking = (LOOKING.fetch_add(1, Ordering::Relaxed), Looking);
+pub(super) fn aside<T: Send + 'static>(
+    lookers: &'static Lookers,
+    until: Instant,
+    look: impl FnOnce() -> Option<T> + Send + 'static,
+) -> Option<T> {
+    let looking = (lookers.0.fetch_add(1, Ordering::Relaxed), Looking(lookers));
     if looking.0 >= MOST {
         return None;
     }

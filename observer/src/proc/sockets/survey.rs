@@ -131,6 +131,12 @@ impl Streams {
         self.owners.staying.retain(|_, stay| unlisted.contains(&stay.namespace));
         self.owners.staying.extend(staying);
         survey.has_new = suspected.iter().any(|inode| !self.owners.suspected.contains(inode));
+        if !unlisted.is_empty() {
+            // Of a namespace that was not listed now what was known of it holds.
+            suspected.extend(&self.owners.suspected);
+            followed.extend(&self.owners.followed);
+            followed.retain(|process| among.contains(process));
+        }
         self.owners.suspected = suspected;
         self.owners.followed = followed;
         self.pace_walks(walked);
