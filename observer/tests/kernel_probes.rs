@@ -117,8 +117,14 @@ fn balance(reading: &ProbeReading, plane: &mut ProbePlane) {
         + of("ended_in_wait")
         + of("return_missed")
         + in_flight as u64;
-    // Other processes are filtered at this very moment: what is read later is larger.
-    assert!(of("seen").abs_diff(left) <= 2, "{} seen, {left} accounted for: {:#?}", of("seen"), reading.account);
+    // Other processes are filtered at this very moment, more of them on a busy machine: what is read later is larger.
+    let meanwhile = 2 + of("filtered") / 1000;
+    assert!(
+        of("seen").abs_diff(left) <= meanwhile,
+        "{} seen, {left} accounted for: {:#?}",
+        of("seen"),
+        reading.account
+    );
 }
 
 fn a_change_of_habit_has_its_history_and_its_stack(victim: &mut Victim, plane: &mut ProbePlane) {
