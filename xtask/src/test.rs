@@ -94,7 +94,7 @@ fn all_tests(tally: &mut Tally, filters: &[&str]) -> Result<()> {
     heading("tests");
     // A few at a time: each end-to-end test holds a victim and an observer, and some are about time.
     let mut test = workspace::cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
-    test.args(["--show-output", "--test-threads", "2"]).args(filters);
+    test.args(["--show-output", "--test-threads", "3"]).args(filters);
     test.env("OBSERVER_BIN", observer);
     // Tests look only at what they have started.
     test.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", workspace::root().join("tests/in-a-namespace"));

@@ -33,7 +33,7 @@ section() {
 rung() {
   calls &
   calls=$!
-  observer attach $calls --for 3s --interval 500ms --threshold 1s --probes $1 --output json
+  observer attach $calls --for 3s --interval 500ms --threshold 1s --probes $1 --cpu-budget off --output json
   kill $calls
 }
 
