@@ -200,7 +200,8 @@ static void chain_1(void) {
     keep(-1, -1, -1);
     take_seat(a);
     int fd = open_lock();
-    await(1);
+    /* Both who arrive: one of them has the lock. */
+    await(2);
     about_to_wait(a);
     CHECK(flock(fd, LOCK_EX));
 }
