@@ -23,7 +23,6 @@ static GLOBALS: Globals = Globals {
     habit_after: 0,
     long_wait_ns: 0,
     slow_connect_ns: 0,
-    realtime_offset_ns: 0,
 };
 
 /// Reads one injected offset; volatile, so that the compiler does not fold the built-in value.

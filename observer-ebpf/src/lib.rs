@@ -6,13 +6,15 @@
 //! futex word of that task holds).
 #![no_std]
 
+mod sockets;
 mod threads;
 
+pub use sockets::*;
 pub use threads::*;
 
 /// Version of these layouts; the kernel object and user space are built from the same sources, and
 /// the loader refuses another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Length of `task->comm` (`TASK_COMM_LEN` of the kernel).
 pub const COMM_LEN: usize = 16;
@@ -45,6 +47,8 @@ pub const RECORD_STACK: u32 = 4;
 pub const RECORD_SETTLED: u32 = 5;
 /// Kind of a [`SocketRecord`].
 pub const RECORD_SOCKET: u32 = 6;
+/// Kind of a [`SocketFileRecord`].
+pub const RECORD_SOCKET_FILE: u32 = 7;
 
 /// First record of a census: the clocks, read in the kernel by the thread that reads the census.
 #[repr(C)]
@@ -229,26 +233,6 @@ pub struct StackRecord {
     pub ips: [u64; STACK_FRAMES],
 }
 
-/// The time limits of one socket.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct SocketRecord {
-    /// Kind and length.
-    pub prefix: RecordPrefix,
-    /// Process id in observer's PID namespace.
-    pub view_tgid: u32,
-    /// Its descriptor there.
-    pub fd: u32,
-    /// `sk->sk_rcvtimeo` (`SO_RCVTIMEO`), ticks; `i64::MAX` is no limit.
-    pub receive: u64,
-    /// `sk->sk_sndtimeo` (`SO_SNDTIMEO`), ticks.
-    pub send: u64,
-    /// Ticks now; they began 300 s below 2^32 when the kernel started.
-    pub jiffies: u64,
-    /// `CLOCK_MONOTONIC` now, nanoseconds: with `jiffies` it tells how long a tick is.
-    pub mono_ns: u64,
-}
-
 /// Probe family: `poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2`.
 pub const FAMILY_POLL: u32 = 0;
 /// Probe family: `futex futex_wait futex_waitv` (waits); `futex_wake futex_requeue` for the wake history.
@@ -370,7 +354,8 @@ pub struct Event {
     pub site: u64,
 }
 
-/// Index into the per-CPU account: calls and state changes the probes looked at.
+/// Index into the per-CPU account: TCP state changes the probes looked at. As it is exported, `seen` is these and all calls
+/// that were entered.
 pub const ACCOUNT_SEEN: u32 = 0;
 /// Account: calls of processes that are not observed.
 pub const ACCOUNT_FILTERED: u32 = 1;
@@ -382,7 +367,7 @@ pub const ACCOUNT_SENT: u32 = 3;
 pub const ACCOUNT_RING_FULL: u32 = 4;
 /// Account: calls not measured, in-flight map full.
 pub const ACCOUNT_IN_FLIGHT_FULL: u32 = 5;
-/// Account: calls not aggregated, process map full.
+/// Account: calls not aggregated, process map full; each once, at its entry.
 pub const ACCOUNT_PROCESSES_FULL: u32 = 6;
 /// Account: connections not followed, socket map full.
 pub const ACCOUNT_SOCKETS_FULL: u32 = 7;
@@ -424,8 +409,11 @@ pub const ACCOUNT_WOKEN_NEW: u32 = 24;
 pub const ACCOUNT_SITES_FULL: u32 = 25;
 /// Account: wake-ups whose word or thread could not be entered into its map.
 pub const ACCOUNT_WAKES_FULL: u32 = 26;
+/// Account: calls entered of the first family (`FAMILY_POLL`), whether sampling passes over them or not; those of the others follow
+/// in the order of `FAMILY_*`. Futex calls that only wake are not counted.
+pub const ACCOUNT_ENTERED: u32 = 27;
 /// Number of account entries.
-pub const ACCOUNT_ENTRIES: usize = 27;
+pub const ACCOUNT_ENTRIES: usize = ACCOUNT_ENTERED as usize + FAMILIES;
 
 /// Names of the account entries, in order, as exported.
 pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
@@ -456,6 +444,10 @@ pub const ACCOUNT_NAMES: [&str; ACCOUNT_ENTRIES] = [
     "woken_new",
     "sites_full",
     "wakes_full",
+    "entered_poll",
+    "entered_futex",
+    "entered_connect",
+    "entered_socket",
 ];
 
 /// What the probes look at: every process.
@@ -483,14 +475,12 @@ pub struct Globals {
     pub sites: u32,
     /// 1: who wakes whom is kept. Zero costs nothing.
     pub wakes: u32,
-    /// Finite or zero timeouts after which one without limit is an [`EVENT_HABIT`].
+    /// Finite or zero timeouts in a row at one place after which one without limit is an [`EVENT_HABIT`].
     pub habit_after: u32,
     /// Waits longer than this are reported when they end, nanoseconds.
     pub long_wait_ns: u64,
     /// Connects slower than this are reported, nanoseconds.
     pub slow_connect_ns: u64,
-    /// `CLOCK_REALTIME - CLOCK_MONOTONIC` at load, nanoseconds.
-    pub realtime_offset_ns: i64,
 }
 
 /// Byte offsets of kernel fields, resolved from the running kernel's BTF; [`ABSENT`] where the
@@ -562,6 +552,10 @@ pub struct Offsets {
     pub sock_rcvtimeo: u32,
     pub sock_sndtimeo: u32,
     pub socket_sk: u32,
+    pub file_inode: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub sb_magic: u32,
 }
 
 impl Offsets {
@@ -585,7 +579,6 @@ const _: () = {
     assert!(size_of::<ProcessKey>() == 8);
     assert!(size_of::<ProcessWaits>() == 8 * (TIMEOUT_KINDS + WAIT_BUCKETS + 3));
     assert!(size_of::<Event>() == 224);
-    assert!(size_of::<Globals>() == 48);
-    assert!(size_of::<SocketRecord>() == 48);
-    assert!(size_of::<Offsets>() == 63 * 4);
+    assert!(size_of::<Globals>() == 40);
+    assert!(size_of::<Offsets>() == 67 * 4);
 };

@@ -1,10 +1,9 @@
 //! Every map, in one place, its size reasoned.
 
-use crate::probes::Attempt;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use observer_ebpf::{
-    ACCOUNT_ENTRIES, Call, FAMILIES, ProcessKey, ProcessWaits, SETTLED_SLOTS, Settled, SiteKey, SiteRecord,
+    ACCOUNT_ENTRIES, Attempt, Call, FAMILIES, ProcessKey, ProcessWaits, SETTLED_SLOTS, Settled, SiteKey, SiteRecord,
     ThreadState, Wakes, WordKey, WordRecord,
 };
 
@@ -29,7 +28,7 @@ pub(crate) static FILTER: HashMap<u32, u8> = HashMap::with_max_entries(4096, 0);
 
 /// The call each thread is in and the timeouts it passed, by `pid_tgid`. An entry goes with the thread (or with the
 /// call, where thread ends are not seen), so it follows the number of threads of observed processes:
-/// 32,768 entries of about 290 bytes are 9 MiB. User space may ask for another size before load; overflow is
+/// 32,768 entries of about 320 bytes are 10 MiB. User space may ask for another size before load; overflow is
 /// counted.
 #[map]
 pub(crate) static IN_FLIGHT: HashMap<u64, ThreadState> = HashMap::with_max_entries(32_768, 0);
@@ -42,10 +41,15 @@ pub(crate) static ZERO_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0
 #[map]
 pub(crate) static CALL: PerCpuArray<Call> = PerCpuArray::with_max_entries(1, 0);
 
-/// By family: only one call in `2^n` is looked at, `n` being the lower five bits; see `ProbePlane::set_sampling`. From
-/// `GAP_SHIFT` on: how often the family was put back.
+/// By family: how its calls are sampled (`SAMPLE_MASK`; see `ProbePlane::set_sampling`). From `GAP_SHIFT` on: how often the
+/// family was put back.
 #[map]
 pub(crate) static SAMPLE: Array<u32> = Array::with_max_entries(FAMILIES as u32, 0);
+
+/// `CLOCK_REALTIME - CLOCK_MONOTONIC`, nanoseconds, as of the last census: the clock may be set meanwhile, and a machine that was
+/// suspended comes back with another one.
+#[map]
+pub(crate) static REALTIME: Array<i64> = Array::with_max_entries(1, 0);
 
 /// Call sites of the audited processes. One entry unless sites are told apart, else 8,192 of about 240 bytes: a
 /// program has some hundreds of places that wait. Where frame pointers are missing a thread's stack

@@ -1,6 +1,6 @@
 //! What the probes keep by thread, call site and futex word, and the stacks they send.
 
-use crate::{ARGS, TIMEOUT_KINDS};
+use crate::{ARGS, COMM_LEN, TIMEOUT_KINDS};
 
 /// A call that has been entered and not left (`start_ns` is not zero), or its thread's last one.
 #[repr(C)]
@@ -26,8 +26,28 @@ pub struct Call {
     pub reserved: u32,
 }
 
+/// Who began a TCP connection attempt, and when.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub start_ns: u64,
+    /// Thread, in the initial PID namespace.
+    pub tid: u32,
+    /// Process there.
+    pub tgid: u32,
+    /// Thread in observer's namespace; 0 if it has no name there.
+    pub view_tid: u32,
+    /// Process there.
+    pub view_tgid: u32,
+    /// Name of the thread.
+    pub comm: [u8; COMM_LEN],
+}
+
 /// Calls of one thread whose timeouts are remembered, one slot each.
 pub const HABITS: usize = 4;
+/// In an entry of the map `SAMPLE`: only one call in `2^n` of the family is looked at, `n` being these bits.
+pub const SAMPLE_MASK: u32 = 31;
 /// In an entry of the map `SAMPLE`: above the sampling, how often the family's probes were put back; calls were missed each
 /// time. The same bits of [`Habit::call`].
 pub const GAP_SHIFT: u32 = 16;
@@ -59,6 +79,11 @@ pub struct Habit {
     pub call: u32,
     /// When a bad timeout of this call was last sent, in units of 2^20 ns; 0 if never.
     pub bad_tick: u32,
+    /// Where the last call that was zero or finite was made, as far as its first two arguments tell: of a `poll` the address and
+    /// the length of its set.
+    pub place: u32,
+    /// Zeros and finite ones made there in a row.
+    pub run: u32,
 }
 
 /// What has been decoded of the call that is being entered.
@@ -240,9 +265,10 @@ pub struct WordRecord {
 
 const _: () = {
     assert!(size_of::<Call>() == 96);
-    assert!(size_of::<Habit>() == 32);
+    assert!(size_of::<Attempt>() == 40);
+    assert!(size_of::<Habit>() == 40);
     assert!(size_of::<Decoded>() == 40);
-    assert!(size_of::<ThreadState>() == 144 + 32 * HABITS);
+    assert!(size_of::<ThreadState>() == 144 + 40 * HABITS);
     assert!(size_of::<History>() == 40);
     assert!(size_of::<SiteKey>() == 16);
     assert!(size_of::<SiteRecord>() == 8 * (TIMEOUT_KINDS + 7 + ARGS) + 16);

@@ -93,6 +93,12 @@ impl Daemon {
         Ok((began + gap).max(Instant::now()))
     }
 
+    /// A turn has failed: when the next one is due.
+    pub fn failed(&mut self) -> Instant {
+        self.session.account.lose("census_failed", 1);
+        Instant::now() + self.settings.interval
+    }
+
     /// Findings to every sink, less those that are kept quiet.
     fn tell(&mut self, turn: &Turn) {
         let (host, open) = (&self.session.judge.host, self.session.judge.ledger.open());

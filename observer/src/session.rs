@@ -1,6 +1,7 @@
 //! The loop that wires the rooms: census, judgement, facts, recording. It owns all I/O of a look at a
 //! host; what it produces are turns.
 
+mod follow;
 mod gather;
 mod goroutines;
 mod pace;
@@ -17,11 +18,12 @@ use crate::kube::{Names, Snapshot};
 use crate::model::audit::Descriptors;
 use crate::model::{Observation, Scope};
 use crate::proc::{
-    ConnectingSocket, Facts, FdFact, GatherSettings, Gatherer, ProcessFacts, RuntimeLocks, RuntimeWant, SiteFact,
-    SiteWant, StackFact, StackWant, ThreadWant, children_of,
+    ConnectingSocket, Facts, FdFact, FileTables, GatherSettings, Gatherer, ProcessFacts, RuntimeLocks, RuntimeWant,
+    SiteFact, SiteWant, StackFact, StackWant, ThreadWant,
 };
 use crate::recording::{Recorder, RecordingError};
 use crate::report::Account;
+use follow::Followed;
 use pace::Pace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,6 +61,8 @@ pub enum SessionError {
 /// A look at a host, in progress.
 pub struct Session {
     source: Box<dyn Source>,
+    /// How the sockets of processes are told.
+    descriptors: String,
     probes: Option<GovernedProbes>,
     gatherer: Gatherer,
     explainer: Explainer,
@@ -79,16 +83,14 @@ pub struct Session {
     no_far_ends_until: Option<Instant>,
     /// Connection attempts of the last listing, and when the next one is due.
     connecting: (Vec<ConnectingSocket>, Option<Instant>),
-    /// The processes whose descendants belong to the scope as well.
-    parents: Vec<Pid>,
+    /// Who is in the scope, if it is not the whole host.
+    followed: Followed,
     /// When the goroutines of which process are read next.
     go_pace: Pace,
     /// When the tasks of which process are read next, and who turned out to have none.
     task_pace: TaskPace,
     /// Stream sockets, and when they are listed next.
     stream_pace: StreamPace,
-    /// A reading of goroutines is under way.
-    awaits_goroutines: bool,
     /// What the probes' filter holds, in ids of the initial PID namespace.
     listened_to: BTreeSet<Pid>,
     /// Model, rules, findings.
@@ -99,12 +101,18 @@ pub struct Session {
 
 impl Session {
     /// A session over a source of rows and a probe plane.
-    pub fn new(source: Box<dyn Source>, probes: Option<GovernedProbes>, scope: Scope) -> Self {
+    pub fn new(mut source: Box<dyn Source>, probes: Option<GovernedProbes>, scope: Scope) -> Self {
         let explainer = Explainer::new(ExplainSettings::default());
+        let (tables, descriptors) = match source.socket_files() {
+            Ok(iterator) => (FileTables::by_iterator(iterator), "iter_task_file".to_owned()),
+            Err(why) => (FileTables::default(), format!("proc: {why}")),
+        };
+        log::debug!("descriptors: {descriptors}");
         Self {
             source,
             probes,
-            gatherer: Gatherer::new(GatherSettings::default()),
+            gatherer: Gatherer::new(GatherSettings::default()).with(tables.clone()),
+            descriptors,
             task_reader: explainer.beside(),
             explainer,
             unexplained: 0,
@@ -115,11 +123,10 @@ impl Session {
             names: None,
             no_far_ends_until: None,
             connecting: (Vec::new(), None),
-            parents: Vec::new(),
+            followed: Followed::of(scope.processes.iter().flatten().copied().collect()),
             go_pace: Pace::default(),
             task_pace: TaskPace::default(),
-            stream_pace: StreamPace::new(),
-            awaits_goroutines: false,
+            stream_pace: StreamPace::new(tables),
             listened_to: BTreeSet::new(),
             judge: Judge::new(scope),
             account: Account::default(),
@@ -141,9 +148,14 @@ impl Session {
         self.names.as_ref().map(|(names, _)| names.snapshot())
     }
 
-    /// Takes the descendants of these processes into the scope, as they come.
-    pub fn follow_children(&mut self, parents: Vec<Pid>) {
-        self.parents = parents;
+    /// Takes the descendants of the processes asked for into the scope, as they come.
+    pub fn follow_children(&mut self) {
+        self.followed.with_children();
+    }
+
+    /// The processes that were asked for, whatever has become of them; none in a look at the whole host.
+    pub fn asked(&self) -> &BTreeSet<Pid> {
+        self.followed.asked()
     }
 
     /// The probes, where there are any.
@@ -154,6 +166,11 @@ impl Session {
     /// Where the rows come from.
     pub fn source_name(&self) -> &'static str {
         self.source.name()
+    }
+
+    /// How it is told which sockets a process has: `iter_task_file`, or `proc: why`.
+    pub fn descriptors_from(&self) -> &str {
+        &self.descriptors
     }
 
     /// One census, its judgement, and the facts for the next one.
@@ -292,6 +309,11 @@ impl Session {
         self.unexplained > 0
     }
 
+    /// Whether the next turn will know more of calls whose arguments are in memory.
+    pub fn awaits_arguments(&self) -> bool {
+        self.judge.host.awaits_arguments()
+    }
+
     /// Whether the next turn will know more of waits for locks of a runtime.
     pub fn awaits_locks(&self) -> bool {
         self.judge.host.has_fresh_runtime_locks()
@@ -383,20 +405,25 @@ impl Session {
         (explained.stacks, explained.runtime_locks)
     }
 
-    /// Lets new children into the scope, and tells the probes whom to listen to.
+    /// Lets new children into the scope and those that are gone out of it, and tells the probes whom to listen to.
     fn follow(&mut self, census: &Census) {
-        let Some(mut pids) = self.judge.scope.processes.clone() else { return };
-        if !self.parents.is_empty() {
-            pids.extend(children_of(&self.parents, &census.rows));
-            self.judge.scope.processes = Some(pids.clone());
+        if self.judge.scope.processes.is_none() {
+            return;
         }
+        let pids = self.followed.among(census);
         let initial: BTreeSet<Pid> =
             census.rows.iter().filter(|row| pids.contains(&row.process.pid)).map(|row| row.initial.1).collect();
+        self.judge.scope.processes = Some(pids);
         if let Some(probes) = &self.probes
             && self.listened_to != initial
         {
-            match probes.set_filter(&initial.iter().copied().collect::<Vec<_>>()) {
-                Ok(()) => self.listened_to = initial,
+            match probes.set_filter(&initial) {
+                Ok(Some(left_out)) => {
+                    self.account.lose("probe_filter", left_out as u64);
+                    self.listened_to = initial;
+                }
+                // The next turn asks again.
+                Ok(None) => {}
                 Err(error) => {
                     log::warn!("{error}");
                     self.account.lose("probe_filter", 1);
@@ -408,19 +435,18 @@ impl Session {
     fn read_probes(&mut self, census: &Census) -> ProbeReading {
         let Some(probes) = &self.probes else { return ProbeReading::default() };
         match probes.drain(census) {
-            Ok(Some(reading)) => reading,
-            // A probe is being taken off or put back: events wait in the kernel, sums are those of the last time.
-            Ok(None) => {
-                let known = self.judge.host.probes();
-                let (stats, account) = (known.stats().to_vec(), known.account().clone());
-                ProbeReading { stats, account, ..ProbeReading::default() }
-            }
+            Ok(Some(reading)) => return reading,
+            // A probe is being taken off or put back: events wait in the kernel.
+            Ok(None) => {}
             Err(error) => {
                 log::warn!("{error}");
                 self.account.lose("probe_drain", 1);
-                ProbeReading::default()
             }
         }
+        // Sums are those of the last time.
+        let known = self.judge.host.probes();
+        let (stats, account) = (known.stats().to_vec(), known.account().clone());
+        ProbeReading { stats, account, ..ProbeReading::default() }
     }
 }
 

@@ -253,7 +253,7 @@ fn namespace_filter() {
     victim.tell("probe");
     let census = ProcSource::new().take().unwrap();
     let mut iterator = IterSource::load().unwrap();
-    plane.note_pids(&iterator.take().unwrap());
+    plane.note_pids(&iterator.take().unwrap()).unwrap();
     let reading = drain_until(&mut plane, |reading| {
         reading.stats.iter().any(|stats| stats.pid == victim.pid() && stats.family == Family::Poll)
     });
@@ -305,7 +305,7 @@ fn probes_on(rung: Rung) {
         return skipped(&plane.status().poll);
     }
     assert_eq!(plane.status().poll.rung, Some(rung));
-    plane.note_pids(&census);
+    plane.note_pids(&census).unwrap();
     victim.tell("probe");
 
     let reading = drain_until(&mut plane, |reading| {
@@ -339,7 +339,7 @@ fn probes_on(rung: Rung) {
     assert!(reading.account["filtered"] > 0 || reading.account["seen"] > 0);
 
     // Nobody is listed any more: nothing is counted any more.
-    plane.set_filter(&[]).unwrap();
+    plane.set_filter(&std::collections::BTreeSet::new()).unwrap();
     victim.tell("probe");
     let silent = drain_until(&mut plane, |_| true);
     assert!(silent.events.iter().all(|event| event.kind != EventKind::BadTimeout), "{silent:#?}");

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// Where the sources are.
@@ -133,6 +133,9 @@ impl Abi {
 
 /// Whether this machine can build and run a program of this kind; why not, otherwise.
 pub fn can_build(abi: Abi) -> Result<(), String> {
+    if abi == Abi::I386Bare {
+        return can_run("tiny32", abi).map_err(|e| format!("{e:#}"));
+    }
     let probe = || -> Result<()> {
         let dir = tempfile::tempdir()?;
         let source = dir.path().join("probe.c");
@@ -145,6 +148,17 @@ pub fn can_build(abi: Abi) -> Result<(), String> {
         Ok(())
     };
     probe().map_err(|e| format!("{e:#}"))
+}
+
+/// Whether a victim that ends when its input does can be built (or is built) and run.
+fn can_run(name: &str, abi: Abi) -> Result<()> {
+    let path = victim(name, abi)?;
+    // Without a kernel that runs such programs (`CONFIG_IA32_EMULATION`) this is ENOEXEC.
+    let child = Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let run = child.and_then(std::process::Child::wait_with_output);
+    let run = run.with_context(|| format!("{} does not run here", path.display()))?;
+    ensure!(run.status.success(), "{} ended with {}", path.display(), run.status);
+    Ok(())
 }
 
 fn gcc(source: &Path, out: &Path, abi: Abi) -> Result<()> {

@@ -97,7 +97,12 @@ fn the_only_process_exits_while_we_look() -> Result<()> {
     ensure!(!matches!(procfs::state(observer, observer), None | Some('Z')), "it ended before the process did");
     victim.guard().kill();
     let run = live.finish(Duration::from_secs(10)).context("nothing is left to look at: it must end")?;
-    ensure!(run.code == Some(0) && !run.stderr.contains("panicked"), "{run:#?}");
+    // On a busy machine it may not have come to look yet.
+    let said = match run.code {
+        Some(0) => "exited while it was looked at",
+        _ => "is gone: it exited before it could be looked at",
+    };
+    ensure!(matches!(run.code, Some(0 | 2)) && run.stderr.contains(said), "{run:#?}");
     Ok(())
 }
 

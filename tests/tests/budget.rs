@@ -17,8 +17,8 @@ const BURST: Duration = Duration::from_secs(5);
 /// From the beginning of the storm to calm probes.
 const REACTION: Duration = Duration::from_secs(20);
 /// Until what was given up is back: what was overspent is saved first (a minute at most), then there is a wait, and
-/// where the rest of the host keeps the probes busy it comes back in six steps of 15 s.
-const RETURN: Duration = Duration::from_secs(300);
+/// where the rest of the host keeps the probes busy it comes back in six steps of 15 s, one family after the other.
+const RETURN: Duration = Duration::from_secs(480);
 
 const FUTEX: &str = "observer_probes_sampling{family=\"futex\"}";
 const POLL: &str = "observer_probes_sampling{family=\"poll\"}";

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use observer_tests::compile::{java_classes, sources};
 use observer_tests::deadline::wait_for_age;
 use observer_tests::debts::{Server, THRESHOLD, found, kinds, look, number};
+use observer_tests::procfs::descendants;
 use observer_tests::requests::{Client, unanswered};
 use observer_tests::servers::missing;
 use observer_tests::skip;
@@ -58,34 +59,45 @@ fn expect_unread(server: &Server, clients: usize) -> Result<Value> {
     Ok(found(&report, "not_reading", server.pid())?.clone())
 }
 
-#[test]
-fn a_node_loop_that_waits() -> Result<()> {
+/// A Node server whose loop stands still in this way, and what its finding must say of that.
+fn node_stands_still(mode: &str, words: &str) -> Result<()> {
     if let Some(missing) = missing(&["node"]) {
         skip!("{missing} is not installed");
     }
-    let (server, clients) = stand_still(node("waits")?)?;
+    let (server, clients) = stand_still(node(mode)?)?;
     let finding = expect_unread(&server, clients.len())?;
     let explanation = finding["explanation"].as_str().context("explanation")?;
-    ensure!(explanation.contains("FutexEmulation::WaitSync"), "{explanation}");
+    ensure!(explanation.contains(words), "{explanation}");
     Ok(())
 }
 
 #[test]
+fn a_node_loop_that_waits() -> Result<()> {
+    node_stands_still("waits", "FutexEmulation::WaitSync")
+}
+
+#[test]
 fn a_node_loop_that_computes() -> Result<()> {
-    if let Some(missing) = missing(&["node"]) {
-        skip!("{missing} is not installed");
-    }
-    let (server, clients) = stand_still(node("spins")?)?;
-    let finding = expect_unread(&server, clients.len())?;
-    let explanation = finding["explanation"].as_str().context("explanation")?;
-    ensure!(explanation.contains("CPU"), "{explanation}");
-    Ok(())
+    node_stands_still("spins", "CPU")
 }
 
 #[test]
 fn an_asyncio_loop_that_waits_for_a_lock() -> Result<()> {
     let (server, clients) = stand_still(Server::python(&["loop"])?)?;
     expect_unread(&server, clients.len())?;
+    Ok(())
+}
+
+/// What stops it is no lock and no socket: the pipe that its log goes to is full.
+#[test]
+fn a_loop_that_waits_to_write_its_log() -> Result<()> {
+    let (server, clients) = stand_still(Server::python(&["logs"])?)?;
+    let finding = expect_unread(&server, clients.len())?;
+    let (reader, _) = *descendants(server.pid()).first().context("a reader")?;
+    let held = finding["chain"].as_array().into_iter().flatten().any(|link| link["held_by"]["pid"] == reader);
+    ensure!(held, "names {reader}, who does not read: {finding:#}");
+    let explanation = finding["explanation"].as_str().context("explanation")?;
+    ensure!(explanation.contains("write()") && explanation.contains("pipe"), "{explanation}");
     Ok(())
 }
 

@@ -82,3 +82,36 @@ fn an_owner_that_stayed_behind_in_the_parent_of_a_fork() -> Result<()> {
         .expect_since(&victim.truth)?;
     Ok(())
 }
+
+/// Locks that record no owner, in processes all of whose threads wait: nobody is left to release them.
+#[test]
+fn a_lock_that_nobody_is_left_to_release() -> Result<()> {
+    let modes = [("fork-reader", "forked"), ("handler", "in_signal_handler"), ("again", "nobody_left")];
+    let victims: Vec<Victim> =
+        modes.iter().map(|(mode, _)| Victim::start("processes", &[mode])).collect::<Result<_>>()?;
+    let report = look_at(&victims.iter().collect::<Vec<_>>())?;
+    for (victim, (mode, fact)) in victims.iter().zip(modes) {
+        let truth = &victim.truth;
+        let stuck: Vec<_> = truth.threads.iter().filter(|thread| thread.resource.is_some()).collect();
+        let finding = report
+            .only("deadlock", truth)
+            .context(mode)?
+            .expect("confidence", "likely")?
+            .expect("severity", "critical")?
+            .expect_threads(stuck.iter().map(|thread| thread.tid))?;
+        ensure!(finding.0["evidence"]["nobody_left"] == true, "{mode}: {:#}", finding.0);
+        ensure!(finding.0["evidence"][fact] == true, "{mode}, {fact}: {:#}", finding.0);
+        let links = finding.0["chain"].as_array().context("chain")?;
+        ensure!(links.iter().all(|link| link["held_by"].is_null()), "nobody is known to hold it: {links:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_thread_at_rest_may_hold_a_lock_that_records_no_owner() -> Result<()> {
+    let victim = Victim::start("processes", &["again-idle"])?;
+    let report = look_at(&[&victim])?;
+    let about = report.about(&victim.truth);
+    ensure!(about.iter().all(|finding| finding.kind() != "deadlock"), "{about:#?}");
+    Ok(())
+}

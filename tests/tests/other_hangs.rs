@@ -1,7 +1,7 @@
 //! Hangs that are not locks: connects, stops, D state, namespaces, unreadable memory, 32-bit programs.
 
 use anyhow::{Context, Result, bail, ensure};
-use observer_tests::compile::Abi;
+use observer_tests::compile::{Abi, can_build};
 use observer_tests::observer::{OLD_ENOUGH, Observer, look_at};
 use observer_tests::report::Finding;
 use observer_tests::skip;
@@ -129,6 +129,9 @@ fn a_process_that_blocks_its_reader_is_itself_a_finding() -> Result<()> {
 
 #[test]
 fn a_32_bit_process_is_said_to_be_one() -> Result<()> {
+    if let Err(why) = can_build(Abi::I386Bare) {
+        skip!("no 32-bit program can be run: {}", why.lines().next().unwrap_or_default());
+    }
     let victim = Victim::start_as(Abi::I386Bare, "tiny32", &[])?;
     let report = look_at(&[&victim])?;
     report.expect_silence("a 32-bit program idle in poll(-1)")?;

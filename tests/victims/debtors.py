@@ -10,6 +10,7 @@ accepts BACKLOG     HTTP; after the line it accepts nobody
 accepts-unix BACKLOG PATH   the same at a unix socket
 reads               HTTP, in one thread; after the line it reads nothing, but accepts
 loop                HTTP, in one event loop; after the line the next request waits in it for a lock
+logs                HTTP, in one event loop that writes a line into a pipe for each request; after the line that pipe is full
 longpoll SECONDS    healthy: HTTP, an answer comes after so long
 websocket SECONDS   healthy: a client asks once; then each side sends a few bytes, the server unasked, every SECONDS
 stream              healthy: an answer of one byte a second, without an end
@@ -232,6 +233,38 @@ def loop():
     asyncio.run(asynchronous(serve))
 
 
+def logs():
+    """The log goes to a process that has never read any of it, and now the pipe between them is full."""
+    import ctypes
+    import os
+    import subprocess
+
+    die_with_parent = lambda: ctypes.CDLL(None).prctl(1, 9)
+    reader = subprocess.Popen(["sleep", "1000"], stdin=subprocess.PIPE, preexec_fn=die_with_parent)
+    log = reader.stdin.fileno()
+
+    async def serve(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            os.write(log, b"a request\n")
+            writer.write(ANSWER)
+            await writer.drain()
+
+    def command():
+        sys.stdin.readline()
+        os.set_blocking(log, False)
+        size = 4096
+        while size:
+            try:
+                os.write(log, b"." * size)
+            except BlockingIOError:
+                size //= 2
+        os.set_blocking(log, True)
+        say("stopped")
+
+    threading.Thread(target=command, daemon=True).start()
+    asyncio.run(asynchronous(serve))
+
+
 def longpoll(seconds):
     async def serve(reader, writer):
         while await reader.readuntil(b"\r\n\r\n"):
@@ -281,6 +314,7 @@ MODES = {
     "accepts-unix": accepts,
     "reads": reads,
     "loop": loop,
+    "logs": logs,
     "longpoll": longpoll,
     "websocket": websocket,
     "stream": stream,

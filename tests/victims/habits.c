@@ -8,6 +8,7 @@
  *          select        the same with select(2) over two descriptors
  *          condition     the last worker of a pool: a condition with deadlines, then without
  *          listener      poll(2) at a listening socket
+ *          resolver      poll(2) with a limit at a resolver's socket, then without one at a connection that rests
  */
 #define _GNU_SOURCE
 #include "victim.h"
@@ -56,9 +57,16 @@ static NOINLINE void wait_once(int timeout) {
     }
 }
 
+/* One question, and no answer. */
+static NOINLINE void look_up(int timeout) {
+    struct pollfd question = {socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), POLLIN, 0};
+    poll(&question, 1, timeout);
+    close(question.fd);
+}
+
 static void *waiter(void *arg) {
     take_seat(seat);
-    for (int i = 0; i < TIMES; i++) wait_once(3);
+    for (int i = 0; i < TIMES; i++) is_mode(mode, "resolver") ? look_up(3) : wait_once(3);
     about_to_wait(seat);
     wait_once(-1);
     die("%s: the last wait returned", mode);
@@ -88,13 +96,13 @@ static void a_silent_peer(bool listening) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const modes[] = {"peer", "several", "eventfd", "self-pipe", "epoll", "select", "condition", "listener"};
+    static const char *const modes[] = {"peer", "several", "eventfd", "self-pipe", "epoll", "select", "condition", "listener", "resolver"};
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
         if (argc > 1 && is_mode(argv[1], modes[i])) mode = modes[i];
-    if (!mode) die("usage: habits peer|several|eventfd|self-pipe|epoll|select|condition|listener");
+    if (!mode) die("usage: habits peer|several|eventfd|self-pipe|epoll|select|condition|listener|resolver");
     victim_init();
     CHECK(pipe2(fds, O_CLOEXEC));
-    if (is_mode(mode, "peer") || is_mode(mode, "listener")) a_silent_peer(is_mode(mode, "listener"));
+    if (is_mode(mode, "peer") || is_mode(mode, "listener") || is_mode(mode, "resolver")) a_silent_peer(is_mode(mode, "listener"));
     else if (!is_mode(mode, "self-pipe")) fds[0] = eventfd(0, EFD_CLOEXEC);
     if (is_mode(mode, "several") || is_mode(mode, "select")) fds[1] = eventfd(0, EFD_CLOEXEC);
     ep = epoll_create1(EPOLL_CLOEXEC);

@@ -2,6 +2,7 @@
  * For tests of the probes, which count what was called. */
 #include "victim.h"
 #include <linux/futex.h>
+#include <netinet/in.h>
 #include <stdatomic.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
@@ -16,14 +17,26 @@ static long futex(_Atomic uint32_t *at, int op, uint32_t value) {
     return syscall(SYS_futex, at, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, FUTEX_BITSET_MATCH_ANY);
 }
 
-static NOINLINE int poll_ready(int timeout) {
-    struct pollfd fd = {ready[0], POLLIN, 0};
-    return poll(&fd, 1, timeout);
+/* One set for all, as a loop has it: of two descriptors, both ready or (below 0) to be left out. */
+static struct pollfd set[2];
+
+static NOINLINE int poll_set(int fd, int timeout) {
+    set[0] = set[1] = (struct pollfd){fd, POLLIN, 0};
+    return poll(set, 2, timeout);
 }
+
+static NOINLINE int poll_ready(int timeout) { return poll_set(ready[0], timeout) / 2; }
 
 static NOINLINE void polls(int n, int timeout) {
     for (int i = 0; i < n; i++)
-        if (poll(NULL, 0, timeout) != 0) die("poll");
+        if (poll_set(-1, timeout) != 0) die("poll");
+}
+
+/* As a resolver does, whose set is elsewhere. */
+static NOINLINE void polls_elsewhere(int n) {
+    struct pollfd other[2] = {{-1, POLLIN, 0}, {-1, POLLIN, 0}};
+    for (int i = 0; i < n; i++)
+        if (poll(other, 2, 1) != 0) die("poll");
 }
 
 /* Until another thread sleeps in the call. */
@@ -253,6 +266,59 @@ static NOINLINE void slow_recv(void) {
     close(pair[1]);
 }
 
+#define MOST_ATTEMPTS 256
+static int attempts[MOST_ATTEMPTS];
+static long attempted;
+
+/* A TCP socket of its own port on 127.0.0.1, which stays where it was asked for. */
+static int bound(struct sockaddr_in *where) {
+    socklen_t len = sizeof *where;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    *where = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CHECK(bind(fd, (struct sockaddr *)where, sizeof *where));
+    CHECK(getsockname(fd, (struct sockaddr *)where, &len));
+    return fd;
+}
+
+static int dial(const struct sockaddr_in *where) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (connect(fd, (const struct sockaddr *)where, sizeof *where) == 0 || errno != EINPROGRESS) die("connect was answered");
+    return fd;
+}
+
+/* n connections that nobody answers: the backlog is full. */
+static void attempt(long n) {
+    static int listener = -1;
+    static struct sockaddr_in where;
+    if (n > MOST_ATTEMPTS) die("too many attempts");
+    if (listener < 0) {
+        listener = bound(&where);
+        CHECK(listen(listener, 0));
+        int filler = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK(connect(filler, (struct sockaddr *)&where, sizeof where));
+    }
+    for (attempted = 0; attempted < n; attempted++) attempts[attempted] = dial(&where);
+}
+
+static void give_up(void) {
+    while (attempted > 0) close(attempts[--attempted]);
+}
+
+/* A connection to a port where nobody listens. */
+static void refused(void) {
+    struct sockaddr_in where;
+    int holder = bound(&where), fd = dial(&where), error = 0;
+    socklen_t len = sizeof error;
+    fd_set writable;
+    FD_ZERO(&writable);
+    FD_SET(fd, &writable);
+    if (select(fd + 1, NULL, &writable, NULL, NULL) != 1) die("select");
+    CHECK(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len));
+    if (error != ECONNREFUSED) die("not refused: %d", error);
+    close(fd);
+    close(holder);
+}
+
 int main(int argc, char **argv) {
     char line[64];
     if (argc > 1 && strcmp(argv[1], "after-exec") == 0) {
@@ -269,6 +335,7 @@ int main(int argc, char **argv) {
         if (sscanf(line, "%31s %ld", order, &n) < 1) die("order %s", line);
         if (strcmp(order, "zero") == 0) polls((int)n, 0);
         else if (strcmp(order, "finite") == 0) polls((int)n, 1);
+        else if (strcmp(order, "elsewhere") == 0) polls_elsewhere((int)n);
         else if (strcmp(order, "sleep") == 0) polls(1, (int)n);
         else if (strcmp(order, "infinite") == 0) for (long i = 0; i < n; i++) poll_ready(-1);
         else if (strcmp(order, "negative") == 0) for (long i = 0; i < n; i++) poll_ready(-5);
@@ -282,6 +349,9 @@ int main(int argc, char **argv) {
         else if (strcmp(order, "scatter") == 0) scatter();
         else if (strcmp(order, "places") == 0) places();
         else if (strcmp(order, "mixed") == 0) mixed(n);
+        else if (strcmp(order, "attempt") == 0) attempt(n);
+        else if (strcmp(order, "give-up") == 0) give_up();
+        else if (strcmp(order, "refused") == 0) refused();
         else die("order %s", line);
         puts("done");
     }

@@ -5,6 +5,13 @@
  *   processes owner-exit    a process exits holding a process-shared, non-robust mutex, another waits: abandoned
  *   processes fork-held     fork() while another thread holds a mutex; the child wants it: its owner stayed behind
  *
+ * and locks that record no owner, in a child all of whose threads wait (a rwlock does not say who reads):
+ *
+ *   processes fork-reader   fork() while another thread reads; the child wants to write
+ *   processes handler       a signal handler wants to write while the code that it interrupts reads
+ *   processes again         one that reads wants to read once more, behind a writer, of a lock that prefers writers
+ *   processes again-idle    the same with one more thread, at rest, which may be the reader for all that is known
+ *
  * "pid" is whom to look at; "pids" lists every process involved.
  */
 #include "victim.h"
@@ -116,6 +123,94 @@ static void fork_held(void) {
     print_truth(pid, "fork-held", ",\"pids\":[%d],\"parent\":%d", pid, getpid());
 }
 
+static pthread_rwlock_t prices = PTHREAD_RWLOCK_INITIALIZER;
+
+/* A seat whose owner nobody outside can know. */
+static struct seat *seat_at_prices(const char *name) {
+    struct seat *s = new_seat(name, "futex", SYS_futex);
+    s->resource = "rwlock";
+    s->waits_for = &prices;
+    return s;
+}
+
+static void *read_prices(void *arg) {
+    take_seat(arg);
+    PCHECK(pthread_rwlock_rdlock(&prices));
+    pthread_barrier_wait(&has_it);
+    read_for_ever(silent_pipe());
+    return NULL;
+}
+
+static void *write_prices(void *arg) {
+    take_seat(arg);
+    PCHECK(pthread_rwlock_wrlock(&prices));
+    return NULL;
+}
+
+static void write_in_child(void) {
+    take_seat(a);
+    PCHECK(pthread_rwlock_wrlock(&prices));
+}
+
+static void fork_reader(void) {
+    PCHECK(pthread_barrier_init(&has_it, NULL, 2));
+    b = new_seat("reader", "read", SYS_read);
+    a = seat_at_prices("forked");
+    start_thread(read_prices, b);
+    pthread_barrier_wait(&has_it);
+    pid_t pid = child(write_in_child);
+    print_truth(pid, "fork-reader", ",\"pids\":[%d],\"parent\":%d", pid, getpid());
+}
+
+static void write_in_handler(int number) {
+    (void)number;
+    about_to_wait(a);
+    PCHECK(pthread_rwlock_wrlock(&prices));
+}
+
+static void interrupted_reader(void) {
+    take_seat(a);
+    if (signal(SIGUSR1, write_in_handler) == SIG_ERR) die("signal");
+    PCHECK(pthread_rwlock_rdlock(&prices));
+    CHECK(raise(SIGUSR1));
+}
+
+static void handler(void) {
+    a = seat_at_prices("interrupted");
+    pid_t pid = child(interrupted_reader);
+    print_truth(pid, "handler", ",\"pids\":[%d]", pid);
+}
+
+static struct seat *idle;
+
+static void *be_idle(void *arg) {
+    take_seat(arg);
+    for (;;) pause();
+    return NULL;
+}
+
+static void reads_again(void) {
+    pthread_rwlockattr_t attributes;
+    PCHECK(pthread_rwlockattr_init(&attributes));
+    PCHECK(pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP));
+    PCHECK(pthread_rwlock_init(&prices, &attributes));
+    take_seat(a);
+    PCHECK(pthread_rwlock_rdlock(&prices));
+    start_thread(write_prices, b);
+    if (idle) start_thread(be_idle, idle);
+    await_seat(b);
+    about_to_wait(a);
+    PCHECK(pthread_rwlock_rdlock(&prices));
+}
+
+static void again(bool with_idle) {
+    a = seat_at_prices("reader");
+    b = seat_at_prices("writer");
+    if (with_idle) idle = new_seat("idle", "pause", SYS_pause);
+    pid_t pid = child(reads_again);
+    print_truth(pid, "again", ",\"pids\":[%d]", pid);
+}
+
 int main(int argc, char **argv) {
     const char *mode = argc == 2 ? argv[1] : "";
     victim_init();
@@ -126,6 +221,10 @@ int main(int argc, char **argv) {
     else if (is_mode(mode, "thread-exit")) thread_exit();
     else if (is_mode(mode, "owner-exit")) owner_exit();
     else if (is_mode(mode, "fork-held")) fork_held();
-    else die("usage: processes cycle|thread-exit|owner-exit|fork-held");
+    else if (is_mode(mode, "fork-reader")) fork_reader();
+    else if (is_mode(mode, "handler")) handler();
+    else if (is_mode(mode, "again")) again(false);
+    else if (is_mode(mode, "again-idle")) again(true);
+    else die("usage: processes cycle|thread-exit|owner-exit|fork-held|fork-reader|handler|again|again-idle");
     stay();
 }

@@ -8,6 +8,7 @@
  * Wrong:   poll-neg5 epoll-neg7       negative and not -1: the kernel waits for ever, nobody meant it
  *          poll-30h ppoll-year select-year epoll-pwait2-year futex-year     absurd: over 24 hours
  *          futex-century              absurd: a deadline in a hundred years
+ *          futex-time-of-day          a deadline in two seconds by CLOCK_REALTIME, for a wait by CLOCK_MONOTONIC
  *          ppoll-neg epoll-pwait2-neg     negative seconds: EINVAL each time, in a loop
  *          ppoll-invalid              tv_nsec of a second and more: EINVAL each time, in a loop
  *
@@ -48,6 +49,7 @@ static const struct mode modes[] = {
     {"ppoll-neg", "ppoll", SYS_ppoll, "negative", "tv_sec -1", true},
     {"epoll-pwait2-neg", "epoll_pwait2", SYS_epoll_pwait2, "negative", "tv_sec -1", true},
     {"futex-century", "futex", SYS_futex, "absurd", "a deadline", false},
+    {"futex-time-of-day", "futex", SYS_futex, "absurd", "a deadline", false},
     {"futex-past", "futex", SYS_futex, "zero", "a deadline", true},
     {"futex-year", "futex", SYS_futex, "absurd", "31536000 s", false},
 };
@@ -95,6 +97,13 @@ static NOINLINE void wait_once(void) {
         CHECK(clock_gettime(CLOCK_REALTIME, &until));
         until.tv_sec += starts("futex-past") ? -1 : 100 * YEAR;
         syscall(SYS_futex, &word, 0x189, 1, &until, NULL, ~0);
+    } else if (starts("futex-time-of-day")) {
+        static int word = 1;
+        /* FUTEX_WAIT_BITSET | PRIVATE, without CLOCK_REALTIME. */
+        struct timespec until;
+        CHECK(clock_gettime(CLOCK_REALTIME, &until));
+        until.tv_sec += 2;
+        syscall(SYS_futex, &word, 0x89, 1, &until, NULL, ~0);
     } else {
         static int word = 1;
         /* FUTEX_WAIT | PRIVATE: a relative timeout. */

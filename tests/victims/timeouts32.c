@@ -1,17 +1,21 @@
 /* A 32-bit process without a C library (gcc -m32 -nostdlib -static) that sleeps in one call with one limit. Idle, not hung.
  *
+ *   timeouts32 MODE [after-line]       with after-line, only once something comes on stdin
+ *
  * poll ppoll ppoll64 select select-old pselect pselect64 epoll epoll2 futex futex64
  *                   a limit of 3600.5 s, as wide as that call has it
  * poll-neg5         poll(2) with -5
  * ppoll-year        ppoll(2) with a year
  * recv recv-old     recv(2) of a socket without a limit: called as such, and through socketcall(2)
- * connect-old       connect(2) through socketcall(2) at a full backlog of its own
+ * connect-old connect-tcp-old
+ *                   connect(2) through socketcall(2) at a full backlog of its own, of a unix and of a TCP socket
  *
  * Its truth is one line with its pid; soon after it sleeps.
  */
 typedef unsigned int u32;
 
 #define NR_EXIT 1
+#define NR_READ 3
 #define NR_WRITE 4
 #define NR_GETPID 20
 #define NR_PIPE 42
@@ -81,20 +85,22 @@ static u32 set[32], limit32[2] = {3600, 500000000}, micros[2] = {3600, 500000}, 
 /* Little end first: two numbers of 64 bits. */
 static u32 limit64[4] = {3600, 0, 500000000, 0};
 static u32 word = 1, event[3], arguments[6];
+/* Of two bytes: the kernel chooses the name. */
 static struct { unsigned short family; char path[16]; } address = {1, ""};
+/* 127.0.0.1, and the port is the kernel's choice. */
+static struct { unsigned short family, port; u32 ip, zero[2]; } inet = {2, 0, 0x0100007f, {0, 0}};
 
 /* Connections until the backlog is full; the last one sleeps. */
-static void connect_until_full(void) {
-    int listener = CALL(NR_SOCKET, 1, 1, 0, 0, 0);
-    /* Of two bytes: the kernel chooses the name. */
-    CALL(NR_BIND, listener, &address, 2, 0, 0);
+static void connect_until_full(u32 domain, void *where, u32 bound) {
+    int listener = CALL(NR_SOCKET, domain, 1, 0, 0, 0);
+    CALL(NR_BIND, listener, where, bound, 0, 0);
     CALL(NR_LISTEN, listener, 0, 0, 0, 0);
     static u32 size = sizeof address;
-    arguments[0] = (u32)listener, arguments[1] = (u32)&address, arguments[2] = (u32)&size;
+    arguments[0] = (u32)listener, arguments[1] = (u32)where, arguments[2] = (u32)&size;
     CALL(NR_SOCKETCALL, 6 /* getsockname */, arguments, 0, 0, 0);
     for (;;) {
-        arguments[0] = (u32)CALL(NR_SOCKET, 1, 1, 0, 0, 0);
-        arguments[1] = (u32)&address, arguments[2] = size;
+        arguments[0] = (u32)CALL(NR_SOCKET, domain, 1, 0, 0, 0);
+        arguments[1] = (u32)where, arguments[2] = size;
         CALL(NR_SOCKETCALL, 3 /* connect */, arguments, 0, 0, 0);
     }
 }
@@ -127,13 +133,16 @@ static void sleep_in(const char *mode) {
         arguments[0] = (u32)ends[0], arguments[1] = (u32)set, arguments[2] = sizeof set;
         if (is(mode, "recv")) CALL(NR_RECVFROM, ends[0], set, sizeof set, 0, 0);
         else CALL(NR_SOCKETCALL, 10 /* recv */, arguments, 0, 0, 0);
-    } else if (is(mode, "connect-old")) connect_until_full();
+    } else if (is(mode, "connect-old")) connect_until_full(1, &address, 2);
+    else if (is(mode, "connect-tcp-old")) connect_until_full(2, &inet, sizeof inet);
 }
 
 __attribute__((used, noreturn)) static void victim(const u32 *stack) {
     /* argc, then argv. */
     const char *mode = stack[0] > 1 ? (const char *)stack[2] : "";
     CALL(NR_PRCTL, 1 /* PR_SET_PDEATHSIG */, 9, 0, 0, 0);
+    char byte;
+    if (stack[0] > 2 && is((const char *)stack[3], "after-line")) CALL(NR_READ, 0, &byte, 1, 0, 0);
     say(mode);
     sleep_in(mode);
     for (;;) CALL(NR_EXIT, 3, 0, 0, 0, 0);

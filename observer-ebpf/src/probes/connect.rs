@@ -12,7 +12,8 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use observer_ebpf::{
-    ACCOUNT_FILTERED, ACCOUNT_SEEN, ACCOUNT_SOCKETS_FULL, Call, EVENT_CONNECT, FAMILY_CONNECT, History, TIMEOUT_NONE,
+    ACCOUNT_FILTERED, ACCOUNT_SEEN, ACCOUNT_SOCKETS_FULL, Attempt, Call, EVENT_CONNECT, FAMILY_CONNECT, History,
+    TIMEOUT_NONE,
 };
 
 const CONNECT: u32 = 42;
@@ -85,18 +86,6 @@ fn destination(address: u64, len: u64) -> Ends {
         }
     }
     ends
-}
-
-/// Who began a connection attempt, and when.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Attempt {
-    start_ns: u64,
-    tid: u32,
-    tgid: u32,
-    view_tid: u32,
-    view_tgid: u32,
-    comm: [u8; 16],
 }
 
 /// TCP state change, with types.
@@ -186,6 +175,8 @@ fn state_change(sock: Raw, old: u32, new: u32, ends: impl FnOnce(Raw) -> Ends) {
         // The caller of connect() is the current thread.
         if !observed((bpf_get_current_pid_tgid() >> 32) as u32) {
             count(ACCOUNT_FILTERED);
+            // What an attempt left here whose end was not seen must not be taken for one of this socket.
+            let _ = SOCKETS.remove(key);
             return;
         }
         let who = Who::current();

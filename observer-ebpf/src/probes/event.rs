@@ -10,9 +10,15 @@ use observer_ebpf::{ACCOUNT_RING_FULL, ACCOUNT_SENT, Call, Event, History};
 /// Adds one to an entry of the account.
 #[inline(always)]
 pub(crate) fn count(entry: u32) {
+    count_all(entry, 1);
+}
+
+/// Adds to an entry of the account.
+#[inline(always)]
+pub(crate) fn count_all(entry: u32, n: u64) {
     if let Some(slot) = ACCOUNT.get_ptr_mut(entry) {
         // SAFETY: this CPU's slot; a nested probe on the same CPU could lose one count, no more.
-        unsafe { *slot += 1 };
+        unsafe { *slot += n };
     }
 }
 

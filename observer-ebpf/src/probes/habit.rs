@@ -2,9 +2,10 @@
 
 use super::event::count;
 use super::timeout::Timeout;
+use crate::kernel::setting;
 use crate::maps::SAMPLE;
 use observer_ebpf::{
-    ACCOUNT_HABITS_REPLACED, GAP_MASK, HABITS, Habit, History, REPLACED, TIMEOUT_FINITE, TIMEOUT_INFINITE,
+    ACCOUNT_HABITS_REPLACED, ARGS, GAP_MASK, HABITS, Habit, History, REPLACED, TIMEOUT_FINITE, TIMEOUT_INFINITE,
     TIMEOUT_ZERO, ThreadState,
 };
 
@@ -52,12 +53,14 @@ pub(crate) fn slot(thread: *mut ThreadState, nr: u32, family: u32) -> *mut Habit
         let was = (*habit).call;
         if was & CALL_MASK != nr + 1 {
             let call = nr + 1 | gap | if was == 0 { 0 } else { REPLACED };
-            *habit = Habit { longest_ns: 0, zero: 0, finite: 0, infinite: 0, other: 0, call, bad_tick: 0 };
+            *habit =
+                Habit { longest_ns: 0, zero: 0, finite: 0, infinite: 0, other: 0, call, bad_tick: 0, place: 0, run: 0 };
         } else if was & GAP_MASK != gap {
             (*habit).call = was & !GAP_MASK | gap;
             (*habit).zero = 0;
             (*habit).finite = 0;
             (*habit).longest_ns = 0;
+            (*habit).run = 0;
         }
     }
     habit
@@ -74,15 +77,40 @@ pub(crate) unsafe fn is_whole(habit: *const Habit) -> bool {
     unsafe { (*habit).call & REPLACED == 0 }
 }
 
+/// Where a thread makes a call: other functions of it, such as those of a resolver, have their sets of descriptors elsewhere.
+#[inline(always)]
+pub(crate) fn place(args: &[u64; ARGS]) -> u32 {
+    args[0] as u32 ^ args[1] as u32
+}
+
+/// Whether the last calls at this place had a limit, and were enough to be a habit.
+///
+/// # Safety
+///
+/// As for [`learn`].
+#[inline(always)]
+pub(crate) unsafe fn is_formed(habit: *const Habit, place: u32) -> bool {
+    let after = setting!(habit_after);
+    // SAFETY: the caller's promise.
+    unsafe { (*habit).place == place && (*habit).run >= after }
+}
+
 /// Adds this call to what was passed before it.
 ///
 /// # Safety
 ///
 /// `habit` points into a live map value that only this thread writes.
 #[inline(always)]
-pub(crate) unsafe fn learn(habit: *mut Habit, timeout: &Timeout) {
+pub(crate) unsafe fn learn(habit: *mut Habit, timeout: &Timeout, place: u32) {
     // SAFETY: the caller's promise. The counters stay at their end rather than begin again.
     unsafe {
+        if timeout.kind == TIMEOUT_ZERO || timeout.kind == TIMEOUT_FINITE {
+            if (*habit).place != place {
+                (*habit).run = 0;
+                (*habit).place = place;
+            }
+            (*habit).run = (*habit).run.saturating_add(1);
+        }
         let counter = match timeout.kind {
             TIMEOUT_ZERO => &mut (*habit).zero,
             TIMEOUT_FINITE => {

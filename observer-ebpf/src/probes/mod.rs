@@ -9,11 +9,10 @@ mod poll;
 mod rungs;
 mod site;
 mod socket;
+mod socket_files;
 mod socket_limits;
 mod stacks;
 mod syscall;
 mod thread_exit;
 mod timeout;
 mod wakeup;
-
-pub(crate) use connect::Attempt;

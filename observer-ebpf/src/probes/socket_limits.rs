@@ -1,22 +1,12 @@
 //! The time limits of the sockets of one process: an `iter/task_file` program. No option of a socket can be asked for from
 //! outside without holding on to the socket, so they are read where the kernel keeps them.
 
-use super::census::{IterMeta, VIEW_LEVEL, ids, prefix, write};
+use super::census::{VIEW_LEVEL, ids, prefix, write};
+use super::socket_files::IterTaskFile;
 use crate::kernel::{Btf, Raw, off};
 use crate::maps::WANTED;
-use aya_ebpf::bindings::{file, task_struct};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_sock_from_file};
 use observer_ebpf::{RECORD_SOCKET, SocketRecord};
-
-/// `struct bpf_iter__task_file`.
-#[repr(C)]
-struct IterTaskFile {
-    meta: *const IterMeta,
-    task: *mut task_struct,
-    fd: u32,
-    pad: u32,
-    file: *mut file,
-}
 
 /// The sockets of the processes in `WANTED` (kernel >= 5.11).
 #[unsafe(no_mangle)]

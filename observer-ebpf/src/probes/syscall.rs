@@ -1,6 +1,6 @@
 //! The body that every rung of the attach ladder shares.
 
-use super::event::{Ends, What, Who, count, send};
+use super::event::{Ends, What, Who, count, count_all, send};
 use super::timeout::Timeout;
 use super::{connect, futex, habit, poll, site, socket, wakeup};
 use crate::kernel::{add, current_in_view, setting};
@@ -9,12 +9,12 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use observer_ebpf::{
-    ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_INTERRUPTED, ACCOUNT_MEASURED, ACCOUNT_NOT_TIMED,
-    ACCOUNT_PROCESSES_FULL, ACCOUNT_REPEATED, ACCOUNT_RETURN_MISSED, ACCOUNT_SAMPLED_OUT, ACCOUNT_SEEN,
+    ACCOUNT_ENTERED, ACCOUNT_FILTERED, ACCOUNT_IN_FLIGHT_FULL, ACCOUNT_INTERRUPTED, ACCOUNT_MEASURED,
+    ACCOUNT_NOT_TIMED, ACCOUNT_PROCESSES_FULL, ACCOUNT_REPEATED, ACCOUNT_RETURN_MISSED, ACCOUNT_SAMPLED_OUT,
     ACCOUNT_UNPAIRED, ARGS, Call, Decoded, EVENT_BAD_TIMEOUT, EVENT_HABIT, EVENT_LONG_WAIT, FAMILY_CONNECT,
     FAMILY_FUTEX, FAMILY_POLL, FAMILY_SOCKET, FILTER_LISTED, FILTER_NAMESPACE, History, PENDING, ProcessKey,
-    ProcessWaits, THREAD_EXIT, TIMEOUT_INFINITE, TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE, TIMEOUT_ZERO,
-    ThreadState, WAIT_BUCKETS,
+    ProcessWaits, SAMPLE_MASK, THREAD_EXIT, TIMEOUT_INFINITE, TIMEOUT_INVALID, TIMEOUT_KINDS, TIMEOUT_NEGATIVE,
+    TIMEOUT_ZERO, ThreadState, WAIT_BUCKETS,
 };
 
 /// The family of a system call, `u32::MAX` if none.
@@ -46,9 +46,9 @@ pub(crate) fn observed(tgid: u32) -> bool {
     }
 }
 
-/// The aggregate of one process and family, made on first use.
+/// The aggregate of one process and family, made on first use; without room the loss of so many calls is counted.
 #[inline(always)]
-fn process(tgid: u32, family: u32) -> Option<*mut ProcessWaits> {
+fn process(tgid: u32, family: u32, calls: u64) -> Option<*mut ProcessWaits> {
     let key = ProcessKey { tgid, family };
     if let Some(waits) = PROCESSES.get_ptr_mut(key) {
         return Some(waits);
@@ -58,7 +58,7 @@ fn process(tgid: u32, family: u32) -> Option<*mut ProcessWaits> {
     let _ = PROCESSES.insert(key, zero, 1);
     let waits = PROCESSES.get_ptr_mut(key);
     if waits.is_none() {
-        count(ACCOUNT_PROCESSES_FULL);
+        count_all(ACCOUNT_PROCESSES_FULL, calls);
         debug!((), "process map full: process {} is not aggregated", tgid);
     }
     waits
@@ -87,7 +87,7 @@ fn aggregate(waits: *mut ProcessWaits, kind: u32, calls: u64) {
 /// Adds polls of zero milliseconds to their process.
 #[inline(always)]
 pub(crate) fn add_zeros(tgid: u32, calls: u64) {
-    if let Some(waits) = process(tgid, FAMILY_POLL) {
+    if let Some(waits) = process(tgid, FAMILY_POLL, calls) {
         aggregate(waits, TIMEOUT_ZERO, calls);
     }
 }
@@ -96,7 +96,7 @@ pub(crate) fn add_zeros(tgid: u32, calls: u64) {
 #[inline(always)]
 fn sampling(family: u32) -> u32 {
     match SAMPLE.get(family) {
-        Some(shift) => *shift & 31,
+        Some(shift) => *shift & SAMPLE_MASK,
         None => 0,
     }
 }
@@ -117,7 +117,7 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
     if family == u32::MAX || family == FAMILY_FUTEX && !futex::waits(nr, args[1]) {
         return;
     }
-    count(ACCOUNT_SEEN);
+    count(ACCOUNT_ENTERED + family);
     let id = bpf_get_current_pid_tgid();
     let tgid = (id >> 32) as u32;
     if !observed(tgid) {
@@ -141,7 +141,7 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
         count(ACCOUNT_IN_FLIGHT_FULL);
         debug!((), "in-flight map full: a call of process {} is not measured", tgid);
         if family != FAMILY_SOCKET
-            && let Some(waits) = process(tgid, family)
+            && let Some(waits) = process(tgid, family, 1)
         {
             aggregate(waits, timeout.kind, 1);
         }
@@ -206,9 +206,12 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
             // SAFETY: a map value that only this thread writes.
             history = unsafe { habit::history(slot) };
         }
+        let place = habit::place(args);
+        let formed;
         // SAFETY: as above.
         spins = unsafe {
-            habit::learn(slot, &timeout);
+            formed = habit::is_formed(slot, place);
+            habit::learn(slot, &timeout, place);
             zero && (*slot).zero > PENDING
         };
         if bad {
@@ -220,7 +223,7 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
             }
         } else if timeout.kind == TIMEOUT_INFINITE
             && history.infinite == 0
-            && history.zero + history.finite >= u64::from(setting!(habit_after))
+            && formed
             // SAFETY: as above.
             && unsafe { habit::is_whole(slot) }
         {
@@ -238,7 +241,7 @@ pub(crate) fn enter(nr: u32, args: &[u64; ARGS], regs: u64) {
         return;
     }
     if family != FAMILY_SOCKET
-        && let Some(waits) = process(tgid, family)
+        && let Some(waits) = process(tgid, family, 1)
     {
         aggregate(waits, timeout.kind, 1);
         if pending != 0 && family == FAMILY_POLL {
@@ -316,7 +319,8 @@ pub(crate) fn exit(ret: i64, nr: u32, regs: u64) {
     if setting!(wakes) != 0 && family == FAMILY_FUTEX && ret >= 0 {
         wakeup::was_woken(&call);
     }
-    if let Some(waits) = process(tgid, family) {
+    // Where there was no room for it at its entry, that was counted then.
+    if let Some(waits) = PROCESSES.get_ptr_mut(ProcessKey { tgid, family }) {
         let mut bucket = 63 - (wait_ns | 1).leading_zeros() as usize;
         if bucket >= WAIT_BUCKETS {
             bucket = WAIT_BUCKETS - 1;

@@ -1,6 +1,7 @@
 //! Timeouts as passed, sorted by kind.
 
-use crate::kernel::{setting, user};
+use crate::kernel::user;
+use crate::maps::REALTIME;
 use crate::probes::event::count;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use observer_ebpf::{
@@ -31,7 +32,7 @@ pub(crate) enum From {
     Now,
     /// `CLOCK_MONOTONIC`.
     Monotonic,
-    /// `CLOCK_REALTIME`; converted with the offset measured at load.
+    /// `CLOCK_REALTIME`; converted with the offset of the last census.
     Realtime,
 }
 
@@ -44,7 +45,8 @@ impl Timeout {
     pub(crate) fn milliseconds(register: u64) -> Self {
         let raw = i64::from(register as i32);
         let ns = raw * NS_PER_MS;
-        let kind = if raw == -1 {
+        // How event loops that clamp to an `int` write "for ever": absurd by the number, and no mistake.
+        let kind = if raw == -1 || raw == i64::from(i32::MAX) {
             TIMEOUT_INFINITE
         } else if raw < 0 {
             TIMEOUT_NEGATIVE
@@ -89,7 +91,7 @@ impl Timeout {
             // SAFETY: the helper has no preconditions.
             ns -= unsafe { bpf_ktime_get_ns() } as i64;
             if from == From::Realtime {
-                ns -= setting!(realtime_offset_ns);
+                ns -= REALTIME.get(0).copied().unwrap_or(0);
             }
             if ns < 0 {
                 ns = 0;

@@ -4,8 +4,9 @@ use super::object::read;
 use super::row::{ProcessId, Registers, SocketLimit, SocketLimits, SyscallInProgress, ThreadRow};
 use super::source::CensusError;
 use observer_ebpf::{
-    CensusHead, CensusTail, RECORD_HEAD, RECORD_SETTLED, RECORD_SOCKET, RECORD_STACK, RECORD_TAIL, RECORD_TASK,
-    RecordPrefix, SettledRecord, SocketRecord, StackRecord, TASK_COMPAT, TASK_REGS, TASK_STINT, TaskRecord,
+    CensusHead, CensusTail, RECORD_HEAD, RECORD_SETTLED, RECORD_SOCKET, RECORD_SOCKET_FILE, RECORD_STACK, RECORD_TAIL,
+    RECORD_TASK, RecordPrefix, SettledRecord, SocketFileRecord, SocketRecord, StackRecord, TASK_COMPAT, TASK_REGS,
+    TASK_STINT, TaskRecord,
 };
 
 /// Takes the stream in pieces of any size.
@@ -19,6 +20,8 @@ pub(super) struct Decoder {
     pub(super) rows: Vec<ThreadRow>,
     pub(super) stacks: Vec<StackRecord>,
     pub(super) sockets: Vec<SocketRecord>,
+    /// Descriptors that are sockets, each with its inode.
+    pub(super) socket_files: Vec<(i32, u32)>,
     /// Threads without an id in observer's PID namespace: on their way out, or never inside.
     pub(super) outside_view: u64,
     /// Rows of the pass before that are still ahead of us, in its order.
@@ -104,6 +107,12 @@ impl Decoder {
             RECORD_SOCKET => {
                 let socket = read(bytes).ok_or_else(|| self.malformed("a short socket"))?;
                 self.sockets.push(socket);
+            }
+            RECORD_SOCKET_FILE => {
+                let SocketFileRecord { fd, inode, .. } =
+                    read(bytes).ok_or_else(|| self.malformed("a short socket file"))?;
+                let fd = i32::try_from(fd).map_err(|_| self.malformed("a descriptor of impossible size"))?;
+                self.socket_files.push((fd, inode));
             }
             _ => return Err(self.malformed("a record of unknown kind")),
         }
@@ -262,6 +271,28 @@ mod tests {
             assert_eq!(row.syscall, None);
             assert!(row.registers.is_some());
         }
+        Ok(())
+    }
+
+    fn socket_file_bytes(fd: u32, inode: u32) -> Vec<u8> {
+        [RECORD_SOCKET_FILE, 16, fd, inode].into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+
+    #[test]
+    fn sockets_in_pieces_of_any_size() -> Result<(), CensusError> {
+        let expected = [(3, 4711), (i32::MAX, u32::MAX)];
+        let stream: Vec<u8> =
+            expected.iter().flat_map(|(fd, inode)| socket_file_bytes(fd.unsigned_abs(), *inode)).collect();
+        for size in 1..=stream.len() {
+            let mut decoder = Decoder::default();
+            stream.chunks(size).try_for_each(|piece| decoder.push(piece))?;
+            decoder.finish()?;
+            assert_eq!(decoder.socket_files, expected);
+        }
+        let refused = |bytes: &[u8]| Decoder::default().push(bytes).is_err();
+        assert!(refused(&socket_file_bytes(1 << 31, 1)), "no descriptor is negative");
+        let short: Vec<u8> = [RECORD_SOCKET_FILE, 12, 3].into_iter().flat_map(u32::to_ne_bytes).collect();
+        assert!(refused(&short));
         Ok(())
     }
 

@@ -8,8 +8,9 @@ use super::event::{Family, ProbeReading, WaitStats};
 use super::meter::{Costs, Meter, ProgramCost};
 use super::probes::{ProbeError, ProbePlane, ProbeStatus};
 use super::row::{Census, Pid};
+use super::translate::family_number;
 use crate::settings::CpuBudget;
-use observer_ebpf::{TIMEOUT_INFINITE, TIMEOUT_INVALID, TIMEOUT_NEGATIVE};
+use observer_ebpf::{ACCOUNT_ENTERED, ACCOUNT_NAMES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
@@ -119,9 +120,22 @@ impl GovernedProbes {
         lock(&self.shared.plane).status().clone()
     }
 
-    /// See [`ProbePlane::set_filter`].
-    pub fn set_filter(&self, pids: &[Pid]) -> Result<(), ProbeError> {
-        lock(&self.shared.plane).set_filter(pids)
+    /// See [`ProbePlane::set_filter`]; `None` while a change is being made: ask again with the next census.
+    pub fn set_filter(&self, pids: &BTreeSet<Pid>) -> Result<Option<usize>, ProbeError> {
+        self.plane_now().map(|mut plane| plane.set_filter(pids)).transpose()
+    }
+
+    /// The probes, unless a change is being made: the kernel takes its time for that.
+    fn plane_now(&self) -> Option<MutexGuard<'_, ProbePlane>> {
+        let until = Instant::now() + PATIENCE.0;
+        loop {
+            match self.shared.plane.try_lock() {
+                Ok(plane) => return Some(plane),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(PATIENCE.1),
+                Err(TryLockError::WouldBlock) => return None,
+            }
+        }
     }
 
     /// Another budget from now on.
@@ -132,22 +146,14 @@ impl GovernedProbes {
     /// What is there now, see [`ProbePlane::note_pids`] and [`ProbePlane::drain`]; `None` while a change is being made: everything
     /// waits in the kernel.
     pub fn drain(&self, census: &Census) -> Result<Option<ProbeReading>, ProbeError> {
-        let until = Instant::now() + PATIENCE.0;
-        let mut plane = loop {
-            match self.shared.plane.try_lock() {
-                Ok(plane) => break plane,
-                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(PATIENCE.1),
-                Err(TryLockError::WouldBlock) => return Ok(None),
-            }
-        };
-        plane.note_pids(census);
+        let Some(mut plane) = self.plane_now() else { return Ok(None) };
+        plane.note_pids(census)?;
         let reading = plane.drain()?;
         drop(plane);
         let mut state = lock(&self.shared.state);
         let watches: BTreeMap<Family, Watch> = state.watches().collect();
         let one_in = |family| watches.get(&family).map_or(0, |watch| watch.one_in());
-        state.calls.note(Counted::of(&reading.stats), one_in, Instant::now());
+        state.calls.note(Counted::of(&reading.stats, &reading.account), one_in, Instant::now());
         drop(state);
         Ok(Some(reading))
     }
@@ -272,82 +278,70 @@ impl State {
     fn estimate(&self) -> Reading {
         let window = Duration::from_secs(1);
         let cost = |(family, state): (&Family, &FamilyState)| {
-            let rate = self.calls.rate(*family);
-            let counted = rate.always + rate.by_chance / state.watch.one_in().max(1) as f64;
-            let passed = rate.entered() - counted;
-            (*family, (counted * ESTIMATED_NS.0 + passed * ESTIMATED_NS.1).max(0.0) as u64)
+            let Rate { entered, looked_at, one_in } = self.calls.rate(*family);
+            // Until they have been counted under another sampling they are taken to follow it.
+            let sampled = state.watch.one_in().max(1) as f64;
+            let looked_at = match family {
+                // They have no aggregates: at most so many.
+                Family::Socket => entered / sampled,
+                _ => (looked_at * one_in as f64 / sampled).min(entered),
+            };
+            (*family, (looked_at * ESTIMATED_NS.0 + (entered - looked_at) * ESTIMATED_NS.1) as u64)
         };
         let on = self.governor.families().iter().filter(|(_, state)| state.watch != Watch::Off);
         Reading { window, families: on.map(cost).collect(), rest_ns: 0 }
     }
 }
 
-/// How much of a program that several families share is whose: by their calls a second. Calls of sockets are counted nowhere, futex
-/// calls that only wake are not counted where the others are, and of processes that are not looked at no call is: what was entered
-/// and not counted is sockets' or the dearest's where futexes have no part in the program, the rest is theirs.
+/// How much of a program that several families share is whose: by their calls a second. Futex calls that only wake are entered
+/// and not counted: what the programs ran beyond all calls that were counted is theirs, where futexes have a part in the program.
 fn weights(state: &State, entered: &[(Vec<Family>, f64)]) -> BTreeMap<Family, f64> {
     let on = state.governor.families().iter().filter(|(_, family)| family.watch != Watch::Off);
     let mut weights: BTreeMap<Family, f64> =
-        on.map(|(family, _)| (*family, state.calls.rate(*family).entered().max(LEAST_CALLS))).collect();
-    let counted = weights.clone();
-    let all: f64 = entered.iter().map(|(_, rate)| rate).sum();
-    let mut uncounted = (all - counted.values().sum::<f64>()).max(0.0);
-    let is_for_futex = weights.contains_key(&Family::Futex);
-    let certain = |sharers: &[Family]| !(is_for_futex && sharers.contains(&Family::Futex));
-    for (sharers, rate) in entered.iter().filter(|(sharers, _)| certain(sharers)) {
-        let theirs = || counted.iter().filter(|(family, _)| sharers.contains(family));
-        let more = (rate - theirs().map(|(_, rate)| rate).sum::<f64>()).clamp(0.0, uncounted);
-        let dearest = theirs().max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(family, _)| *family);
-        let whose = theirs().map(|(family, _)| *family).find(|family| *family == Family::Socket).or(dearest);
-        if let Some(weight) = whose.and_then(|family| weights.get_mut(&family)) {
-            *weight += more;
-            uncounted -= more;
-        }
-    }
+        on.map(|(family, _)| (*family, state.calls.rate(*family).entered.max(LEAST_CALLS))).collect();
+    let counted: f64 = weights.values().sum();
+    let sum = |of_futex: bool| -> f64 {
+        let programs = entered.iter().filter(|(sharers, _)| !of_futex || sharers.contains(&Family::Futex));
+        programs.map(|(_, rate)| rate).sum()
+    };
     if let Some(futex) = weights.get_mut(&Family::Futex) {
-        *futex += uncounted;
+        *futex += (sum(false) - counted).clamp(0.0, sum(true));
     }
     weights
 }
 
-/// Calls of a family that were counted.
+/// Calls of a family since the probes were attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counted {
-    /// Those that sampling passes over never, as in `observer-ebpf/src/probes/syscall.rs`.
-    always: u64,
-    /// The others.
-    by_chance: u64,
+    /// All that were entered, on the whole host.
+    entered: u64,
+    /// Those of them that were looked at: of processes that are observed, and not passed over by sampling.
+    looked_at: u64,
 }
 
 impl Counted {
-    fn of(stats: &[WaitStats]) -> BTreeMap<Family, Self> {
-        let mut families: BTreeMap<Family, Self> = BTreeMap::new();
-        for stats in stats {
-            let counted = families.entry(stats.family).or_default();
-            for (kind, calls) in (0_u32..).zip(&stats.calls) {
-                let is_bad = matches!(kind, TIMEOUT_NEGATIVE | TIMEOUT_INVALID);
-                let is_always = is_bad || kind == TIMEOUT_INFINITE && stats.family == Family::Poll;
-                *(if is_always { &mut counted.always } else { &mut counted.by_chance }) += calls;
-            }
-        }
-        families
+    /// The calls of the socket family are looked at as call sites only: they count as entered.
+    fn of(stats: &[WaitStats], account: &BTreeMap<String, u64>) -> BTreeMap<Family, Self> {
+        let counted = |family| {
+            let name = ACCOUNT_NAMES.get((ACCOUNT_ENTERED + family_number(family)) as usize);
+            let entered = name.and_then(|name| account.get(*name)).copied().unwrap_or(0);
+            let looked_at = stats.iter().filter(|stats| stats.family == family).flat_map(|stats| &stats.calls).sum();
+            (family, Self { entered, looked_at })
+        };
+        FAMILIES.into_iter().map(counted).collect()
     }
 }
 
-/// Calls of a family that are entered, a second.
+/// Calls of a family, a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Rate {
-    always: f64,
-    by_chance: f64,
+    entered: f64,
+    looked_at: f64,
+    /// How they were sampled then.
+    one_in: u64,
 }
 
-impl Rate {
-    fn entered(self) -> f64 {
-        self.always + self.by_chance
-    }
-}
-
-/// How many calls are entered, from those that are counted.
+/// How many calls are entered, and how many of them are looked at.
 #[derive(Default)]
 struct Calls {
     at: Option<Instant>,
@@ -358,7 +352,7 @@ struct Calls {
 }
 
 impl Calls {
-    /// Takes the sums since attach; `one_in`: of how many calls of a family one was counted, 0 for none.
+    /// Takes the sums since attach; `one_in`: of how many calls of a family one is looked at, 0 for none.
     fn note(&mut self, since_attach: BTreeMap<Family, Counted>, one_in: impl Fn(Family) -> u64, now: Instant) {
         let sums = |all: &BTreeMap<Family, Counted>, family| all.get(&family).copied().unwrap_or_default();
         if let Some(at) = self.at.replace(now) {
@@ -372,8 +366,8 @@ impl Calls {
                 }
                 // Sums of processes that ended are gone.
                 let a_second = |new: u64, old: u64| new.saturating_sub(old) as f64 / time;
-                let (always, by_chance) = (a_second(new.always, old.always), a_second(new.by_chance, old.by_chance));
-                self.a_second.insert(family, Rate { always, by_chance: by_chance * one_in as f64 });
+                let (entered, looked_at) = (a_second(new.entered, old.entered), a_second(new.looked_at, old.looked_at));
+                self.a_second.insert(family, Rate { entered, looked_at, one_in });
             }
         }
         self.changed.clear();
@@ -426,28 +420,29 @@ mod tests {
     use super::super::ladder;
     use super::*;
 
-    const ALL: [Family; 2] = [Family::Poll, Family::Futex];
-
-    fn counted(always: u64, by_chance: u64) -> Counted {
-        Counted { always, by_chance }
+    fn counted(entered: u64, looked_at: u64) -> Counted {
+        Counted { entered, looked_at }
     }
 
     /// A state a second after nothing was counted.
-    fn after_a_second(watch: Watch, poll: Counted, futex: Counted) -> State {
-        let mut governor = Governor::new(CpuBudget::default(), ALL, Duration::ZERO);
+    fn after_a_second(watch: Watch, sums: [(Family, Counted); 2]) -> State {
+        let mut governor = Governor::new(CpuBudget::default(), sums.map(|(family, _)| family), Duration::ZERO);
         governor.failed(Family::Poll, watch);
         let mut calls = Calls::default();
         let one_in = |family| if family == Family::Poll { watch.one_in() } else { 1 };
         let began = Instant::now();
         calls.note(BTreeMap::new(), one_in, began);
-        let sums = BTreeMap::from([(Family::Poll, poll), (Family::Futex, futex)]);
-        calls.note(sums, one_in, began + Duration::from_secs(1));
+        calls.note(BTreeMap::from(sums), one_in, began + Duration::from_secs(1));
         let (programs, measured) = (BTreeMap::new(), Duration::ZERO);
         State { governor, unmeasured: None, measured, programs, calls, changing: None, ends: false }
     }
 
+    fn poll_and_futex(watch: Watch, poll: Counted, futex: Counted) -> State {
+        after_a_second(watch, [(Family::Poll, poll), (Family::Futex, futex)])
+    }
+
     #[test]
-    fn calls_that_sampling_never_passes_over_are_not_taken_for_a_sample() {
+    fn what_is_entered_is_what_the_probes_say_and_no_more_than_a_part_is_looked_at() {
         let stats = |family, calls: [u64; 8]| WaitStats {
             pid: 1,
             family,
@@ -457,20 +452,29 @@ mod tests {
             longest_ns: 0,
             failed: 0,
         };
-        // Unknown, none, zero, finite, infinite, negative, absurd, invalid.
         let calls = [1, 2, 4, 8, 16, 32, 64, 128];
-        let sums = Counted::of(&[stats(Family::Poll, calls), stats(Family::Poll, calls), stats(Family::Futex, calls)]);
-        assert_eq!(sums[&Family::Poll], counted(2 * 176, 2 * 79));
-        assert_eq!(sums[&Family::Futex], counted(160, 95));
+        let account = [("entered_poll", 1000), ("entered_futex", 300), ("entered_socket", 7), ("seen", 1307)];
+        let account = account.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        let stats = [stats(Family::Poll, calls), stats(Family::Poll, calls), stats(Family::Futex, calls)];
+        let sums = Counted::of(&stats, &account);
+        assert_eq!((sums[&Family::Poll], sums[&Family::Futex]), (counted(1000, 510), counted(300, 255)));
+        assert_eq!((sums[&Family::Connect], sums[&Family::Socket]), (counted(0, 0), counted(7, 0)));
+        for family in FAMILIES {
+            let name = ACCOUNT_NAMES[(ACCOUNT_ENTERED + family_number(family)) as usize];
+            assert_eq!(name, format!("entered_{}", family.name()));
+        }
 
-        // A program polls without a limit at what is ready, another is busy with futexes: that one is the dearest.
-        let state = after_a_second(Watch::Sampled { shift: 6 }, counted(10_000, 100), counted(0, 200_000));
-        assert_eq!(state.calls.rate(Family::Poll), Rate { always: 10_000.0, by_chance: 6_400.0 });
+        // One in 64 is looked at, and the polls without a limit; another program is busy with futexes: that one is the dearest.
+        let sampled = Watch::Sampled { shift: 6 };
+        let mut state = poll_and_futex(sampled, counted(16_400, 10_100), counted(200_000, 200_000));
         let weights = weights(&state, &[]);
         assert!(weights[&Family::Poll] < weights[&Family::Futex] / 10.0, "{weights:?}");
         let estimate = state.estimate();
         assert_eq!(estimate.families[&Family::Poll], 10_100 * 800 + 6_300 * 150);
         assert_eq!(estimate.families[&Family::Futex], 200_000 * 800);
+        // In full from now on, and not counted yet: more than are entered are not looked at.
+        state.governor.failed(Family::Poll, Watch::Full);
+        assert_eq!(state.estimate().families[&Family::Poll], 16_400 * 800);
     }
 
     #[test]
@@ -479,46 +483,57 @@ mod tests {
             let [three_args, six_args] = ["tracepoint_enter_3", "tracepoint_enter_6"].map(ladder::sharers);
             vec![(three_args, three), (six_args, six)]
         };
-        let weights = |poll: u64, three: f64, six: f64| {
-            let state = after_a_second(Watch::Full, counted(0, poll), counted(0, 1_000));
-            let weights = weights(&state, &programs(three, six));
-            (weights[&Family::Poll].round(), weights[&Family::Futex].round())
+        let of = |state: &State, entered: &[(Vec<Family>, f64)]| -> BTreeMap<Family, f64> {
+            weights(state, entered).into_iter().map(|(family, weight)| (family, weight.round())).collect()
         };
+        let poll_and_futex = |poll: u64| poll_and_futex(Watch::Full, counted(poll, 0), counted(1_000, 1_000));
+        let expect = |one, other| BTreeMap::from([one, (Family::Futex, other)]);
         // Futex calls that only wake.
-        assert_eq!(weights(100_000, 100_000.0, 201_000.0), (100_000.0, 201_000.0));
-        // Another process, which is not looked at, spins in poll(0).
-        assert_eq!(weights(10, 1_000_000.0, 1_000.0), (1_000_000.0, 1_000.0));
-        assert_eq!(weights(10, 0.0, 0.0), (10.0, 1_000.0));
-        // With futex off, what is entered there is of those who are on.
-        let [six_args] = ["tracepoint_enter_6"].map(ladder::sharers);
-        let mut state = after_a_second(Watch::Full, counted(0, 10), counted(0, 1_000));
-        state.governor.failed(Family::Futex, Watch::Off);
-        let weights = super::weights(&state, &[(six_args, 500_000.0)]);
-        assert!(!weights.contains_key(&Family::Futex) && weights.values().sum::<f64>() >= 499_000.0, "{weights:?}");
+        let state = poll_and_futex(100_000);
+        assert_eq!(of(&state, &programs(100_000.0, 201_000.0)), expect((Family::Poll, 100_000.0), 201_000.0));
+        // Another process, which is not looked at, spins in poll(0): it is counted as entered.
+        let state = poll_and_futex(1_000_000);
+        assert_eq!(of(&state, &programs(1_000_000.0, 1_000.0)), expect((Family::Poll, 1_000_000.0), 1_000.0));
+        // It began after the calls were counted: no futex entered that program.
+        let state = poll_and_futex(10);
+        assert_eq!(of(&state, &programs(1_000_000.0, 1_000.0)), expect((Family::Poll, 10.0), 2_000.0));
+        assert_eq!(of(&state, &programs(0.0, 0.0)), expect((Family::Poll, 10.0), 1_000.0));
+        // A program that reads all the time, in an audit: no futex call.
+        let sums = [(Family::Socket, counted(500_000, 0)), (Family::Futex, counted(1_000, 1_000))];
+        let state = after_a_second(Watch::Full, sums);
+        for entered in [programs(500_000.0, 1_000.0), vec![(ladder::sharers("kprobe_enter"), 501_000.0)]] {
+            assert_eq!(of(&state, &entered), expect((Family::Socket, 500_000.0), 1_000.0));
+        }
     }
 
     #[test]
     fn what_was_counted_while_the_sampling_changed_says_nothing() {
-        let mut state = after_a_second(Watch::Full, counted(0, 1_000_000), counted(0, 10));
+        let mut state = poll_and_futex(Watch::Full, counted(1_000_000, 1_000_000), counted(10, 10));
         let before = state.calls.rate(Family::Poll);
         let began = state.calls.at.expect("noted");
         // Half a second in full, half a second of one call in 64.
         state.calls.changed.insert(Family::Poll);
-        let sums = |poll| BTreeMap::from([(Family::Poll, counted(0, poll)), (Family::Futex, counted(0, 30))]);
-        state.calls.note(sums(1_500_000 + 7_812), |_| 64, began + Duration::from_secs(1));
+        let sums = |entered, looked_at| {
+            BTreeMap::from([(Family::Poll, counted(entered, looked_at)), (Family::Futex, counted(30, 30))])
+        };
+        state.calls.note(sums(2_000_000, 1_507_812), |_| 64, began + Duration::from_secs(1));
         assert_eq!(state.calls.rate(Family::Poll), before);
-        state.calls.note(sums(1_507_812 + 15_625), |_| 64, began + Duration::from_secs(2));
-        assert_eq!(state.calls.rate(Family::Poll).entered(), 1_000_000.0);
+        // What is looked at is taken to follow meanwhile.
+        state.governor.failed(Family::Poll, Watch::Sampled { shift: 6 });
+        assert_eq!(state.estimate().families[&Family::Poll], 15_625 * 800 + 984_375 * 150);
+        state.calls.note(sums(3_000_000, 1_523_437), |_| 64, began + Duration::from_secs(2));
+        let sampled = Rate { entered: 1_000_000.0, looked_at: 15_625.0, one_in: 64 };
+        assert_eq!(state.calls.rate(Family::Poll), sampled);
         // Off: what it was stays known. The others go on.
         let one_in = |family| u64::from(family == Family::Futex);
-        state.calls.note(sums(1_523_437), one_in, began + Duration::from_secs(3));
-        assert_eq!(state.calls.rate(Family::Poll).entered(), 1_000_000.0);
-        assert_eq!(state.calls.rate(Family::Futex).entered(), 0.0);
+        state.calls.note(sums(3_000_000, 1_523_437), one_in, began + Duration::from_secs(3));
+        assert_eq!(state.calls.rate(Family::Poll), sampled);
+        assert_eq!(state.calls.rate(Family::Futex).entered, 0.0);
     }
 
     #[test]
     fn while_a_change_is_made_the_family_is_looked_at_as_before() {
-        let mut state = after_a_second(Watch::Off, counted(0, 0), counted(0, 0));
+        let mut state = poll_and_futex(Watch::Off, counted(0, 0), counted(0, 0));
         state.changing =
             Some(Change { family: Family::Poll, from: Watch::Full, to: Watch::Off, total: 0.0, cost: 0.0 });
         let watches: BTreeMap<Family, Watch> = state.watches().collect();

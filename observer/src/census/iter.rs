@@ -3,6 +3,7 @@
 use super::decode::{self, Decoder};
 use super::object::{self, reason};
 use super::row::{Census, Clocks, Pid, SocketLimits, ThreadRow};
+use super::socket_files::SocketFiles;
 use super::source::{CensusError, Source};
 use crate::host::{KernelTypes, clock};
 use aya::Ebpf;
@@ -11,6 +12,7 @@ use aya::programs::Iter;
 use observer_ebpf::{ABI_VERSION, ABSENT, FILTER_LISTED, Globals};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// The kernel hands out at most 32 KiB a read (eight pages); a buffer that is larger never splits one.
@@ -30,6 +32,7 @@ pub struct IterSource {
     refused: Option<String>,
     stacks: Extra,
     sockets: Extra,
+    socket_files: Extra,
     buffer: Box<[u8]>,
     /// Of the threads that the kernel leaves out because it wrote them earlier; 0 if it is to write all of them.
     generation: u32,
@@ -58,7 +61,6 @@ impl IterSource {
             habit_after: u32::MAX,
             long_wait_ns: u64::MAX,
             slow_connect_ns: u64::MAX,
-            realtime_offset_ns: 0,
         };
         // The probes' maps are not used here.
         let sizes = [
@@ -89,6 +91,7 @@ impl IterSource {
             refused,
             stacks: Extra::NotTried,
             sockets: Extra::NotTried,
+            socket_files: Extra::NotTried,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             generation: 0,
             given: 0,
@@ -216,6 +219,21 @@ impl Source for IterSource {
         let limits = pass.decoded.sockets.iter().filter(|socket| socket.view_tgid == pid);
         let limits = limits.filter_map(|socket| Some((i32::try_from(socket.fd).ok()?, decode::socket_limits(socket)?)));
         Ok(limits.collect())
+    }
+
+    fn socket_files(&mut self) -> Result<SocketFiles, String> {
+        const PROGRAM: &str = "socket_files";
+        let offsets = KernelTypes::get().map_err(|error| error.to_string())?.offsets;
+        if [offsets.file_inode, offsets.inode_ino, offsets.inode_sb, offsets.sb_magic].contains(&ABSENT) {
+            return Err("this kernel's BTF does not tell the inode of a file".to_owned());
+        }
+        let why = |error: CensusError| match error {
+            CensusError::Refused { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        self.socket_files.load(&mut self.ebpf, PROGRAM, "task_file").map_err(why)?;
+        let program = iterator(&mut self.ebpf, PROGRAM).map_err(why)?;
+        SocketFiles::over(program.fd().map_err(|error| reason(&error))?.as_fd())
     }
 
     fn take(&mut self) -> Result<Census, CensusError> {

@@ -16,6 +16,7 @@ mod procfs;
 mod programs;
 pub mod row;
 mod sites;
+mod socket_files;
 mod source;
 mod translate;
 
@@ -32,4 +33,5 @@ pub use probes::{Filter, ProbeError, ProbePlane, ProbeSettings, ProbeStatus};
 pub use procfs::ProcSource;
 pub use programs::{LoadOutcome, ProgramLoad, load_each};
 pub use row::{Census, Clocks, Pid, ProcessId, Registers, SocketLimit, SocketLimits, SyscallInProgress, ThreadRow};
+pub use socket_files::{SocketFiles, SocketFilesError};
 pub use source::{CensusError, Source};

@@ -2,7 +2,8 @@
 
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use observer_ebpf::{
-    Event, Globals, Offsets, ProcessKey, ProcessWaits, SiteKey, SiteRecord, ThreadState, Wakes, WordKey, WordRecord,
+    Attempt, Event, Globals, Offsets, ProcessKey, ProcessWaits, SiteKey, SiteRecord, ThreadState, Wakes, WordKey,
+    WordRecord,
 };
 
 /// The object built from `observer-ebpf`, aligned as its reader wants it.
@@ -26,6 +27,8 @@ unsafe impl Pod for Plain<ProcessKey> {}
 unsafe impl Pod for Plain<ProcessWaits> {}
 // SAFETY: as above.
 unsafe impl Pod for Plain<ThreadState> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<Attempt> {}
 // SAFETY: as above.
 unsafe impl Pod for Plain<SiteKey> {}
 // SAFETY: as above.
@@ -68,6 +71,8 @@ unsafe impl Border for observer_ebpf::CensusTail {}
 unsafe impl Border for observer_ebpf::StackRecord {}
 // SAFETY: as above.
 unsafe impl Border for observer_ebpf::SocketRecord {}
+// SAFETY: as above.
+unsafe impl Border for observer_ebpf::SocketFileRecord {}
 
 /// Creates the maps and prepares the programs; none is loaded yet.
 pub(super) fn load(

@@ -12,11 +12,11 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, Ri
 use aya_log::EbpfLogger;
 use log::LevelFilter;
 use observer_ebpf::{
-    ABI_VERSION, ACCOUNT_NAMES, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, GAP_MASK, GAP_SHIFT, Globals,
-    Offsets, ProcessKey, ProcessWaits, THREAD_EXIT, ThreadState,
+    ABI_VERSION, ACCOUNT_ENTERED, ACCOUNT_NAMES, Attempt, Event, FILTER_ALL, FILTER_LISTED, FILTER_NAMESPACE, GAP_MASK,
+    GAP_SHIFT, Globals, Offsets, ProcessKey, ProcessWaits, SAMPLE_MASK, THREAD_EXIT, ThreadState,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -31,6 +31,8 @@ const AUDIT_STACKS: u32 = 4 << 20;
 const ONLY_OLD: u64 = 2;
 /// Drains after which the aggregate of a process that is no longer listed is dropped.
 const FORGET_AFTER: u32 = 3;
+/// Processes that can be listened to by their ids: with `--children` the descendants of one may be many.
+const MOST_LISTED: u32 = 32_768;
 
 /// Which processes the probes look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,10 @@ pub struct ProbeSettings {
     pub rungs: Vec<Rung>,
     /// Room for calls in flight (one per blocked thread of an observed process).
     pub in_flight: u32,
+    /// Room for aggregates: one for each family of calls that an observed process uses.
+    pub most_processes: u32,
+    /// Room for TCP connection attempts that are not answered yet.
+    pub most_attempts: u32,
     /// Every call site is told apart, and its stack kept once: for the audit of a few processes.
     pub sites: bool,
     /// Room for these sites; the least used go.
@@ -80,6 +86,8 @@ impl Default for ProbeSettings {
             log_level: LevelFilter::Off,
             rungs: Rung::ALL.to_vec(),
             in_flight: 32_768,
+            most_processes: 8192,
+            most_attempts: 16_384,
             sites: false,
             most_sites: 8192,
             wakes: false,
@@ -161,6 +169,10 @@ pub struct ProbePlane {
     detached: HashSet<Family>,
     /// Calls that were in flight then.
     cut: u64,
+    /// Events, stacks and aggregates of processes without a name in observer's namespace, so far.
+    outside: u64,
+    /// Records that are none, so far.
+    malformed: u64,
     ring: RingBuf<MapData>,
     stacks: RingBuf<MapData>,
     /// What sites and wakes need from one drain to the next.
@@ -197,16 +209,18 @@ impl ProbePlane {
             sites: settings.sites.into(),
             wakes: settings.wakes.into(),
             habit_after: settings.habit_after,
-            long_wait_ns: settings.long_wait.as_nanos() as u64,
-            slow_connect_ns: settings.slow_connect.as_nanos() as u64,
-            realtime_offset_ns: clock::realtime_offset_ns(),
+            long_wait_ns: clock::whole_ns(settings.long_wait),
+            slow_connect_ns: clock::whole_ns(settings.slow_connect),
         };
         let offsets = types.map_or(Offsets::NONE, |types| types.offsets);
         // Maps that are not asked for have one entry: an empty map is refused.
         let sizes = [
             ("IN_FLIGHT", settings.in_flight.max(1)),
+            ("PROCESSES", settings.most_processes.max(1)),
+            ("SOCKETS", settings.most_attempts.max(1)),
             ("WANTED", 1),
             ("SETTLED", 1),
+            ("FILTER", if matches!(settings.filter, Filter::Listed(_)) { MOST_LISTED } else { 1 }),
             ("SITES", if settings.sites { settings.most_sites.max(1) } else { 1 }),
             ("STACKS", if settings.sites { AUDIT_STACKS } else { EVENT_STACKS }),
             ("WORDS", if settings.wakes { settings.most_wakes.max(1) } else { 1 }),
@@ -222,8 +236,9 @@ impl ProbePlane {
         } else {
             EbpfLogger::init(&mut ebpf).inspect_err(|error| log::warn!("the probes' own log is lost: {error}")).ok()
         };
+        note_clocks(&mut ebpf)?;
         if let Filter::Listed(pids) = &settings.filter {
-            replace_filter(&mut ebpf, pids)?;
+            replace_filter(&mut ebpf, &pids.iter().copied().collect())?;
         }
 
         let mut links = Links::new(settings.wakes);
@@ -266,6 +281,8 @@ impl ProbePlane {
             enabled,
             detached: HashSet::new(),
             cut: 0,
+            outside: 0,
+            malformed: 0,
             ring,
             stacks,
             kept: Kept::new(settings),
@@ -298,6 +315,9 @@ impl ProbePlane {
             }
         }
         self.links.drop_family(family);
+        if family == Family::Connect {
+            self.forget_attempts()?;
+        }
         self.forget_in_flight(family)
     }
 
@@ -335,12 +355,12 @@ impl ProbePlane {
         self.detached.contains(&family)
     }
 
-    /// Of this family's calls only about one in `2^shift` (at random; at most 31) is counted and timed; the others are
+    /// Of this family's calls only about one in `2^shift` (at random; at most [`SAMPLE_MASK`]) is counted and timed; the others are
     /// in the account as `sampled_out`. Bad timeouts are seen in all calls. Zero, as at first: every call.
     ///
     /// Counts and sums are those of the calls looked at; nothing is scaled up.
     pub fn set_sampling(&mut self, family: Family, shift: u32) -> Result<(), ProbeError> {
-        self.change_sampling(family, |word| word & !31 | shift.min(31))
+        self.change_sampling(family, |word| word & !SAMPLE_MASK | shift.min(SAMPLE_MASK))
     }
 
     fn change_sampling(&mut self, family: Family, change: impl FnOnce(u32) -> u32) -> Result<(), ProbeError> {
@@ -373,51 +393,70 @@ impl ProbePlane {
 
     /// Replaces the list of observed processes (ids of the initial PID namespace). Has an effect only if
     /// attached with [`Filter::Listed`].
-    pub fn set_filter(&mut self, pids: &[Pid]) -> Result<(), ProbeError> {
+    ///
+    /// The answer is how many the list has no room for: they are looked at without probes.
+    pub fn set_filter(&mut self, pids: &BTreeSet<Pid>) -> Result<usize, ProbeError> {
         replace_filter(&mut self.ebpf, pids)
     }
 
     /// Learns from a census which initial process id is which in observer's namespace, and which
-    /// processes still live.
-    pub fn note_pids(&mut self, census: &Census) {
+    /// processes still live; and what time of day it is.
+    pub fn note_pids(&mut self, census: &Census) -> Result<(), ProbeError> {
+        note_clocks(&mut self.ebpf)?;
         self.view.clear();
-        self.view.extend(census.rows.iter().map(|row| (row.initial.1, row.process.pid)));
-        self.kept.note_threads(census);
+        // Threads of a process mostly follow each other.
+        let processes = census.rows.chunk_by(|a, b| a.process == b.process).filter_map(|threads| threads.first());
+        self.view.extend(processes.map(|row| (row.initial.1, row.process.pid)));
+        if !self.in_initial_namespace {
+            self.kept.note_threads(census);
+        }
+        Ok(())
     }
 
     /// Takes what is there without waiting. `account` has the names of `ACCOUNT_NAMES`, and where there are any
     /// `outside_view`: events and aggregates of processes without a name in observer's namespace; `malformed`: records
-    /// that are none; `cut_in_flight`: calls whose returns are not seen, because [`detach`](Self::detach) came first.
+    /// that are none; `cut_in_flight`: calls and attempts whose ends are not seen, because [`detach`](Self::detach) came first.
     pub fn drain(&mut self) -> Result<ProbeReading, ProbeError> {
-        let (mut outside, mut malformed) = (0u64, 0u64);
         let mut events = Vec::new();
         // A program that sends faster than we read must not keep us here: what is left waits in the ring.
         for _ in 0..MOST_EVENTS {
             let Some(item) = self.ring.next() else { break };
             let Some(event) = object::read::<Event>(&item) else {
-                malformed += 1;
+                self.malformed += 1;
                 continue;
             };
             match translate(&event, self.in_initial_namespace, &self.view) {
                 Some(event) => events.push(event),
-                None => outside += 1,
+                None => self.outside += 1,
             }
         }
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
-        let stats = self.stats(&mut outside)?;
+        let stats = self.stats()?;
         let mut account = self.account()?;
         let names = Names { in_initial_namespace: self.in_initial_namespace, processes: &self.view };
-        let stacks = sites::stacks(&mut self.stacks, &names, &mut outside, &mut malformed);
+        let stacks = sites::stacks(&mut self.stacks, &names, &mut self.outside, &mut self.malformed);
         let sites = self.kept.sites(&mut self.ebpf, &names, &mut account)?;
         let (word_wakes, thread_wakes) = self.kept.wakes(&mut self.ebpf, &names, &mut account)?;
-        for (name, count) in [("outside_view", outside), ("malformed", malformed), ("cut_in_flight", self.cut)] {
+        let own = [("outside_view", self.outside), ("malformed", self.malformed), ("cut_in_flight", self.cut)];
+        for (name, count) in own {
             if count > 0 {
                 account.insert(name.to_owned(), count);
             }
         }
         Ok(ProbeReading { events, stats, sites, stacks, word_wakes, thread_wakes, account })
+    }
+
+    /// Forgets the TCP attempts whose ends are no longer seen: they would fill the map, or be taken for others.
+    fn forget_attempts(&mut self) -> Result<(), ProbeError> {
+        let mut map: BpfHashMap<_, u64, Plain<Attempt>> = typed(self.ebpf.map_mut("SOCKETS"), "SOCKETS")?;
+        let open: Vec<u64> = map.keys().filter_map(Result::ok).collect();
+        for socket in open {
+            // Gone meanwhile: nothing to forget.
+            self.cut += u64::from(map.remove(&socket).is_ok());
+        }
+        Ok(())
     }
 
     /// Forgets calls in flight of a family whose returns are no longer seen, and nothing else of their threads: what they passed
@@ -439,7 +478,7 @@ impl ProbePlane {
         Ok(())
     }
 
-    fn stats(&mut self, outside: &mut u64) -> Result<Vec<WaitStats>, ProbeError> {
+    fn stats(&mut self) -> Result<Vec<WaitStats>, ProbeError> {
         let mut map: BpfHashMap<_, Plain<ProcessKey>, Plain<ProcessWaits>> =
             typed(self.ebpf.map_mut("PROCESSES"), "PROCESSES")?;
         let mut stats = Vec::new();
@@ -455,7 +494,8 @@ impl ProbePlane {
                 let times = self.missing.entry(key.tgid).or_insert(0);
                 *times += 1;
             }
-            if self.missing.get(&key.tgid).is_some_and(|times| *times >= FORGET_AFTER) && listed.is_none() {
+            let is_gone = self.missing.get(&key.tgid).is_some_and(|times| *times >= FORGET_AFTER) && listed.is_none();
+            if is_gone {
                 gone.push(key);
             }
             let pid = listed.or(self.in_initial_namespace.then_some(key.tgid));
@@ -469,7 +509,8 @@ impl ProbePlane {
                     longest_ns: waits.longest_ns,
                     failed: waits.failed,
                 }),
-                _ => *outside += 1,
+                // Once: it is the same aggregate each time.
+                _ => self.outside += u64::from(is_gone),
             }
         }
         for key in gone {
@@ -484,10 +525,16 @@ impl ProbePlane {
     fn account(&mut self) -> Result<BTreeMap<String, u64>, ProbeError> {
         let map: PerCpuArray<_, u64> = typed(self.ebpf.map("ACCOUNT"), "ACCOUNT")?;
         let mut account = BTreeMap::new();
-        for (index, name) in ACCOUNT_NAMES.iter().enumerate() {
-            let values = map.get(&(index as u32), 0).map_err(|error| map_error("ACCOUNT", &error))?;
-            account.insert((*name).to_owned(), values.iter().sum());
+        let mut entered = 0;
+        // Those that were entered first: what is read later is larger, and no call is to be missing where it went to.
+        let (others, first): (Vec<_>, Vec<_>) = (0_u32..).zip(ACCOUNT_NAMES).partition(|(at, _)| *at < ACCOUNT_ENTERED);
+        for (index, name) in first.into_iter().chain(others) {
+            let values = map.get(&index, 0).map_err(|error| map_error("ACCOUNT", &error))?;
+            let count: u64 = values.iter().sum();
+            entered += if index >= ACCOUNT_ENTERED { count } else { 0 };
+            account.insert(name.to_owned(), count);
         }
+        account.entry("seen".to_owned()).and_modify(|seen| *seen += entered);
         Ok(account)
     }
 }
@@ -509,15 +556,26 @@ fn take_ring(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Pr
     typed(ebpf.take_map(name), name)
 }
 
-fn replace_filter(ebpf: &mut Ebpf, pids: &[Pid]) -> Result<(), ProbeError> {
+/// Tells the probes how far the time of day is from the monotonic clock.
+fn note_clocks(ebpf: &mut Ebpf) -> Result<(), ProbeError> {
+    let mut map: Array<_, i64> = typed(ebpf.map_mut("REALTIME"), "REALTIME")?;
+    map.set(0, clock::realtime_offset_ns(), 0).map_err(|error| map_error("REALTIME", &error))
+}
+
+fn replace_filter(ebpf: &mut Ebpf, pids: &BTreeSet<Pid>) -> Result<usize, ProbeError> {
     let mut map: BpfHashMap<_, u32, u8> = typed(ebpf.map_mut("FILTER"), "FILTER")?;
-    let old: Vec<u32> = map.keys().filter_map(Result::ok).collect();
-    for pid in old.iter().filter(|pid| !pids.contains(pid)) {
+    let old: BTreeSet<u32> = map.keys().filter_map(Result::ok).collect();
+    for pid in old.difference(pids) {
         // Removed meanwhile: nothing to do.
         let _ = map.remove(pid);
     }
-    for pid in pids {
-        map.insert(pid, 1, 0).map_err(|error| map_error("FILTER", &error))?;
+    let mut left_out = 0;
+    for pid in pids.difference(&old) {
+        match map.insert(pid, 1, 0) {
+            Ok(()) => {}
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => left_out += 1,
+            Err(error) => return Err(map_error("FILTER", &error)),
+        }
     }
-    Ok(())
+    Ok(left_out)
 }

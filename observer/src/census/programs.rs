@@ -48,7 +48,6 @@ pub fn load_each(mut before: impl FnMut(&str)) -> Result<Vec<ProgramLoad>, Censu
         habit_after: 64,
         long_wait_ns: 1_000_000_000,
         slow_connect_ns: 1_000_000_000,
-        realtime_offset_ns: 0,
     };
     let mut ebpf = object::load(&offsets, &globals, 0, &[("AYA_LOGS", 4096)])
         .map_err(|error| CensusError::Load { reason: reason(&error) })?;

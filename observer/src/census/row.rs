@@ -44,6 +44,8 @@ pub mod state {
 pub mod task_flags {
     /// `PF_EXITING`.
     pub const EXITING: u32 = 0x4;
+    /// `PF_FORKNOEXEC`: forked, and not executed anything since. Of threads other than the first it says nothing.
+    pub const FORKNOEXEC: u32 = 0x40;
     /// `PF_FROZEN` (before 6.1).
     pub const FROZEN: u32 = 0x1_0000;
     /// `PF_KTHREAD`.
@@ -142,6 +144,11 @@ impl ThreadRow {
     /// A kernel thread.
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & task_flags::KTHREAD != 0
+    }
+
+    /// Of the first thread of a process: it was forked and has not executed anything since.
+    pub fn is_forked_only(&self) -> bool {
+        self.flags & task_flags::FORKNOEXEC != 0
     }
 
     /// A kernel thread that is not in D state: nothing to find out about it.

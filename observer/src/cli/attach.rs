@@ -47,13 +47,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     for error in refusals {
         eprintln!("observer: {error}");
     }
-    let parents = if args.children { pids.iter().copied().collect() } else { Vec::new() };
     let scope = Scope { processes: Some(pids), threshold_ns: whole_ns(args.look.threshold), ..Scope::default() };
     super::look::run(Look {
         args: &args.look,
         scope,
         filter: census::Filter::Listed(Vec::new()),
         end: if args.once { End::Once } else { End::Live },
-        parents,
+        children: args.children,
     })
 }

@@ -12,6 +12,10 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+/// Far more than our own few descriptors take.
+const FOR_FILES: Duration = Duration::from_secs(5);
 
 /// Can it run here.
 #[derive(Debug, clap::Args)]
@@ -39,11 +43,15 @@ fn given_up() -> [String; 2] {
     [&signals::PROBES_SAMPLING, &signals::PROBES_REDUCED].map(prometheus::name)
 }
 
+/// Name of the source of censuses in use, and why it is not the better one; or why there is none.
+type Census = Result<(String, Option<String>), String>;
+
 /// What was tried and what came of it.
 struct Checkup {
     capability: Capability,
-    /// Name of the source in use, and why it is not the better one.
-    census: Result<(String, Option<String>), String>,
+    census: Census,
+    /// Why the sockets of a process are not told by the kernel's file iterator, if they are not.
+    descriptors: Result<(), String>,
     probes: Result<ProbeStatus, String>,
     /// Why what the probes cost cannot be measured, if it cannot.
     budget: Result<(), String>,
@@ -52,9 +60,11 @@ struct Checkup {
 impl Checkup {
     fn take() -> Self {
         let settings = ProbeSettings { filter: Filter::Listed(Vec::new()), ..ProbeSettings::default() };
+        let (census, descriptors) = census();
         Self {
             capability: Capability::probe(),
-            census: census(),
+            census,
+            descriptors,
             budget: can_measure(),
             probes: ProbePlane::attach(&settings)
                 .map(|plane| plane.status().clone())
@@ -73,6 +83,10 @@ impl Checkup {
             "census": match &self.census {
                 Ok((name, fallen)) => json!({ "source": name, "not_better_because": fallen }),
                 Err(error) => json!({ "source": null, "error": error }),
+            },
+            "descriptors": {
+                "source": if self.descriptors.is_ok() { "iter_task_file" } else { "proc" },
+                "not_better_because": self.descriptors.as_ref().err(),
             },
             "probes": probes,
             "cpu_budget": {
@@ -101,6 +115,10 @@ impl Checkup {
                 _ = writeln!(out, "census   {name}: {worse}\n         because {why}");
             }
             Err(why) => _ = writeln!(out, "census   none: {why}"),
+        }
+        match &self.descriptors {
+            Ok(()) => _ = writeln!(out, "sockets  whose they are: iter_task_file"),
+            Err(why) => _ = writeln!(out, "sockets  whose they are: proc, dearer\n         because {why}"),
         }
         match &self.probes {
             Ok(status) => {
@@ -155,17 +173,24 @@ fn rung(out: &mut String, name: &str, family: &FamilyStatus) {
     }
 }
 
-/// Takes a census by the iterator, else through `/proc`.
-fn census() -> Result<(String, Option<String>), String> {
+/// Takes a census by the iterator, else through `/proc`; and tries the iterator of files.
+fn census() -> (Census, Result<(), String>) {
     let by_iterator = IterSource::load().and_then(|mut source| {
         source.take()?;
-        Ok((source.name().to_owned(), source.degraded().map(str::to_owned)))
+        let files = source.socket_files().and_then(|files| {
+            let listed = files.of(std::process::id(), Instant::now() + FOR_FILES);
+            listed.map(|_| ()).map_err(|error| error.to_string())
+        });
+        Ok(((source.name().to_owned(), source.degraded().map(str::to_owned)), files))
     });
-    by_iterator.or_else(|why| {
-        let mut source = ProcSource::new();
-        source.take().map_err(|error| format!("{why}; {error}"))?;
-        Ok((source.name().to_owned(), Some(why.to_string())))
-    })
+    match by_iterator {
+        Ok((census, files)) => (Ok(census), files),
+        Err(why) => {
+            let mut source = ProcSource::new();
+            let taken = source.take().map_err(|error| format!("{why}; {error}"));
+            (taken.map(|_| (source.name().to_owned(), Some(why.to_string()))), Err(why.to_string()))
+        }
+    }
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {

@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[arg(long)]
     watch: bool,
     /// Time between two censuses; without --watch, text and json take two of them, to tell growth and waits
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = super::look::duration)]
     interval: Duration,
     /// Groups that text shows, the largest first
     #[arg(long, value_name = "N", default_value_t = 20)]

@@ -20,20 +20,26 @@ use std::time::{Duration, Instant};
 const SOONEST: Duration = Duration::from_millis(100);
 /// What the stacks of a report may take, all threads of the processes looked at together.
 const FOR_STACKS: Duration = Duration::from_secs(5);
+/// The same after Ctrl-C.
+const HURRIED: Duration = Duration::from_millis(500);
 /// So many turns of one look may be for the sake of stacks that have just come.
 const FRESH_TURNS: u64 = 4;
-/// And so many for locks of a runtime, that are read several times, and for tasks: a reading may come late, behind stacks.
+/// And so many for locks of a runtime, that are read several times, for arguments that are in memory, for goroutines and for tasks: a
+/// reading may come late, behind stacks, and the first one of a large program looks up all names.
 const LOCK_TURNS: u64 = 10;
 /// How often the stack of a thread is tried that runs in between.
 const TRIES: usize = 3;
 /// `--once` waits at most so much longer than the threshold.
 const ONCE_SLACK: Duration = Duration::from_secs(3);
 
+/// No look takes longer, and no threshold is longer: 365 days.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 /// Options of every look.
 #[derive(Debug, Args)]
 pub(super) struct LookArgs {
     /// How long a wait must last before a rule that needs duration may speak
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub threshold: Duration,
     /// Time between two censuses
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
@@ -45,7 +51,7 @@ pub(super) struct LookArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub output: Format,
     /// End after this time
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
     /// Write every observation to FILE, for `observer replay`
     #[arg(long, value_name = "FILE")]
@@ -79,8 +85,17 @@ impl LookArgs {
     }
 }
 
+/// A duration that clocks can count to.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if duration > LONGEST {
+        return Err(format!("at most {}", humantime::format_duration(LONGEST)));
+    }
+    Ok(duration)
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
-    let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    let interval = duration(text)?;
     if interval < Duration::from_millis(50) {
         return Err("at least 50ms".to_owned());
     }
@@ -144,8 +159,8 @@ pub(super) struct Look<'a> {
     pub scope: Scope,
     pub filter: Filter,
     pub end: End,
-    /// Processes whose descendants belong to it.
-    pub parents: Vec<u32>,
+    /// The descendants of the processes asked for belong to it.
+    pub children: bool,
 }
 
 /// Opens the source of rows that was asked for.
@@ -237,6 +252,7 @@ pub(super) fn setting(census: &str, probes: serde_json::Value) -> Setting {
         boot_id: host::boot_id(),
         census: census.to_owned(),
         probes,
+        descriptors: None,
     }
 }
 
@@ -248,6 +264,7 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
     let (probes, status) = probes(args, look.filter);
     let mut session = Session::new(source, probes, look.scope);
     let mut setting = setting(session.source_name(), status);
+    setting.descriptors = Some(session.descriptors_from().to_owned());
     if let Some(path) = &args.record {
         let header = Header {
             schema: SCHEMA.to_owned(),
@@ -261,12 +278,14 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
         };
         session.record(Recorder::create(path, &header)?);
     }
-    session.follow_children(look.parents);
+    if look.children {
+        session.follow_children();
+    }
     let mut output = Output::new(args.output, look.end == End::Live, args.stacks);
-    go_round(&mut session, &mut output, args, look.end, &signals)?;
+    let interrupted = go_round(&mut session, &mut output, args, look.end, &signals)?;
     let targets: Vec<u32> = session.judge.scope.processes.iter().flatten().copied().collect();
     if args.output != Format::Ndjson && any_alive(&session, &targets) {
-        explain_all(&mut session, &mut output)?;
+        explain_all(&mut session, &mut output, interrupted, &signals)?;
     }
     if let Some(now) = session.probes().map(governed_json) {
         setting.probes = now;
@@ -292,13 +311,14 @@ pub(super) fn shown(judge: &crate::detect::Judge, findings: &[&Life]) -> Vec<u32
     }
 }
 
+/// Turns until the end; true if somebody has seen enough.
 fn go_round(
     session: &mut Session,
     output: &mut Output,
     args: &LookArgs,
     end: End,
     signals: &Signals,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     let start = Instant::now();
     let last = match (end, args.duration) {
         (_, Some(duration)) => Some(start + duration),
@@ -314,8 +334,11 @@ fn go_round(
         if number == 2 {
             output.overview(&session.judge, &targets)?;
         }
+        if number == 1 {
+            refuse_gone(session)?;
+        }
         if session.judge.scope.processes.is_some() && !any_alive(session, &targets) {
-            for pid in &targets {
+            for pid in session.asked() {
                 eprintln!("observer: process {pid} exited while it was looked at");
             }
             break;
@@ -329,7 +352,11 @@ fn go_round(
             fresh_turns += u64::from(session.awaits_stacks() && !session.is_explaining());
             let fresh = session.is_explaining()
                 || fresh_turns <= FRESH_TURNS && session.awaits_stacks()
-                || number <= LOCK_TURNS && (session.awaits_locks() || session.awaits_tasks());
+                || number <= LOCK_TURNS
+                    && (session.awaits_locks()
+                        || session.awaits_tasks()
+                        || session.awaits_goroutines()
+                        || session.awaits_arguments());
             let now = session.judge.host.now_ns();
             let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.
@@ -339,29 +366,47 @@ fn go_round(
         if last.is_some_and(|last| next >= last) {
             if let Some(last) = last
                 && Instant::now() < last
-                && signals.wait_until(last)?.is_none()
             {
+                if signals.wait_until(last)?.is_some() {
+                    return Ok(true);
+                }
                 let turn = session.turn()?;
                 output.changes(&session.judge.host, &turn.changes)?;
             }
             break;
         }
         if signals.wait_until(next)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The stacks of the processes looked at, for the report: read, then confirmed by a census. Threads that sleep in short
+/// turns may need more than one try; whoever has pressed Ctrl-C does not wait for it.
+fn explain_all(session: &mut Session, output: &mut Output, hurried: bool, signals: &Signals) -> anyhow::Result<()> {
+    let (tries, each) = if hurried { (1, HURRIED) } else { (TRIES, FOR_STACKS) };
+    for _ in 0..tries {
+        if session.explain_all(each) == 0 {
+            break;
+        }
+        let turn = session.turn()?;
+        output.changes(&session.judge.host, &turn.changes)?;
+        if signals.wait_until(Instant::now())?.is_some() {
             break;
         }
     }
     Ok(())
 }
 
-/// The stacks of the processes looked at, for the report: read, then confirmed by a census. Threads that sleep in short
-/// turns may need more than one try.
-fn explain_all(session: &mut Session, output: &mut Output) -> anyhow::Result<()> {
-    for _ in 0..TRIES {
-        if session.explain_all(FOR_STACKS) == 0 {
-            break;
-        }
-        let turn = session.turn()?;
-        output.changes(&session.judge.host, &turn.changes)?;
+/// Says which of the processes asked for ended before the first census; an error if all of them did.
+fn refuse_gone(session: &Session) -> anyhow::Result<()> {
+    let is_gone = |pid: &&u32| session.judge.host.threads_of(**pid).next().is_none();
+    let gone: Vec<u32> = session.asked().iter().filter(is_gone).copied().collect();
+    let why = |pid: &u32| format!("process {pid} is gone: it exited before it could be looked at");
+    match gone.first() {
+        Some(first) if gone.len() == session.asked().len() => anyhow::bail!("{}", why(first)),
+        _ => gone.iter().for_each(|pid| eprintln!("observer: {}", why(pid))),
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ pub(super) struct Args {
     /// The recording
     file: PathBuf,
     /// Another threshold than the one in force when it was made
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = super::look::duration)]
     threshold: Option<Duration>,
     /// In text, the stack of every thread of the processes shown, not only of those that matter
     #[arg(long)]
@@ -62,6 +62,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         boot_id: header.boot_id.clone(),
         census: format!("recording of {}", header.census),
         probes: header.probes.clone(),
+        descriptors: None,
     };
     let findings = judge.ledger.open();
     let pids = super::look::shown(&judge, &findings);

@@ -39,7 +39,7 @@ pub(super) struct Args {
     #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pid: u32,
     /// How long to look
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = look::duration)]
     duration: Duration,
     /// Form of the results
     #[arg(long, value_enum, default_value_t = Form::Text)]

@@ -60,6 +60,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         scope,
         filter: census::Filter::Namespace,
         end: if args.once { End::Once } else { End::Live },
-        parents: Vec::new(),
+        children: false,
     })
 }

@@ -3,6 +3,7 @@
 use crate::detect::{Change, Life};
 use crate::model::Host;
 use crate::model::scope::matches_pattern;
+use crate::proc::base_name;
 use crate::settings::Silence;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub(super) fn is_silenced(
     let is_kind = silence.kind.as_ref().is_none_or(|kind| kind == finding.kind.name());
     let is_exe = silence.exe.as_ref().is_none_or(|pattern| {
         let exe = facts.and_then(|facts| facts.exe.as_deref());
-        let name = exe.and_then(|exe| exe.rsplit('/').next());
+        let name = exe.map(base_name);
         exe.into_iter().chain(name).chain([finding.comm.as_str()]).any(|name| matches_pattern(pattern, name))
     });
     let is_cgroup = silence.cgroup.as_ref().is_none_or(|part| {

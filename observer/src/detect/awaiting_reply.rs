@@ -12,17 +12,18 @@ use std::collections::BTreeSet;
 
 /// Times the same data were sent in vain.
 const RETRANSMITS: u32 = 3;
-/// Findings of a peer that answer why it is silent.
-const SILENCED: [Kind; 8] = [
+/// Findings of a peer that answer why it is silent: it is stuck as a whole.
+const SILENCED: [Kind; 6] = [
     Kind::Stopped,
     Kind::PoolExhausted,
     Kind::UnansweredRequests,
     Kind::NotReading,
     Kind::NotAccepting,
-    Kind::Deadlock,
-    Kind::LockWait,
     Kind::AwaitingReply,
 ];
+/// Findings about threads: they say so if its main thread is one of them, or if they are all it has.
+const OF_THREADS: [Kind; 5] =
+    [Kind::Deadlock, Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup, Kind::Uninterruptible];
 /// Descriptors in a set that may be a wait for one of them, with something to be woken by.
 const FEW: usize = 2;
 
@@ -86,10 +87,13 @@ fn check(
         let peer = line.at.peer_process;
         let thread = waiting_thread(context, process, line);
         let reason = unreachable(line).or_else(|| silenced(context, process, line, told)).or_else(|| {
-            // A peer on this host in which nothing is wrong answers when it has something to say.
-            let elsewhere = peer.is_none() && line.at.peer.is_none();
+            // A peer on this host in which nothing is wrong answers when it has something to say; one that nobody has asked to look at
+            // is as unknown as one elsewhere.
+            let is_asked =
+                |peer: &ProcessId| context.scope.processes.as_ref().is_none_or(|all| all.contains(&peer.pid));
+            let elsewhere = peer.map_or(line.at.peer.is_none(), |peer| !is_asked(&peer));
             let owed = owed.as_ref().filter(|_| elsewhere && thread.is_some() && !listens(context, process, debts))?;
-            owing(debts, owed, since, context.scope.threshold_ns)
+            owing(debts, owed, since, (context.scope.threshold_ns, peer))
         });
         let Some(reason) = reason else { continue };
         let remote = line.at.remote.clone().unwrap_or_else(|| format!("socket {}", line.at.inode));
@@ -171,17 +175,32 @@ fn silenced(context: &Context<'_>, process: ProcessId, line: &Line, told: &[Proc
     if told.contains(&peer) {
         return Some(reason(name("it awaits an answer in turn")));
     }
-    context.has_found(peer, &SILENCED).map(|finding| reason(name(&finding.title)))
+    let silences = |finding: &&Finding| {
+        let has_main = || {
+            let its = || host.threads_of(peer.pid).filter(|row| !row.is_exiting()).map(|row| row.tid);
+            finding.threads.contains(&peer.pid)
+                || its().next().is_some() && its().all(|tid| finding.threads.contains(&tid))
+        };
+        finding.severity >= Severity::Warning
+            && (finding.process == peer && SILENCED.contains(&finding.kind)
+                || OF_THREADS.contains(&finding.kind) && has_main())
+    };
+    context.found.iter().find(silences).map(|finding| reason(name(&finding.title)))
 }
 
 /// The process owes answers that came before it asked.
-fn owing(debts: &Debts, owed: &Owed<'_>, since: u64, threshold_ns: u64) -> Option<Reason> {
+fn owing(debts: &Debts, owed: &Owed<'_>, since: u64, (threshold_ns, peer): (u64, Option<ProcessId>)) -> Option<Reason> {
     let (longest, _) = owed.learnt(debts);
     let late = debts.age(owed.oldest_ns) >= threshold_ns.max(longest.saturating_mul(SLOW));
     let asked_for = owed.oldest_ns <= since.saturating_add(TICK_NS);
     (late && asked_for).then(|| Reason {
         name: "owes_answers",
-        words: "Its data were acknowledged; whether the peer works on them cannot be seen from here.".to_owned(),
+        words: match peer {
+            Some(peer) => {
+                format!("The peer is on this host and was not looked at: attach to process {} as well.", peer.pid)
+            }
+            None => "Its data were acknowledged; whether the peer works on them cannot be seen from here.".to_owned(),
+        },
         confidence: if owed.is_unlike_before(debts, threshold_ns) { Confidence::Likely } else { Confidence::Possible },
     })
 }

@@ -3,13 +3,18 @@
 
 use super::{CallSite, Context, Finding, Kind, Rule, Severity, Verdict, habit};
 use crate::census::{Pid, ProcessId, TimeoutHistory, TimeoutKind};
-use crate::model::decode::{Call, TimeoutAt};
+use crate::model::decode::{self, Call, TimeoutAt};
 use crate::model::{Confidence, Host, duration};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A bad timeout that was passed longer ago than this is over.
 const RECENT_NS: u64 = 60_000_000_000;
+
+/// Timeouts in configurations are round.
+const DAY_NS: i64 = 86_400_000_000_000;
+/// Settings are no longer than that: 31 days.
+const MONTH_NS: i64 = 31 * DAY_NS;
 
 /// The rule.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ struct Sight {
     first_ns: u64,
     calls: u64,
     requested_ns: Option<i64>,
+    /// A time of day on the monotonic clock: the limit that was meant, nanoseconds.
+    meant_ns: Option<u64>,
     /// What the thread passed before, and the call site: of the first call.
     before: Option<(Pid, TimeoutHistory)>,
     site: Option<(Pid, u64)>,
@@ -54,6 +61,8 @@ impl Rule for BadTimeout {
             sight.waiting.insert(row.tid);
             sight.first_ns = sight.first_ns.min(since);
             sight.requested_ns = wait.timeout.requested_ns;
+            let of_day = |ns| decode::as_time_of_day(&call, &wait.args, ns, host.clocks()?);
+            sight.meant_ns = wait.timeout.requested_ns.and_then(of_day).or(sight.meant_ns);
         }
         for (key, bad) in host.probes().bad_timeouts() {
             if host.now_ns().saturating_sub(bad.last_ns) > RECENT_NS {
@@ -84,7 +93,8 @@ impl Rule for BadTimeout {
 impl Sight {
     fn new(kind: TimeoutKind, first_ns: u64) -> Self {
         let (threads, waiting) = (BTreeSet::new(), BTreeSet::new());
-        Self { kind, threads, waiting, first_ns, calls: 0, requested_ns: None, before: None, site: None }
+        let (requested_ns, meant_ns) = (None, None);
+        Self { kind, threads, waiting, first_ns, calls: 0, requested_ns, meant_ns, before: None, site: None }
     }
 }
 
@@ -108,22 +118,47 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
         _ => format!("{} threads of {}", sight.threads.len(), finding.comm),
     };
     let waits = if sight.threads.len() == 1 { "waits" } else { "wait" };
-    let unit = if matches!(Call::named(syscall).timeout, TimeoutAt::Millis(_)) { " ms" } else { "" };
+    let in_millis = matches!(Call::named(syscall).timeout, TimeoutAt::Millis(_));
+    // Of a timespec the probes tell the seconds; what was decoded in a wait has its unit.
+    let unit = match (in_millis, raw.parse::<i64>()) {
+        (true, _) => " ms",
+        (false, Ok(_)) => " s",
+        (false, Err(_)) => "",
+    };
     let now = match sight.waiting.len() {
         0 => String::new(),
         1 => " It waits in this call right now.".to_owned(),
         n => format!(" {n} threads wait in this call right now."),
     };
     match sight.kind {
+        TimeoutKind::Absurd if let Some(meant) = sight.meant_ns => {
+            let long = sight.requested_ns.and_then(|ns| u64::try_from(ns).ok()).map(duration).unwrap_or_default();
+            finding.confidence = Confidence::Likely;
+            finding.severity = Severity::Warning;
+            finding.evidence.insert("meant_ns".to_owned(), meant.into());
+            finding.title = format!(
+                "{who} {waits} in {syscall}() until a time of day, by a clock that began when the machine started"
+            );
+            finding.explanation = format!(
+                "The deadline passed would be {} after the wait began if it were a time of day (CLOCK_REALTIME), but this wait goes by CLOCK_MONOTONIC: it would end in {long}.{now} It has in effect no limit.",
+                duration(meant)
+            );
+            finding.remedy = "Take the deadline from the clock that the wait goes by (clock_gettime(CLOCK_MONOTONIC) where pthread_condattr_setclock or pthread_cond_clockwait chose it).".to_owned();
+        }
         TimeoutKind::Absurd => {
             let long = sight.requested_ns.and_then(|ns| u64::try_from(ns).ok()).map(duration).unwrap_or_default();
             let is_loop = syscall.starts_with("epoll");
-            let is_habit = is_loop || Call::named(syscall).is_futex();
-            finding.confidence = if is_loop { Confidence::Possible } else { Confidence::Likely };
+            let is_set = sight.requested_ns.is_some_and(|ns| ns % DAY_NS == 0 && ns <= MONTH_NS);
+            let is_habit = is_loop || is_set || Call::named(syscall).is_futex();
+            finding.confidence = if is_habit { Confidence::Possible } else { Confidence::Likely };
             finding.severity = if is_habit { Severity::Info } else { Severity::Warning };
             finding.title = format!("{who} {waits} in {syscall}() with a time limit of {long}");
             let means = if is_loop {
                 "An event loop passes the time to its next timer here, and that may be far away on purpose (a weekly job, a keep-alive); if none is, a unit was mistaken or an overflow made it."
+            } else if is_set {
+                "A whole number of days is what a setting looks like (wait_timeout of MySQL and MariaDB); if nobody has set it, a unit was mistaken. The wait has in effect no limit."
+            } else if is_habit {
+                "Libraries and runtimes write \"for ever\" that way (the longest time they know); if nobody meant that, a unit was mistaken or an overflow made it. The wait has in effect no limit."
             } else {
                 "Nobody waits that long on purpose: a unit was mistaken, or an overflow made it, and the wait has in effect no limit."
             };
@@ -134,8 +169,12 @@ fn finding(host: &Host, (process, syscall, raw): &Mistake, sight: &Sight) -> Fin
             finding.confidence = Confidence::Certain;
             finding.title = format!("{who} passed the negative timeout {raw}{unit} to {syscall}()");
             let (means, calls) = (meaning(syscall), count(sight.calls));
+            let for_ever = match in_millis {
+                true => "whoever means \"for ever\" writes -1",
+                false => "only a null pointer means \"for ever\"",
+            };
             finding.explanation = format!(
-                "The timeout passed is {raw}{unit}{calls}; only -1 is documented to mean \"for ever\".{before}{now} {means} Some computation of the time left went below zero."
+                "The timeout passed is {raw}{unit}{calls}; {for_ever}.{before}{now} {means} Some computation of the time left went below zero."
             );
             finding.remedy =
                 "Clamp the time left at 0 before the call (deadline minus now, when the deadline has passed)."

@@ -2,9 +2,10 @@
 
 use super::finding::links_with;
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
-use crate::census::Pid;
+use crate::census::{Pid, ThreadRow};
 use crate::model::graph::{self, Chain, End, Hop, Knot, Nature};
 use crate::model::{ByReference, Class, Confidence, Host, Owner, duration};
+use crate::proc::Frame;
 use std::collections::BTreeSet;
 
 /// Steps of a circle that the explanation tells; the chain has them all.
@@ -73,7 +74,10 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
         .zip(cycle.iter().cycle().skip(1))
         .map(|(hop, next)| {
             let (waiter, verb) = (host.name(hop.waiter), hop.nature.verb());
-            format!("{waiter} waits for {} {verb} {}", describe(hop), host.name(next.waiter))
+            match hop.how {
+                graph::NOBODY_LEFT => format!("{waiter} waits for {}", describe(hop)),
+                _ => format!("{waiter} waits for {} {verb} {}", describe(hop), host.name(next.waiter)),
+            }
         })
         .collect();
     let steps = match steps.len() {
@@ -94,8 +98,11 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
         .fact("also_blocked", queued.iter().copied().collect::<Vec<_>>());
     finding.severity = if confidence == Confidence::Possible { Severity::Warning } else { Severity::Critical };
     finding.confidence = confidence;
+    let left = Left::of(host, knot);
     let runs_itself = cycle.iter().all(|hop| hop.how == graph::BY_RUNNING);
     finding.title = match members.len() {
+        1 if left.is_some() => format!("{} waits for a lock that nobody is left to release", host.name(members[0])),
+        n if left.is_some() => format!("{n} threads of {} wait for locks that nobody is left to release", finding.comm),
         1 if runs_itself => format!("{} waits for something that it is initialising itself", host.name(members[0])),
         1 => format!("{} waits for a lock that it holds itself", host.name(members[0])),
         n if processes.len() > 1 => {
@@ -104,6 +111,10 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
         n => format!("{n} threads of {} wait for each other in a circle", finding.comm),
     };
     let age = duration(host.now_ns().saturating_sub(since));
+    let closed = match &left {
+        Some(_) => format!("This has lasted for {age}."),
+        None => format!("The circle has been closed for {age}."),
+    };
     let ending = match deadline {
         Some(ns) => {
             format!("One of these waits has a time limit and gives up in {}; until then none can go on.", duration(ns))
@@ -127,10 +138,14 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
         Some(Confidence::Possible) => AT_REST,
         Some(_) => FAR_ENDS,
     };
-    finding.explanation =
-        format!("{steps}. The circle has been closed for {age}. {ending}{beside}{others}{inferred}{far}");
+    finding.explanation = format!(
+        "{steps}. {closed} {ending}{beside}{others}{inferred}{far}{}",
+        left.as_ref().map_or("", |left| left.told().0)
+    );
     finding.remedy = if let Some(remedy) = over_pipes(host, knot) {
         remedy
+    } else if let Some(left) = &left {
+        left.told().1.to_owned()
     } else if runs_itself {
         "Find the initialiser that needs, by way of others, the value that it makes: pass that value in, or make it earlier. The process must be restarted.".to_owned()
     } else if members.len() == 1 {
@@ -138,10 +153,62 @@ fn finding(context: &Context<'_>, knot: &Knot, queued: &BTreeSet<Pid>) -> Findin
     } else {
         "Take these locks in one order everywhere, or never call out while holding one. The process must be restarted to go on; save its stacks first.".to_owned()
     };
+    if let Some(left) = &left {
+        finding =
+            finding.fact("nobody_left", true).fact("forked", left.forked).fact("in_signal_handler", left.in_handler);
+    }
     let behind: BTreeSet<Pid> = queued.iter().copied().chain(knot.others.iter().map(|hop| hop.waiter)).collect();
     finding.chain = links_with(cycle, &behind, graph, host);
     finding
 }
+
+/// Locks that name no owner, in processes that have nobody left to release them, and what speaks for which way it came to that.
+struct Left {
+    forked: bool,
+    in_handler: bool,
+}
+
+impl Left {
+    /// `None` if every lock of the knot has a holder.
+    fn of(host: &Host, knot: &Knot) -> Option<Self> {
+        let waiters: Vec<Pid> = knot.hops().filter(|hop| hop.how == graph::NOBODY_LEFT).map(|hop| hop.waiter).collect();
+        let first = waiters.first()?;
+        // Workers are forked, too, and live long: what was held at the fork is met soon, by the one thread that came along.
+        let since = host.row(*first).map_or(u64::MAX, |row| host.since(row).ns);
+        let slept_ns = host.clocks().map_or(0, |clocks| clocks.boot_ns.saturating_sub(clocks.mono_ns));
+        let is_young = |row: &ThreadRow| since.saturating_add(slept_ns) < row.start_ns.saturating_add(YOUNG_NS);
+        let is_forked = |row: &ThreadRow| knot.members.len() == 1 && row.is_forked_only() && is_young(row);
+        let forked = host.row(*first).and_then(|row| host.row(row.process.pid)).is_some_and(is_forked);
+        let is_handler = |frame: &Frame| frame.function.as_deref() == Some(SIGNAL_FRAME);
+        let stacks = waiters.iter().filter_map(|tid| host.stack(*tid));
+        let in_handler = stacks.into_iter().any(|stack| stack.frames.iter().any(is_handler));
+        Some(Self { forked, in_handler })
+    }
+
+    /// How it came about, and what to do.
+    fn told(&self) -> (&'static str, &'static str) {
+        match self {
+            Self { in_handler: true, .. } => (
+                " Every thread of the process waits, and no other process can release a private lock. A signal handler is on the stack: most likely the code that it has interrupted holds the lock.",
+                "Read the stack: a signal handler may call async-signal-safe functions only (no malloc, printf, localtime, logging). Let it set a flag or write to a pipe, and do the work elsewhere. The process must be restarted.",
+            ),
+            Self { forked: true, .. } => (
+                " Every thread of the process waits, and no other process can release a private lock. It was forked and has executed no program since: most likely a thread of its parent held the lock at that moment, and stayed behind.",
+                "Between fork() and exec() call only async-signal-safe functions (no malloc, localtime, logging) if the parent has threads; or start helpers by posix_spawn() or before the first thread, or take the lock around fork() with pthread_atfork(). The process must be restarted.",
+            ),
+            _ => (
+                " Every thread of the process waits, and no other process can release a private lock: one of them takes it a second time, or who had it has ended, or stayed behind in the parent of a fork.",
+                "Read the stacks for the path on which a thread takes the same lock twice (of a read lock, too: a writer in between makes the second one wait), or ends with it held. The process must be restarted.",
+            ),
+        }
+    }
+}
+
+/// A wait that begins so soon after a fork is taken for one that comes of it.
+const YOUNG_NS: u64 = 5_000_000_000;
+
+/// What the kernel makes a signal handler return to, as the C library names it.
+const SIGNAL_FRAME: &str = "__restore_rt";
 
 /// What circles over pipes and sockets rest on.
 const FAR_ENDS: &str = " No other process that observer can see has the other ends of these pipes and sockets open; a signal handler could still use them.";
@@ -154,8 +221,10 @@ fn over_pipes(host: &Host, knot: &Knot) -> Option<String> {
     let far = || knot.hops().filter(|hop| hop.nature == Nature::FarEnd);
     let class = |hop: &Hop| host.confirmed_wait(hop.waiter).map(|(_, wait)| wait.class);
     let writes = far().filter(|hop| class(hop) == Some(Class::Write)).count();
+    let waits_for_child = knot.hops().any(|hop| hop.nature == Nature::Child);
     Some(match (far().count(), writes) {
         (0, _) => return None,
+        (_, 1..) if waits_for_child => "A process waits for its child before it has read what that writes, and the pipe between them is full: read its output to the end first (communicate() of Python's subprocess, a thread that reads), or let it write to a file.",
         (_, 0) => "Each side waits for the other to speak, or to close: look for an answer that was not sent or not flushed, and for a write end that stayed open (close the unused ends after fork(), O_CLOEXEC).",
         _ => "Both sides write and neither reads: the buffers between them are full. Read while writing (poll(), a thread, communicate() of Python's subprocess), or use non-blocking descriptors.",
     }.to_owned())

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub(super) const LEARNT: u64 = 20;
 /// What so many times the slowest of them has not answered is no slow answer.
 pub(super) const BEYOND: u64 = 10;
-/// A listing counts for so many thresholds, or for so many times as long as it was since the one before.
+/// What was read counts for so many thresholds, or for so many times as long as it was since the reading before.
 const FRESH: u64 = 4;
 /// Which counts up to a minute: so long is the longest pause between two surveys of a host.
 const LONGEST_GAP_NS: u64 = 60_000_000_000;
@@ -30,16 +30,19 @@ impl<'a> Context<'a> {
     /// Processes that belong to what is looked at, whose sockets were listed. Not those in a deadlock: why they answer nobody is told.
     pub(super) fn indebted(&self) -> impl Iterator<Item = (ProcessId, &'a Debts)> {
         let host = self.host;
-        // What has not been listed for so long is over, or not known any more.
-        let is_fresh = |debts: &Debts| {
-            let between = debts.progress.elapsed_ns.min(LONGEST_GAP_NS).max(self.scope.threshold_ns);
-            host.now_ns().saturating_sub(debts.taken_ns) <= between.saturating_mul(FRESH)
-        };
-        host.services().iter().filter(move |(_, debts)| is_fresh(debts)).filter(|(process, _)| {
+        let listed =
+            host.services().iter().filter(|(_, debts)| self.is_recent(debts.taken_ns, debts.progress.elapsed_ns));
+        listed.filter(|(process, _)| {
             let row = host.row(process.pid).or_else(|| host.threads_of(process.pid).next());
             row.is_some_and(|row| row.process == *process && self.scope.contains(row, host))
                 && self.is_part_of(*process, &[Kind::Deadlock]).is_none()
         })
+    }
+
+    /// Whether what was read at `taken_ns`, so long after the reading before, still counts: later it is over, or not known any more.
+    pub(super) fn is_recent(&self, taken_ns: u64, gap_ns: u64) -> bool {
+        let between = gap_ns.min(LONGEST_GAP_NS).max(self.scope.threshold_ns);
+        self.host.now_ns().saturating_sub(taken_ns) <= between.saturating_mul(FRESH)
     }
 
     /// A finding of one of these kinds that was made of this process already.
@@ -153,6 +156,13 @@ impl<'a> Owed<'a> {
         known.fold((0, 0), |(longest, count), one| (longest.max(one.longest_ns), count + one.answers))
     }
 
+    /// Whether those who came later were answered: what keeps the oldest waiting is not what keeps the server. A quiet websocket beside
+    /// requests that are not answered, for the threshold, says nothing of them.
+    pub(super) fn is_served(&self, debts: &Debts, threshold_ns: u64) -> bool {
+        let last = self.last_answer(debts).unwrap_or(0);
+        !self.requests.iter().any(|(_, since)| *since > last && debts.age(*since) >= threshold_ns)
+    }
+
     /// When any of them answered last.
     pub(super) fn last_answer(&self, debts: &Debts) -> Option<u64> {
         self.services.iter().filter_map(|service| debts.history(service)).map(|one| one.last_ns).max()
@@ -165,8 +175,9 @@ impl<'a> Owed<'a> {
         self.services.iter().any(|name| {
             let Some(history) = debts.history(name) else { return false };
             // What is older than the last answer waits for something else: a quiet websocket beside the requests.
-            let of_it = self.requests.iter().filter(|(line, _)| service(&line.at) == *name).map(|(_, since)| *since);
-            let since: Vec<u64> = of_it.filter(|since| *since > history.last_ns).collect();
+            let of_it = self.requests.iter().filter(|(line, _)| service(&line.at) == *name);
+            let requests = of_it.filter(|(line, _)| !line.is_one_way(threshold_ns)).map(|(_, since)| *since);
+            let since: Vec<u64> = requests.filter(|since| *since > history.last_ns).collect();
             let (Some(oldest), Some(newest)) = (since.iter().min(), since.iter().max()) else { return false };
             history.answers >= LEARNT
                 && since.iter().filter(|since| *since > oldest).count() >= NEWER
@@ -252,7 +263,7 @@ pub(super) fn progress_json(debts: &Debts) -> Value {
 }
 
 /// Findings that say a process does not do its work; the first of them is the reason.
-const HUNG: [Kind; 11] = [
+const HUNG: [Kind; 12] = [
     Kind::Stopped,
     Kind::Deadlock,
     Kind::AbandonedLock,
@@ -263,14 +274,21 @@ const HUNG: [Kind; 11] = [
     Kind::AwaitingReply,
     Kind::LockWait,
     Kind::LostWakeup,
+    Kind::GoroutineBlocked,
     Kind::Uninterruptible,
 ];
+/// Of these, those that may be about one connection of many.
+const PARTIAL: [Kind; 2] = [Kind::NotReading, Kind::AwaitingReply];
 
-/// What these findings say of the processes they are about.
-pub(super) fn verdicts(findings: &[Finding]) -> BTreeMap<ProcessId, Said> {
+/// What these findings say of the processes they are about. One connection that is stuck says nothing of a process that answers others.
+pub(super) fn verdicts(findings: &[Finding], host: &Host) -> BTreeMap<ProcessId, Said> {
+    let answers = |process: ProcessId| host.services().of(process).is_some_and(|debts| debts.progress.answers > 0);
     let mut said: BTreeMap<ProcessId, (usize, Said)> = BTreeMap::new();
     for finding in findings.iter().filter(|finding| finding.severity >= Severity::Warning) {
         let Some(place) = HUNG.iter().position(|kind| *kind == finding.kind) else { continue };
+        if PARTIAL.contains(&finding.kind) && answers(finding.process) {
+            continue;
+        }
         if said.get(&finding.process).is_some_and(|(before, _)| *before <= place) {
             continue;
         }

@@ -1,7 +1,7 @@
 //! A finding: one thing that is wrong, with its evidence, in a form a pager can show.
 
 use crate::census::{Clocks, Pid, ProcessId};
-use crate::model::graph::{Graph, Hop, Nature};
+use crate::model::graph::{Graph, Hop, NOBODY_LEFT, Nature};
 use crate::model::{Confidence, Host, Owner, Resource};
 use crate::proc::Stack;
 use serde_json::{Map, Value};
@@ -249,7 +249,7 @@ pub fn links(hops: &[Hop], host: &Host) -> Vec<Link> {
             from: thread_ref(hop.waiter, host),
             waits_for: hop.resource.clone(),
             held_by: match hop.owner {
-                Some(Owner::Thread(tid)) => Some(thread_ref(tid, host)),
+                Some(Owner::Thread(tid)) if hop.how != NOBODY_LEFT => Some(thread_ref(tid, host)),
                 _ => None,
             },
             nature: hop.nature,

@@ -53,7 +53,7 @@ impl Judge {
         let (verdict, graph) = run(&self.rules, &self.host, &self.scope);
         self.graph = graph;
         let findings: Vec<Finding> = verdict.findings;
-        self.verdicts = debts::verdicts(&findings);
+        self.verdicts = debts::verdicts(&findings, &self.host);
         Turn { changes: self.ledger.update(findings, now), ripe_at_ns: verdict.ripe_at_ns }
     }
 

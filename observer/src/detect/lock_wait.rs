@@ -66,7 +66,7 @@ impl Rule for LockWait {
             if !first.is_lock() || is_stopped {
                 continue;
             }
-            match leads_followers(host, root) {
+            match leads_followers(host, root, last.waiter) {
                 Some(false) => {}
                 Some(true) => continue,
                 None => {
@@ -122,8 +122,8 @@ fn held_since(context: &Context<'_>, holder: Pid, waiters: &BTreeSet<Pid>) -> Op
 }
 
 /// Servers of the leader-and-followers kind guard `accept` with a lock: whoever has it waits for work,
-/// the others wait for their turn. That is rest. `None` while it is not known what an epoll instance watches.
-fn leads_followers(host: &Host, root: Root) -> Option<bool> {
+/// the others wait for their turn. That is rest. `None` while it is not known what an epoll instance watches, or where the holder stands.
+fn leads_followers(host: &Host, root: Root, waiter: Pid) -> Option<bool> {
     let Root::Thread(tid) = root else { return Some(false) };
     let Some(wait) = host.wait(tid) else { return Some(false) };
     // By its frames, a loop that servers enter with the lock held.
@@ -134,7 +134,7 @@ fn leads_followers(host: &Host, root: Root) -> Option<bool> {
     let is_read = wait.resource.as_ref().is_none_or(|r| r.fd.is_none() || r.kind != ResourceKind::Other);
     match wait.class {
         Class::Accept => Some(true),
-        Class::Event => is_read.then_some(false),
+        Class::Event => (is_read && !host.awaits_stack(tid, waiter)).then_some(false),
         _ => Some(false),
     }
 }

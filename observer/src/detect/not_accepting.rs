@@ -3,7 +3,7 @@
 use super::debts::{progress_json, progress_words};
 use super::{Context, Finding, Kind, Rule, Severity, Verdict};
 use crate::census::ProcessId;
-use crate::model::debts::{Debts, Desk};
+use crate::model::debts::{Debts, Desk, ONE_LISTING_NS};
 use crate::model::{Confidence, duration};
 use std::collections::BTreeMap;
 
@@ -25,9 +25,14 @@ impl Rule for NotAccepting {
             }
         }
         for sharers in open.values() {
-            // Whoever has seen the shortest wait is right.
+            // Of numbers whoever has seen the shortest wait is right. A connection that is known by name waits since it was first
+            // seen, by whomever: a sharer may be new.
             let since = |(_, _, desk): &Open<'_>| desk.waits_since().unwrap_or(u64::MAX);
-            let Some(latest) = sharers.iter().max_by_key(|one| since(one)) else { continue };
+            let newest = sharers.iter().map(|one| one.1.taken_ns).max().unwrap_or(0);
+            let is_now =
+                |one: &&Open<'_>| one.2.is_followed() && one.1.taken_ns.saturating_add(ONE_LISTING_NS) >= newest;
+            let followed = sharers.iter().filter(is_now).min_by_key(|one| since(one));
+            let Some(latest) = followed.or_else(|| sharers.iter().max_by_key(|one| since(one))) else { continue };
             let (since_ns, debts) = (since(latest), latest.1);
             let is_told = |kind| sharers.iter().any(|(process, ..)| context.has_found(*process, kind).is_some());
             if is_told(&[Kind::Stopped, Kind::PoolExhausted]) || since_ns == u64::MAX {
@@ -46,11 +51,27 @@ impl Rule for NotAccepting {
     }
 }
 
+/// Which of the processes that have the socket is to be looked at: one with a thread that is stuck in a lock, else the last one of the
+/// same program as the first, who has forked the others: it may also have started programs that only inherited the socket.
+fn acceptor(context: &Context<'_>, sharers: &[Open<'_>]) -> Option<ProcessId> {
+    let host = context.host;
+    let stuck = sharers.iter().find(|(process, ..)| !context.standing(*process).chain.is_empty());
+    if let Some((process, ..)) = stuck {
+        return Some(*process);
+    }
+    let row = |process: &ProcessId| host.row(process.pid).filter(|row| row.process == *process);
+    let is_child = |process: &ProcessId| {
+        row(process).is_some_and(|row| sharers.iter().any(|(other, ..)| other.pid == row.ppid && other != process))
+    };
+    let first = sharers.iter().map(|one| &one.0).find(|process| !is_child(process));
+    let program = first.and_then(row).map(|row| row.comm.as_str());
+    let is_same = |process: &&ProcessId| row(process).map(|row| row.comm.as_str()) == program;
+    sharers.iter().map(|one| &one.0).rfind(is_same).or(first).copied()
+}
+
 fn finding(context: &Context<'_>, sharers: &[Open<'_>], (_, debts, desk): Open<'_>, since_ns: u64) -> Finding {
     let host = context.host;
-    // The one that has a thread stuck in a lock is the one to look at; else the last one, as the first has forked the others.
-    let stuck = sharers.iter().find(|(process, ..)| !context.standing(*process).chain.is_empty());
-    let process = stuck.or(sharers.last()).map_or(ProcessId { pid: 0, start_ns: 0 }, |one| one.0);
+    let process = acceptor(context, sharers).unwrap_or(ProcessId { pid: 0, start_ns: 0 });
     let standing = context.standing(process);
     let name = desk.at.local.clone().unwrap_or_else(|| format!("socket {}", desk.at.inode));
     let age = debts.age(since_ns);

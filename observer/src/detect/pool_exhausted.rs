@@ -8,7 +8,7 @@ use super::finding::thread_ref;
 use super::tasks::Tasks;
 use super::{Context, Finding, Kind, Link, Rule, Severity, Verdict};
 use crate::census::{Pid, ProcessId};
-use crate::model::debts::{Debts, Exhausted, Pool};
+use crate::model::debts::{Debts, Exhausted, Line, Pool, TICK_NS};
 use crate::model::graph::Nature;
 use crate::model::{Class, Confidence, Resource, ResourceKind, duration};
 use crate::proc::Stack;
@@ -54,10 +54,14 @@ impl Rule for PoolExhausted {
         let mut verdict = Verdict::default();
         for (process, debts) in context.indebted() {
             let Some(owed) = Owed::of(debts) else { continue };
-            if context.has_found(process, &[Kind::Stopped]).is_some() || debts.progress.is_hot() {
+            if context.has_found(process, &[Kind::Stopped]).is_some() {
                 continue;
             }
             let acquiring = acquiring(context, process);
+            // It may work on what it owes; who stands in the pool's own function does not.
+            if debts.progress.is_hot() && acquiring.is_none() {
+                continue;
+            }
             let mut pools = debts.pools();
             pools.sort_by_key(|pool| std::cmp::Reverse(pool.lines.len()));
             for pool in &pools {
@@ -109,7 +113,18 @@ fn judge(
     if owed.learnt(debts).0 >= debts.age(owed.oldest_ns) {
         return None;
     }
+    // Requests that wait for somebody else (a slow service behind this one) hold nothing that they would have to give back.
+    let asked_elsewhere = |(line, sent): &(&Line, u64)| {
+        // Where logs and metrics are sent to nothing comes back.
+        let answers = line.at.received.is_some_and(|bytes| bytes > 0);
+        answers && line.at.remote.as_deref() != Some(pool.remote) && sent.saturating_add(TICK_NS) >= owed.oldest_ns
+    };
+    let elsewhere = debts.awaiting().filter(asked_elsewhere).count();
+    if elsewhere >= owed.requests.len() {
+        return None;
+    }
     match shape {
+        Exhausted { starved, .. } if elsewhere >= starved => Some((Confidence::Possible, Some(shape))),
         // One connection that many requests share is used right after almost any request.
         _ if is_single => Some((Confidence::Possible, Some(shape))),
         Exhausted { answered_since: 0, .. } => Some((Confidence::Likely, Some(shape))),

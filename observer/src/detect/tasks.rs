@@ -8,10 +8,6 @@ use crate::model::tasks::TaskProcess;
 use crate::proc::{TaskGroup, TaskState};
 use serde_json::{Value, json};
 
-/// A reading counts for so many thresholds.
-const FRESH: u64 = 4;
-/// Or for so many times the time between the last two, which counts up to a minute.
-const LONGEST_GAP_NS: u64 = 60_000_000_000;
 /// Groups in the evidence.
 const GROUPS: usize = 16;
 
@@ -28,12 +24,9 @@ impl<'a> Context<'a> {
     /// The tasks of a process, if they were read not long ago.
     pub(super) fn tasks(&self, process: ProcessId) -> Option<Tasks<'a>> {
         let (known, threshold_ns) = (self.host.tasks(process)?, self.scope.threshold_ns);
-        // A large one is read seldom: what was read counts until the next time.
-        let between = known.gap_ns.clamp(threshold_ns, LONGEST_GAP_NS.max(threshold_ns));
-        let oldest = self.host.now_ns().saturating_sub(between.saturating_mul(FRESH));
         let taken_ns = known.latest.taken_ns;
         let quiet_ns = self.host.quiet_since(process).map_or(0, |since| taken_ns.saturating_sub(since));
-        (taken_ns >= oldest).then_some(Tasks { known, threshold_ns, quiet_ns })
+        self.is_recent(taken_ns, known.gap_ns).then_some(Tasks { known, threshold_ns, quiet_ns })
     }
 }
 

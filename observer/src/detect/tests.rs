@@ -324,6 +324,29 @@ fn a_stopped_holder_is_one_finding() {
     assert_eq!((found[0].threads.as_slice(), found[0].chain.len()), (&[10, 11][..], 1));
 }
 
+/// A negative timeout that thread 10 passed to this system call a second ago.
+fn bad_timeout(syscall: u32, raw: i64) -> ProbeEvent {
+    ProbeEvent {
+        kind: EventKind::BadTimeout,
+        family: Family::Poll,
+        tid: 10,
+        pid: 10,
+        comm: "t10".to_owned(),
+        syscall: Some(syscall),
+        start_ns: 99 * S,
+        wait_ns: 0,
+        ret: 0,
+        timeout: TimeoutKind::Negative,
+        timeout_raw: raw,
+        timeout_ns: 0,
+        args: [0; 6],
+        local: None,
+        remote: None,
+        history: None,
+        site: 0,
+    }
+}
+
 #[test]
 fn bad_timeouts_by_wait_and_by_event() {
     let poll = |ms: i32| with_syscall(row(10, 10), 7, [0, 0, u64::from(ms as u32), 0, 0, 0]);
@@ -334,28 +357,11 @@ fn bad_timeouts_by_wait_and_by_event() {
     };
     assert_eq!(kinds(-5), [(Kind::BadTimeout, Confidence::Certain)]);
     assert_eq!(kinds(30 * 3600 * 1000), [(Kind::BadTimeout, Confidence::Likely)]);
+    assert_eq!(kinds(7 * 24 * 3600 * 1000), [(Kind::BadTimeout, Confidence::Possible)], "a week, as a setting has it");
     for healthy in [-1, 0, 50, i32::MAX] {
         assert_eq!(kinds(healthy), [], "poll({healthy})");
     }
-    let event = ProbeEvent {
-        kind: EventKind::BadTimeout,
-        family: Family::Poll,
-        tid: 10,
-        pid: 10,
-        comm: "t10".to_owned(),
-        syscall: Some(7),
-        start_ns: 99 * S,
-        wait_ns: 0,
-        ret: 0,
-        timeout: TimeoutKind::Negative,
-        timeout_raw: -5,
-        timeout_ns: 0,
-        args: [0; 6],
-        local: None,
-        remote: None,
-        history: None,
-        site: 0,
-    };
+    let event = bad_timeout(7, -5);
     let mut judge = judge();
     let reading = ProbeReading { events: vec![event.clone(), event], ..ProbeReading::default() };
     judge.advance(census(100, vec![row(10, 10)]), reading);
@@ -419,7 +425,9 @@ fn life_of_a_finding() {
     assert_eq!(gone, [(Change::Resolved, opened[0].1.clone())]);
 }
 
+mod bad_timeout;
 mod debts;
+mod debts_blame;
 mod far_ends;
 mod file_locks;
 mod frames;

@@ -10,11 +10,14 @@ use crate::census::{Pid, ProcessId};
 use crate::model::debts::Debts;
 use crate::model::frames::{JobKind, Rest, turn_of};
 use crate::model::{Class, Confidence, duration};
+use crate::proc::base_name;
 
 /// Runtimes that are databases: a session in one of their own locks answers nothing until it is let go.
 const DATABASES: [&str; 2] = ["postgresql", "mysql"];
+/// Functions of theirs that wait for a lock because the client asked for just that: job queues and leaders elect each other so.
+const ON_PURPOSE: [&str; 2] = ["pg_advisory_", "Item_func_get_lock"];
 /// Findings that stop a process, or a part of it.
-const STUCK: [Kind; 3] = [Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup];
+const STUCK: [Kind; 4] = [Kind::AbandonedLock, Kind::LockWait, Kind::LostWakeup, Kind::GoroutineBlocked];
 /// Findings that tell the whole story already.
 const TOLD: [Kind; 2] = [Kind::Stopped, Kind::PoolExhausted];
 
@@ -49,9 +52,10 @@ impl Rule for UnansweredRequests {
                 && context.has_found(process, &[Kind::NotReading]).is_none();
             let by_times =
                 || stuck_elsewhere(context, process, &owed, debts).or_else(|| unlike_before(debts, &owed, threshold));
-            let reason = in_a_database(context, process)
-                .or_else(|| stuck_workers(context, process))
-                .or_else(|| is_slow.then(by_times).flatten());
+            // Who came later was answered: what is stuck is not all of what these wait for.
+            let by_workers = || stuck_workers(context, process).filter(|_| !owed.is_served(debts, threshold));
+            let reason =
+                in_a_database(context, process).or_else(by_workers).or_else(|| is_slow.then(by_times).flatten());
             verdict.findings.extend(reason.map(|reason| finding(context, process, debts, &owed, reason)));
         }
         verdict
@@ -65,6 +69,11 @@ fn in_a_database(context: &Context<'_>, process: ProcessId) -> Option<Reason> {
         let (_, wait) = host.confirmed_wait(row.tid)?;
         let reading = wait.reading.as_ref().filter(|reading| reading.rest == Rest::Lock)?;
         let lock = reading.lock.filter(|_| DATABASES.contains(&reading.runtime))?;
+        let frames = host.stack(row.tid).map(|stack| stack.frames.iter()).into_iter().flatten();
+        let mut names = frames.filter_map(|frame| frame.function.as_deref());
+        if names.any(|name| ON_PURPOSE.iter().any(|part| name.contains(part))) {
+            return None;
+        }
         Some(Reason {
             name: "database_lock",
             words: format!(
@@ -140,11 +149,7 @@ fn stuck_workers(context: &Context<'_>, process: ProcessId) -> Option<Reason> {
 /// ` The task is server::handle::{{closure}} (handle.rs:12).`, where the stack of its thread shows it.
 fn turn_words(context: &Context<'_>, tid: Pid) -> String {
     let Some(frame) = context.host.stack(tid).and_then(|stack| turn_of(&stack.frames)) else { return String::new() };
-    let place = frame
-        .file
-        .as_deref()
-        .zip(frame.line)
-        .map(|(file, line)| format!(" ({}:{line})", file.rsplit('/').next().unwrap_or(file)));
+    let place = frame.file.as_deref().zip(frame.line).map(|(file, line)| format!(" ({}:{line})", base_name(file)));
     format!(" The task is {}{}.", frame.function.as_deref().unwrap_or("unnamed"), place.unwrap_or_default())
 }
 
@@ -152,7 +157,7 @@ fn turn_words(context: &Context<'_>, tid: Pid) -> String {
 fn stuck_elsewhere(context: &Context<'_>, process: ProcessId, owed: &Owed<'_>, debts: &Debts) -> Option<Reason> {
     let finding = context.is_part_of(process, &STUCK)?;
     // Others are answered: what is stuck is not what these wait for, or not all of it.
-    if owed.last_answer(debts).is_some_and(|last| last > owed.oldest_ns) || debts.progress.answers > 0 {
+    if owed.is_served(debts, context.scope.threshold_ns) || debts.progress.answers > 0 {
         return None;
     }
     Some(Reason {

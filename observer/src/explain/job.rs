@@ -13,13 +13,15 @@ use crate::census::{Pid, ProcessId};
 use crate::proc::maps::{self, Mapping};
 use crate::proc::pool::Steps;
 use crate::proc::{
-    Frame, Goroutines, MemoryFact, MemoryRange, Mention, ProcessTasks, RuntimeLocks, RuntimeWant, SiteFact, SiteWant,
-    Stack, StackEnd, StackFact, StackWant, memory,
+    FoundBy, Frame, Goroutines, MemoryFact, MemoryRange, Mention, ProcessTasks, RuntimeLocks, RuntimeWant, SiteFact,
+    SiteWant, Stack, StackEnd, StackFact, StackWant, memory,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// What glibc and musl call the code that a signal handler returns to; stripped libraries do not have the name.
+const SIGNAL_RETURN: &str = "__restore_rt";
 /// First functions of a thread or a program, by name: where no call frame information says so.
 const ROOTS: [&str; 8] = ["_start", "__clone", "clone", "__clone3", "clone3", "start_thread", "_start_c", "_dlstart"];
 
@@ -261,8 +263,16 @@ impl Naming<'_> {
             return Arc::clone(known);
         }
         let mut frames = Vec::with_capacity(key.0.len());
-        for raw in &key.0 {
+        for (at, raw) in key.0.iter().enumerate() {
+            let known = frames.len();
             self.name(raw, &mut frames);
+            // What stands outside of it was interrupted, it did not call: a signal handler returns here.
+            let is_trampoline = |outside: &RawFrame| !outside.is_return && outside.found_by == FoundBy::Unwinding;
+            if key.0.get(at + 1).is_some_and(is_trampoline)
+                && let Some(frame) = frames.get_mut(known).filter(|frame| frame.function.is_none())
+            {
+                frame.function = Some(SIGNAL_RETURN.to_owned());
+            }
         }
         let is_root = |frame: &Frame| frame.function.as_deref().is_some_and(|name| ROOTS.contains(&name));
         let end = match &key.1 {

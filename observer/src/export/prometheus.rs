@@ -7,6 +7,7 @@
 use super::event::Entity;
 use super::sample::{Sample, Value};
 use super::signals::{Kind, METRICS, Metric};
+use crate::proc::base_name;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -138,7 +139,7 @@ pub fn page(sample: &Sample, version: &str, format: Format) -> String {
 
 fn process_values(entity: Option<&Entity>) -> [String; 3] {
     let Some(entity) = entity else { return [OTHERS, "", ""].map(str::to_owned) };
-    let file = entity.exe.as_deref().and_then(|exe| exe.rsplit('/').next()).filter(|file| !file.is_empty());
+    let file = entity.exe.as_deref().map(base_name).filter(|file| !file.is_empty());
     [
         file.unwrap_or(UNKNOWN).to_owned(),
         entity.container.as_ref().map(|container| container.id.clone()).unwrap_or_default(),

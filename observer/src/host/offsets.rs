@@ -92,6 +92,10 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sock_rcvtimeo: sock("sk_rcvtimeo", 8),
         sock_sndtimeo: sock("sk_sndtimeo", 8),
         socket_sk: optional(btf.offset("socket", "sk", 8)),
+        file_inode: optional(btf.offset("file", "f_inode", 8)),
+        inode_ino: optional(btf.offset("inode", "i_ino", 8)),
+        inode_sb: optional(btf.offset("inode", "i_sb", 8)),
+        sb_magic: optional(btf.offset("super_block", "s_magic", 8)),
     })
 }
 

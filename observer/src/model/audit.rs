@@ -293,8 +293,10 @@ impl Audit {
             let counted = probed.contains(sleep.wait.syscall) && !sleep.early && !sleep.compat;
             if sleep.stack.is_none() {
                 without_stack += 1;
-                // Counted by the probes anyway.
-                if counted {
+                // Counted by the probes anyway; or a turn of a loop that began before they came, and had a limit.
+                let is_limited = matches!(sleep.wait.timeout.kind, TimeoutKind::Finite | TimeoutKind::Zero);
+                let is_turn = !ongoing && is_limited && !sleep.compat && probed.contains(sleep.wait.syscall);
+                if counted || is_turn {
                     continue;
                 }
             }

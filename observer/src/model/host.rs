@@ -271,12 +271,17 @@ impl Host {
     fn descriptor<'a>(&'a self, row: &ThreadRow, read: Option<(&'a ThreadFacts, u32)>) -> Option<&'a FdFact> {
         let fresh =
             read.and_then(|(facts, readings)| facts.fd.as_ref().filter(|fd| fd.is_settled() || readings >= READINGS));
-        fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row).fd?)))
+        fresh.or_else(|| self.epolls.get(&(row.process, decode::needs(row, Memory::default()).fd?)))
     }
 
     /// The futex word of a thread, if it has slept on although the word is not what it awaits.
     pub fn changed_word(&self, tid: Pid) -> Option<&Changed> {
         self.suspects.get(&tid).filter(|suspect| suspect.confirmed)?.changed.as_ref()
+    }
+
+    /// The memory that was read for this one sleep of a thread.
+    pub(super) fn memory_read(&self, tid: Pid) -> Memory<'_> {
+        self.suspects.get(&tid).map_or_else(Memory::default, |suspect| Memory(&suspect.facts.memory))
     }
 
     /// The clocks of the last census.

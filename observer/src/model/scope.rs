@@ -1,9 +1,10 @@
 //! Which threads are looked at, and which of those deserve a closer look now.
 
-use super::decode::{self, Call};
+use super::decode::{self, Call, Memory};
 use super::host::Host;
 use super::wait::Class;
 use crate::census::{Pid, ThreadRow};
+use crate::proc::base_name;
 use std::collections::BTreeSet;
 
 /// A wait shorter than this is not worth a read of the target's memory when the whole host is watched.
@@ -47,7 +48,7 @@ impl Filter {
         // Looked up only if somebody asks: most filters are empty.
         let facts = || host.process(row.process);
         let names = || {
-            let exe = facts().and_then(|f| f.exe.as_deref()).and_then(|e| e.rsplit('/').next());
+            let exe = facts().and_then(|f| f.exe.as_deref()).map(base_name);
             let main = host.row(row.process.pid).map(|main| main.comm.as_str());
             exe.into_iter().chain(main)
         };
@@ -87,9 +88,6 @@ pub fn matches_pattern(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// The number of `connect` behind `socketcall` (`include/uapi/linux/net.h`).
-const SYS_CONNECT: u32 = 3;
-
 impl Scope {
     /// Whether a thread belongs to what is looked at.
     pub fn contains(&self, row: &ThreadRow, host: &Host) -> bool {
@@ -127,7 +125,8 @@ impl Scope {
         }
         if call.name == "socketcall" {
             // What it does is known by its number, where it connects to by its memory.
-            return attached || args[0] as u32 == SYS_CONNECT || blocked_ns >= self.threshold_ns;
+            let connects = || decode::behind_socketcall(args).is_some_and(|call| call.class == Class::Connect);
+            return attached || blocked_ns >= self.threshold_ns || connects();
         }
         match call.class {
             Class::Connect | Class::Io | Class::Child => true,
@@ -135,7 +134,7 @@ impl Scope {
             _ if attached => true,
             Class::Write => super::ends::way(&call).is_some() && blocked_ns >= self.threshold_ns,
             Class::Event if call.is_poll() => {
-                let has_needs = !decode::needs(row).memory.is_empty();
+                let has_needs = !decode::needs(row, Memory::default()).memory.is_empty();
                 decode::has_suspicious_millis(&call, args)
                     || blocked_ns >= self.threshold_ns && (has_needs || host.change_of_habit(row).is_some())
             }

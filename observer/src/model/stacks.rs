@@ -15,6 +15,8 @@ use std::sync::Arc;
 const MOST_WANTED: usize = 1024;
 /// Threads of one process that are asked about because it owes an answer.
 const MOST_INDEBTED: usize = 64;
+/// Readings of a waiter during which the stack of whom it waits for is awaited: a stack takes one or two, more on a busy machine.
+const MOST_AWAITED: u32 = 12;
 /// Locks of one process whose holders are looked for at the same time.
 const MOST_SOUGHT: usize = 64;
 
@@ -103,6 +105,13 @@ impl Host {
     /// The user stack of a thread in its present sleep, where it was asked for.
     pub fn stack(&self, tid: Pid) -> Option<&Stack> {
         self.shared_stack(tid).map(|stack| &**stack)
+    }
+
+    /// Whether the stack of a thread is still to come, while somebody who waits for it has been read only a few times: what its frames tell
+    /// is waited for that long, not for ever.
+    pub fn awaits_stack(&self, tid: Pid, waiter: Pid) -> bool {
+        let readings = self.suspects.get(&waiter).map_or(u32::MAX, |suspect| suspect.readings);
+        readings <= MOST_AWAITED && self.stacks.get(tid).is_none() && self.row(tid).and_then(want).is_some()
     }
 
     /// The same, to be kept: threads at the same place may share it.

@@ -1,6 +1,6 @@
 //! What to find out next: whose memory, descriptors and other ends the judgement lacks.
 
-use super::decode::{self, Call};
+use super::decode::{self, Call, Memory};
 use super::ends::{self, Activity};
 use super::file_lock;
 use super::host::{Host, Suspect, switches};
@@ -11,6 +11,9 @@ use crate::census::{Pid, ThreadRow};
 use crate::proc::{ThreadWant, Way};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
+
+/// Readings of one sleep in which what arguments in memory lead to is asked for.
+const FURTHER_READINGS: u32 = 20;
 
 impl Host {
     /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
@@ -54,7 +57,7 @@ impl Host {
                 let age = |suspect: &Suspect| self.now_ns().saturating_sub(suspect.learnt_ns);
                 let is_done = suspect.is_some_and(|suspect| {
                     let again = || activity().asks_again(&suspect.facts, age(suspect), self.blocked_ns(row));
-                    suspect.is_settled() && !(way.is_some() && again())
+                    suspect.is_settled() && !self.asks_further(row, suspect) && !(way.is_some() && again())
                 });
                 (!is_done).then_some((row, way))
             })
@@ -96,12 +99,37 @@ impl Host {
         self.chased.contains(&tid) || self.behind.contains(&tid)
     }
 
+    /// Whether some call was not judged yet by all that its arguments in memory lead to.
+    pub fn awaits_arguments(&self) -> bool {
+        let is_old = |row: &ThreadRow| {
+            row.compat && row.syscall.is_some_and(|call| Call::lookup(call.number, true).name == "socketcall")
+        };
+        let awaits = |(tid, suspect): (&Pid, &Suspect)| {
+            let row = self.row(*tid).filter(|row| is_old(row))?;
+            Some(self.asks_further(row, suspect) || suspect.readings > 1 && !suspect.confirmed)
+        };
+        self.suspects.iter().filter_map(awaits).any(|awaits| awaits)
+    }
+
+    /// Whether what was read tells of more to read: the arguments of `socketcall` are in memory.
+    fn asks_further(&self, row: &ThreadRow, suspect: &Suspect) -> bool {
+        // A busy machine may answer some of these with nothing; whoever writes to them all the time is not asked for ever.
+        row.compat && suspect.readings < FURTHER_READINGS && {
+            let needs = decode::needs(row, Memory(&suspect.facts.memory));
+            let is_read = |addr: u64| suspect.facts.memory.iter().any(|piece| piece.addr == addr);
+            let mut memory = needs.memory.iter().filter(|range| range.addr != 0 && range.len > 0);
+            needs.fd.is_some() && suspect.facts.fd.is_none() || !memory.all(|range| is_read(range.addr))
+        }
+    }
+
     /// Whether it is to be found out who has the other end of what a thread waits at. When the whole host is watched only of
     /// those in a chain, of those that wait long to write, and of those that gave up their limits: to wait for something to read is
     /// mostly rest.
     fn far_end_wanted(&self, row: &ThreadRow, scope: &Scope) -> Option<Way> {
         let in_progress = row.syscall.filter(|_| row.state_letter() == 'S')?;
-        let call = Call::lookup(in_progress.number, row.compat);
+        let outer = Call::lookup(in_progress.number, row.compat);
+        let inner = (outer.name == "socketcall").then(|| decode::behind_socketcall(&in_progress.args)).flatten();
+        let call = inner.unwrap_or(outer);
         // The cheap questions first: this is asked of every thread at every census.
         let wanted = if scope.processes.is_some() {
             self.is_chased(row.tid) || scope.contains(row, self)
@@ -114,7 +142,7 @@ impl Host {
         if !wanted {
             return None;
         }
-        ends::way(&call).or_else(|| decode::needs(row).set.map(|_| Way::default()))
+        ends::way(&call).or_else(|| decode::needs(row, Memory::default()).set.map(|_| Way::default()))
     }
 
     /// The threads that suspects wait for, as their locks say.
@@ -127,7 +155,7 @@ impl Host {
     }
 
     fn want(&self, row: &ThreadRow, far_end: Option<Way>, scope: &Scope) -> ThreadWant {
-        let mut needs = decode::needs(row);
+        let mut needs = decode::needs(row, self.memory_read(row.tid));
         needs.memory.retain(|range| range.addr != 0 && range.len > 0);
         let letter = row.state_letter();
         ThreadWant {
@@ -156,5 +184,54 @@ impl Host {
             }
         }
         relevant
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::census::ProbeReading;
+    use crate::model::testkit::{S, census, facts, row, thread_facts, with_syscall};
+    use crate::proc::{FdFact, MemoryFact, MemoryRange};
+
+    #[test]
+    fn what_an_old_connect_points_to_is_asked_for_once_its_arguments_are_known() {
+        let mut old = with_syscall(row(10, 10), 102, [3, 0x1000, 0, 0, 0, 0]);
+        old.compat = true;
+        let scope = Scope { processes: Some(BTreeSet::from([10])), threshold_ns: S, ..Scope::default() };
+        let mut host = Host::default();
+        let mut at_s = 100;
+        let mut asked = |host: &mut Host, rows: &[ThreadRow]| {
+            at_s += 1;
+            host.advance(census(at_s, rows.to_vec()), ProbeReading::default());
+            let wants = host.wants(&scope).into_iter();
+            wants.map(|want| (want.memory, want.fd)).collect::<Vec<_>>()
+        };
+        let range = |addr, len| MemoryRange { addr, len };
+        let rows = [old.clone()];
+        assert_eq!(asked(&mut host, &rows), [(vec![range(0x1000, 24)], None)]);
+        let arguments = |address: u32| [5, address, 16, 0, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut read = thread_facts(&old, Vec::new());
+        read.memory = vec![MemoryFact { addr: 0x1000, bytes: arguments(0x2000), error: None }];
+        host.learn(facts(vec![read.clone()]));
+        assert!(host.awaits_arguments());
+        assert_eq!(asked(&mut host, &rows), [(vec![range(0x1000, 24), range(0x2000, 16)], Some(5))]);
+        let address = [&2_u16.to_ne_bytes()[..], &80_u16.to_be_bytes(), &[10, 0, 0, 1], &[0; 8]].concat();
+        read.memory.push(MemoryFact { addr: 0x2000, bytes: address, error: None });
+        read.fd = Some(FdFact { fd: 5, target: "socket:[7]".to_owned(), ..FdFact::default() });
+        host.learn(facts(vec![read.clone()]));
+        assert!(host.awaits_arguments(), "not judged yet");
+        assert_eq!(asked(&mut host, &rows), []);
+        assert!(!host.awaits_arguments());
+        let wait = host.confirmed_wait(10).expect("it slept on").1;
+        let resource = wait.resource.as_ref().expect("a socket");
+        assert_eq!((wait.syscall, resource.fd, resource.remote.as_deref()), ("connect", Some(5), Some("10.0.0.1:80")));
+
+        // Somebody who writes other arguments all the time is not asked for ever.
+        for round in 0..FURTHER_READINGS {
+            read.memory[0].bytes = arguments(0x3000 + round);
+            host.learn(facts(vec![read.clone()]));
+        }
+        assert_eq!(asked(&mut host, &rows), []);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::identity::{Program, outline};
 use super::pool::{PoolSettings, PoolStats, ReaderPool};
-use super::sockets::Sockets;
+use super::sockets::{FileTables, Sockets};
 use super::stat::{Stat, errno_name};
 use super::work::{Part, Task, add_sockets, fail, not_read, work};
 use super::{Facts, ProcessFacts, ThreadFacts, ThreadWant};
@@ -33,6 +33,7 @@ pub struct Gatherer {
     settings: GatherSettings,
     pool: ReaderPool,
     cache: HashMap<ProcessId, Entry>,
+    tables: FileTables,
     /// Counts calls: tells what belongs to this one, and what was used last.
     call: u64,
     sender: Sender<Part>,
@@ -59,7 +60,13 @@ impl Gatherer {
         // A read that was given up at the deadline is reported by the same call.
         settings.pool.blocked_after = settings.pool.blocked_after.min(settings.deadline / 2);
         let (sender, parts) = channel();
-        Self { settings, pool: ReaderPool::new(settings.pool), cache: HashMap::new(), call: 0, sender, parts }
+        let (pool, cache) = (ReaderPool::new(settings.pool), HashMap::new());
+        Self { settings, pool, cache, tables: FileTables::default(), call: 0, sender, parts }
+    }
+
+    /// Whose a socket is, is read from these.
+    pub fn with(self, tables: FileTables) -> Self {
+        Self { tables, ..self }
     }
 
     /// Gathers facts: for `wants` memory and descriptors, one [`ThreadFacts`] each in the same order; for `processes` who
@@ -84,7 +91,7 @@ impl Gatherer {
         let mut threads: Vec<ThreadFacts> = wants.iter().map(|want| not_read(want, now_ns)).collect();
         let mut pending = self.hand_out(wants, processes, &mut threads, until, &mut lost);
 
-        let mut sockets = Sockets::new(self.settings.pool.clock, until);
+        let mut sockets = Sockets::new(self.settings.pool.clock, until).with(self.tables.clone());
         let connecting = sockets.connecting(sockets_of);
         let unread = unread_of.iter().flat_map(|&p| sockets.unread(p).into_iter().map(move |s| (p, s))).collect();
 

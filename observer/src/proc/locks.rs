@@ -4,6 +4,7 @@
 //! description, which children inherit: that process may have closed it, or be gone. `fdinfo` of a descriptor lists the
 //! locks held through its description, so it tells who can still release them.
 
+use super::base_name;
 use super::stat::{Identity, errno_name, identity, read_bounded};
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
@@ -224,9 +225,8 @@ fn is_same(a: &FileLockFact, b: &FileLockFact) -> bool {
 
 /// The last part of a path; what is mounted where may differ between processes.
 fn file_name(path: &str) -> Option<&str> {
-    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let is_device = path.starts_with("/dev/") && !path.starts_with("/dev/shm/");
-    (path.starts_with('/') && !is_device).then(|| path.rsplit('/').next()).flatten()
+    (path.starts_with('/') && !is_device).then(|| base_name(path))
 }
 
 /// The locks that a process holds through descriptors of files with these names.

@@ -45,7 +45,8 @@ pub(crate) fn recognise(pid: Pid, exe: Option<&str>, maps: &BTreeSet<String>, el
     Program { runtime, libc }
 }
 
-fn base_name(path: &str) -> &str {
+/// The file's own name: what follows the last slash, without the kernel's note that the file is gone by now.
+pub(crate) fn base_name(path: &str) -> &str {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     path.rsplit('/').next().unwrap_or(path)
 }

@@ -1,5 +1,6 @@
 //! The tasks of an asynchronous runtime, as facts: plain data, made by `explain`, judged by `model`.
 
+use super::base_name;
 use crate::census::ProcessId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -85,13 +86,9 @@ impl TaskGroup {
         match &self.future {
             Some(future) if self.shared => format!("{future} (or a type with the same code)"),
             Some(future) => future.clone(),
-            None => format!("the type polled at {:#x} of {}", self.poll, file_name(&self.module)),
+            None => format!("the type polled at {:#x} of {}", self.poll, base_name(&self.module)),
         }
     }
-}
-
-fn file_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// All tasks of the runtimes of one process, at one moment: between `taken_ns` and `taken_ns + took_ns`.

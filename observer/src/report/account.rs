@@ -91,8 +91,12 @@ impl Account {
     pub fn note_probes(&mut self, account: &BTreeMap<String, u64>, forgotten: u64) {
         self.probes.clone_from(account);
         // What was counted, found too short to matter, or ended another way than by a return.
-        const NO_LOSS: [&str; 12] = [
+        const NO_LOSS: [&str; 16] = [
             "seen",
+            "entered_poll",
+            "entered_futex",
+            "entered_connect",
+            "entered_socket",
             "filtered",
             "measured",
             "not_timed",
@@ -182,12 +186,16 @@ mod tests {
         let mut account = Account::default();
         let counters =
             [("seen", 9), ("sampled_out", 5), ("repeated", 2), ("ring_full", 1), ("sites_full", 0), ("new", 4)];
-        let counters = counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        let full = [("processes_full", 6), ("sockets_full", 7), ("in_flight_full", 8), ("entered_poll", 3)];
+        let counters = counters.into_iter().chain(full).map(|(name, count)| (name.to_owned(), count)).collect();
         account.note_probes(&counters, 3);
         let names = |map: &BTreeMap<String, u64>| map.keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(names(&account.events_limited), "repeated sampled_out");
         // A counter that this page does not know is a loss.
-        assert_eq!(names(&account.events_dropped), "forgotten new ring_full");
+        assert_eq!(
+            names(&account.events_dropped),
+            "forgotten in_flight_full new processes_full ring_full sockets_full"
+        );
         assert_eq!(account.to_json()["events_limited"]["sampled_out"], 5);
     }
 }

@@ -260,7 +260,7 @@ pub fn report(
         "schema": "observer.report/v1",
         "taken_at": taken,
         "host": { "name": setting.host_name, "kernel": setting.kernel, "boot_id": setting.boot_id },
-        "capability": { "census": setting.census, "probes": setting.probes },
+        "capability": { "census": setting.census, "probes": setting.probes, "descriptors": setting.descriptors },
         "processes": views.iter().map(|view| process(host, graph, view)).collect::<Vec<_>>(),
         "findings": findings.iter().map(|life| finding(host, life)).collect::<Vec<_>>(),
         "account": account.to_json(),

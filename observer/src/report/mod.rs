@@ -33,6 +33,8 @@ pub struct Setting {
     pub census: String,
     /// Rung of each probe family, and why not better.
     pub probes: Value,
+    /// How it is told which sockets a process has: `iter_task_file`, or `proc: why`; not of a recording.
+    pub descriptors: Option<String>,
 }
 
 /// The stacks of these threads as text, those at the same place once, without marks for a terminal.

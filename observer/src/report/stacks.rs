@@ -2,7 +2,7 @@
 
 use crate::census::Pid;
 use crate::model::Host;
-use crate::proc::{FoundBy, Frame, Stack, StackEnd};
+use crate::proc::{FoundBy, Frame, Stack, StackEnd, base_name};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -82,7 +82,7 @@ pub(super) fn to_text(stack: &Stack, indent: &str) -> String {
 }
 
 pub(super) fn line(frame: &Frame) -> String {
-    let module = frame.module.as_deref().map_or("[code made at run time]", |m| m.rsplit('/').next().unwrap_or(m));
+    let module = frame.module.as_deref().map_or("[code made at run time]", base_name);
     let mut text = match (&frame.function, &frame.build_id) {
         (Some(function), _) => function.clone(),
         (None, _) if frame.module.is_none() => format!("{module} {:#x}", frame.address),

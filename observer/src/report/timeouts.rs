@@ -6,8 +6,9 @@ use super::{Account, Setting, stacks};
 use crate::census::{ProcessId, TimeoutKind};
 use crate::detect::{Life, Moment};
 use crate::model::audit::{Audit, LimitFrom, ORDER, Risk, Site};
+use crate::model::decode::{Call, TimeoutAt};
 use crate::model::{Class, Host, duration};
-use crate::proc::{Frame, Stack};
+use crate::proc::{Frame, Stack, base_name};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::Duration;
@@ -99,7 +100,7 @@ pub fn to_json(setting: &Setting, host: &Host, audited: &Audited<'_>, account: &
 
 /// Code that only passes a wait on: system libraries and runtimes, by module or by function.
 fn passes_on(frame: &Frame) -> bool {
-    let module = frame.module.as_deref().map_or("", |path| path.rsplit('/').next().unwrap_or(path));
+    let module = frame.module.as_deref().map_or("", base_name);
     let libraries =
         ["libc.so", "libc-", "libpthread", "ld-linux", "ld-musl", "[vdso]", "libjvm.so", "libnio.so", "libnet.so"];
     let functions = ["runtime.", "syscall.", "internal/", "std::", "core::", "__GI_", "tokio::", "mio::"];
@@ -148,8 +149,12 @@ fn calls_words(site: &Site) -> String {
                 format!("{calls} without {option}")
             }
             (TimeoutKind::Zero, _) if site.limit == LimitFrom::Socket => format!("{calls} that do not wait"),
+            // Nothing asks a futex for no time: the deadline was over when the wait began.
+            (TimeoutKind::Zero, _) if Call::named(site.syscall).is_futex() => {
+                format!("{calls} with a deadline that had passed")
+            }
             (TimeoutKind::Negative | TimeoutKind::Absurd, _) => {
-                format!("{calls} {} ({})", timeout_kind(*kind), site.raw.as_deref().unwrap_or("?"))
+                format!("{calls} {} ({})", timeout_kind(*kind), raw_words(site))
             }
             (TimeoutKind::Invalid, _) => format!("{calls} invalid"),
             (TimeoutKind::None | TimeoutKind::Unknown, _) => format!("{calls} with unknown limit"),
@@ -158,6 +163,16 @@ fn calls_words(site: &Site) -> String {
     }
     let counted = if site.probed > 0 { "" } else { " (seen asleep, short ones are missed)" };
     format!("{}{counted}", words.join(", "))
+}
+
+/// The timeout as passed, with its unit: the probes tell milliseconds, or the seconds of a timespec.
+fn raw_words(site: &Site) -> String {
+    let raw = site.raw.as_deref().unwrap_or("?");
+    match (raw.parse::<i64>(), Call::named(site.syscall).timeout) {
+        (Ok(_), TimeoutAt::Millis(_)) => format!("{raw} ms"),
+        (Ok(_), _) => format!("{raw} s"),
+        (Err(_), _) => raw.to_owned(),
+    }
 }
 
 fn waits_words(host: &Host, site: &Site) -> String {

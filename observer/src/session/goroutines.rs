@@ -22,17 +22,14 @@ impl Session {
         let threshold = Duration::from_nanos(self.judge.scope.threshold_ns);
         let usual = if is_host { Look::Host } else { Look::Asked };
         let wanted = self.go_pace.pick(&self.go_programs(), is_host, Instant::now());
-        if wanted.is_empty() && !self.awaits_goroutines {
+        if wanted.is_empty() && !self.go_pace.is_awaiting() {
             return;
         }
-        for process in &wanted {
-            // One that does not answer is not asked in every turn.
-            self.go_pace.note(*process, FOR_GOROUTINES.0 / 10, usual, threshold);
-        }
-        let all = self.explainer.goroutines(&wanted, self.of_look(FOR_GOROUTINES));
+        self.go_pace.ask(&wanted, FOR_GOROUTINES.0 / 10, usual, threshold);
+        let mut all = self.explainer.goroutines(&wanted, self.of_look(FOR_GOROUTINES));
         let took: Duration = all.iter().map(|one| Duration::from_nanos(one.cpu_ns)).sum();
         self.go_pace.spend(took, Instant::now());
-        self.awaits_goroutines = wanted.iter().any(|process| all.iter().all(|one| one.process != *process));
+        all.retain(|one| self.go_pace.hear(one.process, one.missing.as_deref()));
         let took_each: Vec<(ProcessId, u64)> = all.iter().map(|one| (one.process, one.cpu_ns)).collect();
         let (read, missing): (Vec<Goroutines>, Vec<Goroutines>) =
             all.into_iter().partition(|one| one.missing.is_none());
@@ -55,14 +52,18 @@ impl Session {
         facts.goroutines = read;
     }
 
+    /// Whether the next turn may know more of goroutines.
+    pub fn awaits_goroutines(&self) -> bool {
+        self.go_pace.is_awaiting()
+    }
+
     /// The Go programs that are looked at, as far as they are known.
     fn go_programs(&self) -> BTreeSet<ProcessId> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
         let is_alive = |row: &&ThreadRow| !row.is_exiting() && !row.is_kernel_thread();
         let is_go = |row: &&ThreadRow| host.is_go(row.process) && scope.contains(row, host);
-        let stops = |row: &ThreadRow| host.is_process_stopped(row.process.pid);
-        let rows = host.leaders().filter(is_alive).filter(is_go);
-        rows.filter(|row| !(row.is_stopped() && stops(row))).map(|row| row.process).collect()
+        let runs = |row: &&ThreadRow| !host.is_process_stopped(row.process.pid);
+        host.leaders().filter(is_alive).filter(is_go).filter(runs).map(|row| row.process).collect()
     }
 
     /// Processes that may be Go programs and are not known by name yet.

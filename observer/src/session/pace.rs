@@ -2,6 +2,7 @@
 //! host's each now and then.
 
 use crate::census::ProcessId;
+use crate::explain::BUSY;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub(super) struct Pace {
     due: BTreeMap<ProcessId, Due>,
     /// In a look at the whole host: what the readings took beyond their part of the time up to then.
     owed: (Option<Instant>, Duration),
+    /// Readings that are under way.
+    awaited: BTreeSet<ProcessId>,
 }
 
 /// Why a process is read.
@@ -55,6 +58,7 @@ impl Pace {
     /// Those of these that are due now, the longest overdue first.
     pub(super) fn pick(&mut self, among: &BTreeSet<ProcessId>, is_host: bool, now: Instant) -> Vec<ProcessId> {
         self.due.retain(|process, _| among.contains(process));
+        self.awaited.retain(|process| among.contains(process));
         if is_host && self.owed_at(now) > HOST_AT_ONCE {
             return Vec::new();
         }
@@ -96,9 +100,29 @@ impl Pace {
         self.due.insert(process, Due { at: Instant::now() + rest, took });
     }
 
-    /// It was not read after all: it is due at once.
-    pub(super) fn forget(&mut self, process: ProcessId) {
-        self.due.remove(&process);
+    /// Takes note that these are being read, which may take `within` before anything is heard of it: one that does not answer is
+    /// not asked in every turn.
+    pub(super) fn ask(&mut self, wanted: &[ProcessId], within: Duration, look: Look, threshold: Duration) {
+        for process in wanted {
+            self.note(*process, within, look, threshold);
+        }
+        self.awaited.extend(wanted);
+    }
+
+    /// Takes note of an answer, which may say why nothing was read; false if nobody came to look: nothing is lost then, and the
+    /// next turn asks again.
+    pub(super) fn hear(&mut self, process: ProcessId, missing: Option<&str>) -> bool {
+        if missing.is_some_and(|why| BUSY.contains(&why)) {
+            self.due.remove(&process);
+            return false;
+        }
+        self.awaited.remove(&process);
+        true
+    }
+
+    /// Whether readings are under way.
+    pub(super) fn is_awaiting(&self) -> bool {
+        !self.awaited.is_empty()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::census::ProcessId;
 use crate::host::clock::{monotonic_ns, thread_cpu_ns};
-use crate::proc::{Facts, Streams};
+use crate::proc::{Facts, FileTables, Streams};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,8 @@ pub(super) struct StreamPace {
 }
 
 impl StreamPace {
-    pub(super) fn new() -> Self {
-        Self { streams: Streams::new(monotonic_ns), due: None, news_until: None }
+    pub(super) fn new(tables: FileTables) -> Self {
+        Self { streams: Streams::new(monotonic_ns, tables), due: None, news_until: None }
     }
 }
 

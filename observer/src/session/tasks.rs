@@ -4,7 +4,6 @@
 use super::Session;
 use super::pace::{Look, Pace};
 use crate::census::{ProcessId, ThreadRow};
-use crate::explain::BUSY;
 use crate::proc::{Facts, ProcessTasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -20,8 +19,6 @@ pub(super) struct TaskPace {
     pace: Pace,
     /// Processes that were found to have none, and until when that counts.
     without: BTreeMap<ProcessId, Instant>,
-    /// Readings that are under way.
-    awaited: BTreeSet<ProcessId>,
     /// A process was read for the first time, and the rules have not seen that yet.
     is_new: bool,
 }
@@ -37,26 +34,16 @@ impl Session {
         self.task_pace.without.retain(|_, until| now < *until);
         let mut among = self.may_have_tasks();
         among.retain(|process| !self.task_pace.without.contains_key(process));
-        self.task_pace.awaited.retain(|process| among.contains(process));
         let wanted = self.task_pace.pace.pick(&among, is_host, now);
-        if wanted.is_empty() && self.task_pace.awaited.is_empty() {
+        if wanted.is_empty() && !self.task_pace.pace.is_awaiting() {
             return;
         }
-        for process in &wanted {
-            // One that does not answer is not asked in every turn.
-            self.task_pace.pace.note(*process, FOR_TASKS, look, threshold);
-        }
-        let all = self.task_reader.tasks(&wanted, FOR_TASKS);
+        self.task_pace.pace.ask(&wanted, FOR_TASKS, look, threshold);
+        let mut all = self.task_reader.tasks(&wanted, FOR_TASKS);
         let took: Duration = all.iter().map(|one| Duration::from_nanos(one.cpu_ns)).sum();
         self.task_pace.pace.spend(took, now);
-        self.task_pace.awaited.extend(&wanted);
-        let (busy, all): (Vec<ProcessTasks>, Vec<ProcessTasks>) = all.into_iter().partition(is_busy);
-        for one in &busy {
-            // Nothing was read, nothing is lost: the next turn asks again.
-            self.task_pace.pace.forget(one.process);
-        }
+        all.retain(|one| self.task_pace.pace.hear(one.process, one.missing.as_deref()));
         for one in &all {
-            self.task_pace.awaited.remove(&one.process);
             if one.none {
                 self.task_pace.without.insert(one.process, Instant::now() + WITHOUT);
             } else if one.missing.is_none() {
@@ -79,30 +66,24 @@ impl Session {
 
     /// Whether the next turn may know more of tasks.
     pub fn awaits_tasks(&self) -> bool {
-        self.task_pace.is_new || !self.task_pace.awaited.is_empty()
+        self.task_pace.is_new || self.task_pace.pace.is_awaiting()
     }
 
     /// Processes that are looked at and may run tokio: which of them do, only their files tell.
     fn may_have_tasks(&self) -> BTreeSet<ProcessId> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
         let is_candidate = |row: &&ThreadRow| {
-            row.tid == row.process.pid
-                && !(row.is_exiting() || row.is_kernel_thread() || row.compat)
+            !(row.is_exiting() || row.is_kernel_thread() || row.compat)
                 && row.process.pid != std::process::id()
                 && scope.contains(row, host)
                 && !host.is_go(row.process)
-                && !(row.is_stopped() && host.is_process_stopped(row.process.pid))
+                && !host.is_process_stopped(row.process.pid)
         };
         if scope.processes.is_some() {
-            return host.rows().iter().filter(is_candidate).map(|row| row.process).collect();
+            return host.leaders().filter(is_candidate).map(|row| row.process).collect();
         }
         let indebted = host.services().indebted(scope.threshold_ns / 2);
         let rows = indebted.filter_map(|process| host.row(process.pid).filter(|row| row.process == process));
         rows.filter(is_candidate).map(|row| row.process).collect()
     }
-}
-
-/// Whether the explainer did not come to look at it.
-fn is_busy(one: &ProcessTasks) -> bool {
-    one.missing.as_deref().is_some_and(|why| BUSY.contains(&why))
 }

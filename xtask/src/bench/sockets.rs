@@ -100,7 +100,7 @@ pub(crate) fn measure(observer: &Path, quick: bool) -> Result<String> {
     let command = if quick { "cargo xtask bench sockets --quick" } else { "cargo xtask bench sockets" };
     let note = format!(
         "Medians of {} listings, in turns of {rounds}. Connections over loopback, both ends counted, {PER_PROCESS} sockets a process, a byte gone each way. *`attach`*: one netlink listing of \
-         the namespace and the descriptors of all these processes, each connection with its process, direction, times, sums and peer; later looks read the descriptors again only every three seconds, or when there is a new socket. *`watch`*: the listing, and every socket asked whether it looks like a debt. \
+         the namespace and the descriptors of all these processes (by the kernel's file iterator, where it has one), each connection with its process, direction, times, sums and peer; later looks read the descriptors again only every three seconds, or when there is a new socket. *`watch`*: the listing, and every socket asked whether it looks like a debt. \
          The others are whole commands, their output thrown away; `/proc/net/tcp` has neither processes nor times.",
         turns * rounds
     );

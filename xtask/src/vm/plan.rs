@@ -14,6 +14,8 @@ pub(super) const TESTS: &[(&str, &str)] = &[
     ("timeouts", "negative_and_absurd_timeouts_are_findings_even_when_they_began_before_us"),
     ("timeouts", "timeouts_that_the_kernel_refuses_are_seen_by_the_probe"),
     ("timeouts", "timeouts_that_are_right_are_decoded_and_left_alone"),
+    ("timeouts", "a_time_of_day_on_the_monotonic_clock_is_a_warning"),
+    ("timeouts", "numbers_of_32_bit_calls_are_not_taken_for_others_by_the_probes"),
     ("other_hangs", "a_connect_nobody_answers"),
     ("other_hangs", "a_stopped_process_somebody_waits_for"),
     ("other_hangs", "a_vfork_parent_is_uninterruptible"),
@@ -23,6 +25,8 @@ pub(super) const TESTS: &[(&str, &str)] = &[
     ("lost_wakeups", "a_wakeup_that_got_lost"),
     ("stops", "a_frozen_cgroup_of_version_2"),
     ("kernel_threads", "a_kernel_thread"),
+    ("descriptors", "few_of_every_kind"),
+    ("descriptors", "more_than_one_read_of_the_iterator"),
     ("degraded", "without_btf_the_census_falls_back_to_proc"),
     ("degraded", "without_tracefs_the_better_rungs_still_hold"),
     ("degraded", "without_probes_the_census_alone_finds_it"),
@@ -35,6 +39,7 @@ pub(super) const VICTIMS: &[&str] = &[
     "deadlock",
     "dstate",
     "file_locks",
+    "file_tables",
     "healthy_pool",
     "healthy_server",
     "healthy_waits",
@@ -44,6 +49,9 @@ pub(super) const VICTIMS: &[&str] = &[
     "stopped",
     "timeouts",
 ];
+
+/// Those that are 32-bit programs without a C library.
+pub(super) const VICTIMS_OF_32_BITS: &[&str] = &["timeouts32", "tiny32"];
 
 /// One thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

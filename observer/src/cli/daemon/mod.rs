@@ -28,6 +28,8 @@ use std::time::Instant;
 
 /// Censuses after which the first findings are possible: the service is up.
 const UP: u64 = 2;
+/// Censuses in a row that may fail before the service ends.
+const PATIENCE: u32 = 5;
 
 /// The service: findings and metrics of this host, until it is told to end
 #[derive(Debug, clap::Args)]
@@ -108,9 +110,25 @@ fn sources(args: &Args) -> anyhow::Result<Sources> {
 fn live(mut daemon: Daemon, sources: &Sources, signals: &Signals) -> anyhow::Result<()> {
     let mut manager = Manager::new();
     let mut told = String::new();
+    let mut failed = 0;
     loop {
-        let next = daemon.turn()?;
-        manager.turned();
+        let next = match daemon.turn() {
+            Ok(next) => {
+                failed = 0;
+                manager.turned();
+                next
+            }
+            // The kernel may be short of memory or of descriptors for a moment: to begin anew would forget since when.
+            Err(error) if daemon.turns() > 0 && failed < PATIENCE => {
+                failed += 1;
+                log::warn!("{error}; the next census tries again");
+                daemon.failed()
+            }
+            Err(error) => {
+                daemon.close();
+                return Err(error.into());
+            }
+        };
         let status = daemon.status();
         if daemon.turns() == UP {
             manager.ready(&status);

@@ -86,6 +86,7 @@ fn replay(bytes: &[u8]) -> Vec<String> {
         boot_id: String::new(),
         census: String::new(),
         probes: recording.header.probes.clone(),
+        descriptors: None,
     };
     let findings = judge.ledger.open();
     let pids = crate::cli::look::shown(&judge, &findings);

@@ -7,10 +7,10 @@ use crate::proc::{
 };
 use std::sync::Arc;
 
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 
 /// A TCP connection: data came and were sent last at these milliseconds.
-fn line(inode: u64, received: Option<u64>, sent: Option<u64>) -> Connection {
+pub(super) fn line(inode: u64, received: Option<u64>, sent: Option<u64>) -> Connection {
     Connection {
         inode,
         fd: inode as i32,
@@ -27,7 +27,7 @@ fn line(inode: u64, received: Option<u64>, sent: Option<u64>) -> Connection {
 }
 
 /// The same to a database.
-fn to(remote: &str, inode: u64, received: Option<u64>, sent: Option<u64>) -> Connection {
+pub(super) fn to(remote: &str, inode: u64, received: Option<u64>, sent: Option<u64>) -> Connection {
     Connection {
         local: Some(format!("10.0.0.1:{}", 50_000 + inode)),
         remote: Some(remote.to_owned()),
@@ -36,14 +36,14 @@ fn to(remote: &str, inode: u64, received: Option<u64>, sent: Option<u64>) -> Con
     }
 }
 
-const DB: &str = "10.0.0.2:5432";
+pub(super) const DB: &str = "10.0.0.2:5432";
 
-fn listed(pid: u32, at_s: u64, connections: Vec<Connection>, listeners: Vec<Listener>) -> ProcessStreams {
+pub(super) fn listed(pid: u32, at_s: u64, connections: Vec<Connection>, listeners: Vec<Listener>) -> ProcessStreams {
     ProcessStreams { process: process(pid), taken_ns: at_s * S, connections, listeners, cut: 0 }
 }
 
 /// A server with one thread in epoll_wait.
-fn server() -> Vec<ThreadRow> {
+pub(super) fn server() -> Vec<ThreadRow> {
     vec![with_syscall(row(10, 10), 232, [3, 0x1000, 16, u64::MAX, 0, 0])]
 }
 
@@ -52,7 +52,12 @@ fn streams(all: Vec<ProcessStreams>) -> Facts {
 }
 
 /// Listings at these seconds, what is found after the last.
-fn watch(judge: &mut Judge, rows: &[ThreadRow], at: &[u64], what: impl Fn(u64) -> Vec<ProcessStreams>) -> Vec<Finding> {
+pub(super) fn watch(
+    judge: &mut Judge,
+    rows: &[ThreadRow],
+    at: &[u64],
+    what: impl Fn(u64) -> Vec<ProcessStreams>,
+) -> Vec<Finding> {
     for second in at {
         judge.advance(census(*second, rows.to_vec()), ProbeReading::default());
         judge.learn(streams(what(*second)));
@@ -61,17 +66,17 @@ fn watch(judge: &mut Judge, rows: &[ThreadRow], at: &[u64], what: impl Fn(u64) -
     judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect()
 }
 
-fn found(rows: &[ThreadRow], at: &[u64], what: impl Fn(u64) -> Vec<Connection>) -> Vec<Finding> {
+pub(super) fn found(rows: &[ThreadRow], at: &[u64], what: impl Fn(u64) -> Vec<Connection>) -> Vec<Finding> {
     watch(&mut judge(), rows, at, |at_s| vec![listed(10, at_s, what(at_s), Vec::new())])
 }
 
-fn only(findings: &[Finding]) -> &Finding {
+pub(super) fn only(findings: &[Finding]) -> &Finding {
     assert_eq!(findings.len(), 1, "{findings:?}");
     &findings[0]
 }
 
 /// Requests 1 to `requests` came 10 ms apart from second 90 on; connection i was used 3 ms after request i.
-fn nested(requests: u64, connections: u64) -> Vec<Connection> {
+pub(super) fn nested(requests: u64, connections: u64) -> Vec<Connection> {
     let asked = (0..requests).map(|i| line(1 + i, Some(90_000 + 20 * i), None));
     let used = (0..connections).map(|i| to(DB, 100 + i, Some(90_003 + 20 * i), Some(90_002 + 20 * i)));
     asked.chain(used).collect()
@@ -202,7 +207,7 @@ fn clients_that_wait_and_owe_nothing_are_at_rest() {
 }
 
 /// Twenty-five answers that took 20 ms each, on as many connections.
-fn known() -> Vec<Connection> {
+pub(super) fn known() -> Vec<Connection> {
     (0..25).map(|i| line(500 + i, Some(80_000 + i), Some(80_020 + i))).collect()
 }
 
@@ -231,7 +236,7 @@ fn a_service_that_has_never_taken_nearly_as_long() {
 }
 
 /// A stack in these functions.
-fn stack_of(row: &ThreadRow, functions: &[&str]) -> StackFact {
+pub(super) fn stack_of(row: &ThreadRow, functions: &[&str]) -> StackFact {
     let frame = |function: &&str| Frame { function: Some((*function).to_owned()), ..Frame::default() };
     let frames = functions.iter().map(frame).collect();
     StackFact {
@@ -244,7 +249,7 @@ fn stack_of(row: &ThreadRow, functions: &[&str]) -> StackFact {
     }
 }
 
-fn with_stack(rows: &[ThreadRow], stack: &StackFact, connections: &[Connection]) -> Vec<Finding> {
+pub(super) fn with_stack(rows: &[ThreadRow], stack: &StackFact, connections: &[Connection]) -> Vec<Finding> {
     let mut judge = judge();
     for second in [96, 97] {
         judge.advance(census(second, rows.to_vec()), ProbeReading::default());
@@ -290,7 +295,7 @@ fn threads_in_a_pools_own_function_are_proof_enough() {
     );
 }
 
-fn listener(backlog: u64, limit: u64, waiting: &[&str]) -> Listener {
+pub(super) fn listener(backlog: u64, limit: u64, waiting: &[&str]) -> Listener {
     Listener {
         inode: 7,
         fd: 3,
@@ -340,7 +345,7 @@ fn workers_that_share_a_listener_are_one_finding() {
     assert_eq!(only(&findings).evidence["processes"], serde_json::json!([10, 20]));
 }
 
-fn unread(bytes: u64, received: u64, inbound: bool) -> Connection {
+pub(super) fn unread(bytes: u64, received: u64, inbound: bool) -> Connection {
     let one = if inbound { line(1, Some(90_000), None) } else { to(DB, 1, Some(90_000), Some(80_000)) };
     Connection { unread: bytes, received: Some(received), ..one }
 }
@@ -360,6 +365,30 @@ fn bytes_that_nobody_reads() {
     let findings = found(&server(), &[91, 96], |_| vec![unread(100_000, 100_000, false)]);
     assert_eq!(only(&findings).evidence["service"], DB);
     assert_eq!(only(&findings).severity, Severity::Info, "nobody waits for it");
+}
+
+#[test]
+fn what_is_left_of_a_request_at_work_is_not_unread() {
+    // PHP reads the last, empty record of a request when its script is done; a view may leave the body of its request.
+    assert!(found(&server(), &[91, 96, 101], |_| vec![unread(8, 700, true)]).is_empty());
+    assert!(found(&server(), &[91, 96, 101], |_| vec![unread(20_000, 20_200, true)]).is_empty());
+    let unix = Connection { kind: StreamKind::Unix, received: None, sent: None, ..unread(8, 0, true) };
+    let unix = Connection { last_received_ns: None, ..unix };
+    assert!(found(&server(), &[91, 96, 101], |_| vec![unix.clone()]).is_empty());
+    // The next request over the same connection: seen at rest, then partly read, or not at all.
+    let next = |bytes: u64| {
+        let rest = || Connection { received: Some(700), sent: Some(300), ..line(1, Some(80_000), Some(80_005)) };
+        let asked = Connection { unread: bytes, received: Some(1400), last_received_ns: Some(91_500 * MS), ..rest() };
+        found(&server(), &[91, 92, 97], |at| vec![if at < 92 { rest() } else { asked.clone() }])
+    };
+    assert!(next(8).is_empty());
+    assert_eq!(only(&next(700)).kind, Kind::NotReading);
+    // A stream that is left: more of it comes.
+    let stream = |at: u64| {
+        let more = (at - 91) * 10;
+        Connection { last_received_ns: Some((at * 1000 - 500) * MS), ..unread(100 + more, 5000 + more, true) }
+    };
+    assert_eq!(only(&found(&server(), &[91, 96, 101], |at| vec![stream(at)])).kind, Kind::NotReading);
 }
 
 #[test]
@@ -399,10 +428,15 @@ fn a_wait_without_limit_counts_where_somebody_waits_for_the_waiter() {
     assert_eq!(finding.threads, [10]);
     assert!(finding.explanation.contains("owes answers itself: 1 request"), "{}", finding.explanation);
     // It asked before the request came; the peer is a process in which nothing is wrong; it waits for other things as well.
+    // A process that was not asked about may be stuck: it is named.
     assert!(found(&rows, &[91, 96], |_| vec![awaited(), line(1, Some(90_900), None)]).is_empty());
     let local = |_| vec![Connection { peer_process: Some(process(20)), ..awaited() }, line(1, Some(90_000), None)];
     let both = [rows.clone(), vec![row(20, 20)]].concat();
-    assert!(found(&both, &[91, 96], local).is_empty());
+    let findings = found(&both, &[91, 96], local);
+    assert!(only(&findings).explanation.contains("attach to process 20"), "{findings:?}");
+    let scope = Scope { processes: Some(BTreeSet::from([10, 20])), threshold_ns: 5 * S, ..Scope::default() };
+    let known = watch(&mut Judge::new(scope), &both, &[91, 96], |at| vec![listed(10, at, local(at), Vec::new())]);
+    assert!(known.is_empty(), "{known:?}");
     assert!(found(&server(), &[91, 96], |_| vec![awaited(), line(1, Some(90_000), None)]).is_empty());
 }
 

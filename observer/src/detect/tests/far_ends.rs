@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::census::Pid;
-use crate::proc::{EndHolder, FarEnd, ThreadFacts};
+use crate::proc::{Connection, EndHolder, FarEnd, ProcessStreams, ThreadFacts};
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;
@@ -165,4 +165,48 @@ fn readers_alone_are_rest() {
     let rows = vec![on_pipe(10, 10, READ)];
     let learnt = facts(vec![end_of(&rows[0], "pipe:[1]", &[10])]);
     assert!(look(rows, learnt, 3000).is_empty());
+}
+
+/// A server that waits to write its log into a pipe, with a request that it has not read. Process 20 has the other end.
+fn log_writer(reader: ThreadRow, more: Vec<ThreadFacts>) -> Vec<Finding> {
+    let rows = vec![on_pipe(10, 10, WRITE), reader];
+    let request = Connection {
+        inode: 7,
+        fd: 7,
+        state: "ESTAB".to_owned(),
+        local: Some("10.0.0.1:8080".to_owned()),
+        remote: Some("10.0.0.9:40000".to_owned()),
+        inbound: true,
+        unread: 100,
+        received: Some(100),
+        sent: Some(0),
+        last_received_ns: Some(90 * S),
+        ..Connection::default()
+    };
+    let mut judge = judge();
+    for at in [92, 97, 98] {
+        judge.advance(census(at, rows.clone()), ProbeReading::default());
+        let all = [vec![end_of(&rows[0], "pipe:[1]", &[20])], more.clone()].concat();
+        let connections = vec![request.clone()];
+        let listed =
+            ProcessStreams { process: process(10), taken_ns: at * S, connections, listeners: Vec::new(), cut: 0 };
+        judge.learn(Facts { streams: vec![listed], ..facts(all) });
+    }
+    judge.advance(census(99, rows), ProbeReading::default());
+    judge.ledger.open().into_iter().map(|life| life.finding.clone()).collect()
+}
+
+#[test]
+fn a_full_pipe_that_nobody_empties_stops_a_server() {
+    let found = log_writer(at_rest(20, 20), Vec::new());
+    assert_eq!(found.iter().map(|finding| finding.kind).collect::<Vec<_>>(), [Kind::NotReading]);
+    assert_eq!(found[0].chain[0].held_by.unwrap().tid, 20);
+    assert!(found[0].explanation.contains("full") && found[0].explanation.contains("t20"), "{}", found[0].explanation);
+    // Whoever is stopped has the finding; a pager waits for its reader.
+    let found = log_writer(ThreadRow { state: state::STOPPED, ..row(20, 20) }, Vec::new());
+    assert_eq!(found.iter().map(|finding| finding.kind).collect::<Vec<_>>(), [Kind::Stopped]);
+    let pager = on_pipe(20, 20, READ);
+    let terminal = FdFact { fd: 3, target: "/dev/pts/1".to_owned(), ..FdFact::default() };
+    let terminal = ThreadFacts { fd: Some(terminal), far_end: None, ..end_of(&pager, "", &[]) };
+    assert!(log_writer(pager, vec![terminal]).is_empty());
 }

@@ -11,14 +11,14 @@ fn in_flock(pid: u32) -> ThreadRow {
 }
 
 /// What is read of a thread that waits for the file with this inode.
-fn on_file(row: &ThreadRow, inode: u64) -> crate::proc::ThreadFacts {
+pub(super) fn on_file(row: &ThreadRow, inode: u64) -> crate::proc::ThreadFacts {
     let target = format!("/run/{inode}.lock");
     let fd = FdFact { fd: 3, target, inode: Some(inode), ..FdFact::default() };
     crate::proc::ThreadFacts { memory: Vec::new(), fd: Some(fd), ..thread_facts(row, Vec::new()) }
 }
 
 /// A flock taken and still held by `pid`; behind it processes, the first of them first in the queue.
-fn flock(inode: u64, pid: u32, blocked: &[u32]) -> FileLockFact {
+pub(super) fn flock(inode: u64, pid: u32, blocked: &[u32]) -> FileLockFact {
     let request = |(n, pid): (usize, &u32)| BlockedLock { pid: Some(*pid), range: ALL, is_first: n == 0 };
     FileLockFact {
         kind: FileLockKind::Flock,
@@ -37,7 +37,7 @@ fn reader(pid: u32, tid: u32) -> ThreadRow {
     with_syscall(row(pid, tid), 0, [9, 0, 1, 0, 0, 0])
 }
 
-fn with_locks(threads: Vec<crate::proc::ThreadFacts>, file_locks: Vec<FileLockFact>) -> Facts {
+pub(super) fn with_locks(threads: Vec<crate::proc::ThreadFacts>, file_locks: Vec<FileLockFact>) -> Facts {
     Facts { file_locks, ..facts(threads) }
 }
 

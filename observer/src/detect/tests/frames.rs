@@ -1,7 +1,7 @@
 //! What stacks change in the judgement.
 
 use super::*;
-use crate::census::ThreadRow;
+use crate::census::{Registers, SyscallInProgress, ThreadRow};
 use crate::model::{Class, ResourceKind, switches};
 use crate::proc::{Frame, Mention, Stack, StackEnd, StackFact};
 use std::sync::Arc;
@@ -32,15 +32,69 @@ fn with_stacks(stacks: Vec<StackFact>) -> Facts {
 
 #[test]
 fn a_lock_inside_of_an_asynchronous_task_is_a_hang() {
-    let row = in_rust_mutex(11);
+    let (row, idle) = (in_rust_mutex(11), row(10, 12));
     let facts = with_stacks(vec![stack(&row, &[&LOCK[..], &TASK].concat())]);
-    let found = look(vec![row.clone()], facts.clone(), 100);
+    let found = look(vec![row.clone(), idle.clone()], facts.clone(), 100);
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].kind, found[0].confidence), (Kind::LockWait, Confidence::Likely));
     assert!(found[0].title.contains("tokio") && found[0].title.contains("lock_contended"), "{}", found[0].title);
     assert_eq!(found[0].evidence["lock"], "0x5000");
     assert_eq!(found[0].chain[0].held_by, None);
-    assert!(look(vec![row], facts, 92).is_empty(), "below the threshold");
+    assert!(look(vec![row, idle], facts, 92).is_empty(), "below the threshold");
+}
+
+#[test]
+fn nobody_is_left_to_release_a_lock_when_every_thread_waits() {
+    let (alone, other) = (in_rust_mutex(10), in_rust_mutex(11));
+    let both = || with_stacks(vec![stack(&alone, &LOCK), stack(&other, &LOCK)]);
+    let one = || with_stacks(vec![stack(&alone, &LOCK)]);
+    let found = look(vec![alone.clone()], one(), 100);
+    assert_eq!(
+        found.iter().map(|f| (f.kind, f.confidence)).collect::<Vec<_>>(),
+        [(Kind::Deadlock, Confidence::Likely)]
+    );
+    assert_eq!((&found[0].evidence["nobody_left"], &found[0].evidence["forked"]), (&true.into(), &false.into()));
+    assert_eq!((found[0].threads.as_slice(), found[0].chain[0].held_by), (&[10][..], None));
+    assert!(look(vec![alone.clone()], one(), 92).is_empty(), "below the threshold");
+    assert_eq!(look(vec![alone.clone(), other.clone()], both(), 100)[0].threads, [10, 11]);
+
+    // Anybody else may have it: one who rests, runs, is stopped; not one that has ended.
+    for state in [state::INTERRUPTIBLE, 0, state::STOPPED] {
+        let third = ThreadRow { state, ..row(10, 12) };
+        assert!(look(vec![alone.clone(), other.clone(), third], both(), 1000).is_empty(), "state {state:#x}");
+    }
+    let ended = ThreadRow { exit_state: state::EXIT_ZOMBIE, ..row(10, 12) };
+    assert_eq!(look(vec![alone.clone(), ended], one(), 100).len(), 1);
+
+    // So may another process, if the lock is shared with others; and what gives up is no deadlock.
+    let mut shared = alone.clone();
+    shared.syscall = shared.syscall.map(|call| SyscallInProgress { args: [0x5000, 0x9, 2, 0, 0, 0xffff_ffff], ..call });
+    assert!(look(vec![shared.clone()], with_stacks(vec![stack(&shared, &LOCK)]), 1000).is_empty());
+    let mut timed = alone.clone();
+    timed.syscall =
+        timed.syscall.map(|call| SyscallInProgress { args: [0x5000, 0x89, 2, 0x7000, 0, 0xffff_ffff], ..call });
+    assert!(look(vec![timed.clone()], with_stacks(vec![stack(&timed, &LOCK)]), 1000).is_empty());
+    // A semaphore or a condition is posted by signal handlers, too.
+    let waits = ["syscall", "__new_sem_wait_slow64", "main"];
+    assert!(look(vec![alone.clone()], with_stacks(vec![stack(&alone, &waits)]), 1000).is_empty());
+}
+
+#[test]
+fn why_nobody_is_left() {
+    let forked = ThreadRow { flags: 0x40, start_ns: 89 * S, ..in_rust_mutex(10) };
+    let found = look(vec![forked.clone()], with_stacks(vec![stack(&forked, &LOCK)]), 100);
+    assert_eq!(found[0].evidence["forked"], true);
+    assert!(found[0].explanation.contains("forked") && found[0].remedy.contains("fork()"), "{}", found[0].explanation);
+    let old = ThreadRow { start_ns: 10 * S, ..forked.clone() };
+    assert_eq!(
+        look(vec![old.clone()], with_stacks(vec![stack(&old, &LOCK)]), 100)[0].evidence["forked"],
+        false,
+        "a worker"
+    );
+    let handler = [&LOCK[..], &["on_alarm", "__restore_rt", "malloc", "main"]].concat();
+    let found = look(vec![forked.clone()], with_stacks(vec![stack(&forked, &handler)]), 100);
+    assert_eq!(found[0].evidence["in_signal_handler"], true);
+    assert!(found[0].remedy.contains("async-signal-safe"), "{}", found[0].remedy);
 }
 
 #[test]
@@ -87,6 +141,19 @@ fn a_lock_passed_around_in_a_loop_made_for_it_is_rest() {
     assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait], "held during a request");
     let found = look(rows(), learnt(&["__poll", "ask_the_database", "main"]), 100);
     assert_eq!(found.len(), 1);
+    // While the holder's stack is still to come nothing is said; if it never comes, that is no reason to be silent for ever.
+    let registers = Some(Registers { ip: 0x4000, sp: 0x7000, bp: None });
+    let rows = vec![ThreadRow { registers, ..leader }, follower.clone()];
+    let mut judge = judge();
+    let mut spoke_after = None;
+    for at in 100..130 {
+        judge.advance(census(at, rows.clone()), ProbeReading::default());
+        if spoke_after.is_none() && !judge.ledger.open().is_empty() {
+            spoke_after = Some(at - 100);
+        }
+        judge.learn(facts(vec![thread_facts(&follower, mutex_bytes(2, 0, 11, 1, 0))]));
+    }
+    assert_eq!(spoke_after, Some(13));
 }
 
 #[test]
@@ -111,7 +178,7 @@ fn a_holder_at_a_lock_without_owner_is_still_named() {
     let (holder, waiter) = (in_rust_mutex(11), in_mutex(10, 12, 0x1000));
     let mut learnt = facts(vec![thread_facts(&waiter, mutex_bytes(2, 0, 11, 1, 0))]);
     learnt.stacks = vec![stack(&holder, &LOCK)];
-    let found = look(vec![holder, waiter], learnt, 100);
+    let found = look(vec![holder, waiter, row(10, 13)], learnt, 100);
     assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait]);
     assert_eq!(found[0].evidence["holder_tid"], 11);
     assert!(found[0].title.contains("std Mutex"), "{}", found[0].title);
@@ -203,7 +270,8 @@ fn bytes_that_look_like_a_rwlock_do_not_overrule_the_stack() {
         learnt
     };
     let kinds = |names: &[&str]| {
-        look(vec![waiter.clone()], learnt(names), 100).iter().map(|found| found.kind).collect::<Vec<_>>()
+        let rows = vec![waiter.clone(), row(10, 12)];
+        look(rows, learnt(names), 100).iter().map(|found| found.kind).collect::<Vec<_>>()
     };
     assert_eq!(kinds(&["__futex_abstimed_wait_common", "pthread_rwlock_wrlock", "app"]), [Kind::LockWait]);
     assert_eq!(kinds(&[&LOCK[..], &["std::io::stdio::_print", "app"]].concat()), []);

@@ -17,7 +17,7 @@ use super::library::Library;
 use super::pieces::Memory;
 use crate::census::{Pid, ProcessId};
 use crate::proc::maps::Mapping;
-use crate::proc::{MemoryRange, RuntimeLock, RuntimeLocks, RuntimeWant, memory};
+use crate::proc::{MemoryRange, RuntimeLock, RuntimeLocks, RuntimeWant, base_name, memory};
 use offsets::Offsets;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -106,7 +106,7 @@ fn look(
 fn runtime_address(via: Pid, mappings: &[Mapping], library: &Library) -> Result<u64, String> {
     const SECTION: &str = ".PyRuntime";
     let is_python = |mapping: &&Mapping| {
-        let name = mapping.path().rsplit('/').next().unwrap_or_default();
+        let name = base_name(mapping.path());
         mapping.is_file() && mapping.executable && (name.starts_with("libpython") || name.starts_with("python"))
     };
     let mut why = "neither a python program nor libpython is mapped".to_owned();

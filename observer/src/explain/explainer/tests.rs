@@ -108,9 +108,9 @@ fn a_waiting_thread_of_this_process() {
     assert!(names.iter().any(|name| name.ends_with("waits_for_a_condition")), "{names:#?}");
     assert_eq!(fact.stack.end, StackEnd::Root, "{names:#?}");
     assert_eq!(lost(&explained), 0, "{:?}", explained.lost);
-    // Now everything is known.
-    let again = explain_all(&mut explainer, &[want]);
-    assert_eq!(again.stacks, explained.stacks);
+    // Now everything is known; on a busy machine the time for names may be over before the last of them.
+    let mut again = || explain_all(&mut explainer, std::slice::from_ref(&want)).stacks;
+    assert!((0..5).any(|_| again() == explained.stacks), "{:#?}", explained.stacks);
 }
 
 /// A process that waits for ever, ended when the guard is dropped.

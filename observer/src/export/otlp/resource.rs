@@ -1,6 +1,7 @@
 //! Whom a signal is about, as attributes of a resource.
 
 use crate::export::Entity;
+use crate::proc::base_name;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ impl Own {
         let holds = |(key, _): &&(String, String)| !begins(key, &OF_ONE_WORKLOAD) || begins(key, &OF_ALL);
         attributes.extend(self.configured.iter().filter(holds).cloned());
         let exe = entity.exe.as_deref();
-        let name = exe.and_then(|exe| exe.rsplit('/').next()).unwrap_or(&entity.comm);
+        let name = exe.map(base_name).unwrap_or(&entity.comm);
         insert(&mut attributes, "process.executable.name", Some(name));
         insert(&mut attributes, "process.executable.path", exe);
         if let Some(runtime) = entity.runtime.as_deref() {

@@ -132,3 +132,25 @@ fn a_wait_that_began_before_is_a_row_with_its_length() {
     audit.note(&host);
     assert!(audit.sites(&host, &Descriptors::default())[0].waiting.is_empty());
 }
+
+#[test]
+fn a_turn_of_a_loop_that_began_before_the_probes_is_no_site_of_its_own() {
+    // A poll since second 90, seen by a census without its stack.
+    let sites = |millis: i32, goes_on: bool| {
+        let asleep = with_syscall(row(10, 11), POLL, [0x1000, 1, u64::from(millis as u32), 0, 0, 0]);
+        let mut host = Host::default();
+        let mut audit = Audit::new(process(10), 95 * S);
+        let reading =
+            || ProbeReading { sites: vec![stats(1, POLL, FINITE, [0, 1, 0, 0, 0, 0])], ..ProbeReading::default() };
+        host.advance(census(100, vec![row(10, 10), asleep.clone()]), reading());
+        audit.note(&host);
+        let rows = if goes_on { vec![row(10, 10), asleep] } else { vec![row(10, 10)] };
+        host.advance(census(101, rows), reading());
+        audit.note(&host);
+        let sites = audit.sites(&host, &Descriptors::default());
+        (sites.len(), sites.iter().map(|site| site.calls.iter().sum::<u64>()).sum::<u64>(), audit.without_stack)
+    };
+    assert_eq!(sites(200, false), (1, 10, 1), "the loop has its site");
+    assert_eq!(sites(-1, false).1, 11, "one without a limit is told");
+    assert_eq!(sites(200, true).1, 11, "and one that lasts");
+}

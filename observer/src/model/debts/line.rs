@@ -2,6 +2,9 @@
 
 use crate::proc::{Connection, StreamKind};
 
+/// A greeting is no longer than so many bytes: a handshake of TLS and the answer to an upgrade, or to a login.
+const GREETING: u64 = 8 << 10;
+
 /// What happened last on a connection, as far as the kernel keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Last {
@@ -33,6 +36,10 @@ pub struct Line {
     pub unsent_since_ns: Option<u64>,
     /// Since when the first request that was not answered is there: later data may belong to it, or be another.
     asked_ns: Option<u64>,
+    /// Answers that were seen on it.
+    answers: u32,
+    /// Bytes that had come when nothing of them was owed or unread; `None` if that was not seen.
+    at_rest: Option<u64>,
     pub(super) moved: Option<Moved>,
 }
 
@@ -60,9 +67,19 @@ impl Line {
             let answer = answered(&at, None);
             let some = |bytes: u64| (bytes > 0).then_some(taken_ns);
             let (unread_since_ns, unsent_since_ns) = (some(at.unread), some(at.unsent));
-            let mut line =
-                Self { at, first_ns: taken_ns, unread_since_ns, unsent_since_ns, asked_ns: None, moved: None };
+            let answers = u32::from(answer.is_some());
+            let mut line = Self {
+                at,
+                first_ns: taken_ns,
+                unread_since_ns,
+                unsent_since_ns,
+                asked_ns: None,
+                answers,
+                at_rest: None,
+                moved: None,
+            };
             line.asked_ns = line.received_since();
+            line.at_rest = line.rests_at().or((line.at.sent == Some(0)).then_some(0));
             return (line, answer);
         };
         // The kernel tells how long ago, in ticks: the same moment, computed twice, must not seem to move.
@@ -95,14 +112,19 @@ impl Line {
             unread_since_ns: since(at.unread, has_read, before.unread_since_ns),
             unsent_since_ns: since(at.unsent, has_sent, before.unsent_since_ns),
             asked_ns: None,
+            answers: before.answers,
+            at_rest: None,
             moved: Some(moved),
             at,
         };
+        // What was answered without being seen at rest moved that mark, nobody knows where to.
+        line.at_rest = line.rests_at().or(before.at_rest.filter(|_| !has_sent));
         line.asked_ns = match before.asked_ns.filter(|_| line.at.last_sent_ns == before.at.last_sent_ns) {
             Some(asked) => Some(asked),
             None => line.received_since(),
         };
         let answer = answered(&line.at, Some(&before));
+        line.answers = line.answers.saturating_add(u32::from(answer.is_some()));
         (line, answer)
     }
 
@@ -125,6 +147,19 @@ impl Line {
         }
     }
 
+    /// Bytes that have come, if all of them are read and answered.
+    fn rests_at(&self) -> Option<u64> {
+        self.at.received.filter(|_| self.at.unread == 0 && matches!(self.last(), Last::Sent(_)))
+    }
+
+    /// Whether a part of what came since it was at rest has been read, and nothing more has come since the remainder was seen to lie there:
+    /// the body of a request that is at work, or the record that ends it. Who does not read at all, or leaves a stream, is not meant.
+    pub fn is_begun(&self) -> bool {
+        let read = self.at.received.map(|received| received.saturating_sub(self.at.unread));
+        let is_part = read.zip(self.at_rest).is_some_and(|(read, rest)| read > rest);
+        is_part && self.at.last_received_ns.zip(self.unread_since_ns).is_some_and(|(last, since)| last <= since)
+    }
+
     /// Open both ways.
     pub fn is_open(&self) -> bool {
         self.at.state == "ESTAB"
@@ -143,6 +178,15 @@ impl Line {
     /// When the first of what was not answered came, as far as that was seen.
     pub fn asked_since(&self) -> Option<u64> {
         self.received_since().map(|last| self.asked_ns.map_or(last, |first| first.min(last)))
+    }
+
+    /// Whether the peer sends on, for so long, and hears nothing, nor ever heard more than a greeting: a stream in one direction
+    /// (samples, logs), none of whose pieces is a request.
+    pub fn is_one_way(&self, long_ns: u64) -> bool {
+        let spoken = self.received_since().zip(self.asked_since());
+        // Of answers before the first listing there is only their size.
+        let heard = self.answers > 1 || self.at.sent.is_some_and(|sent| sent > GREETING);
+        !heard && spoken.is_some_and(|(last, first)| last.saturating_sub(first) >= long_ns)
     }
 
     /// Since when an answer is awaited on it: a request was sent, and nothing came since.

@@ -17,7 +17,7 @@ pub use pool::{Exhausted, Pool};
 pub use verdict::{State, Verdict, requests};
 
 use super::host::switches;
-use crate::census::{ProcessId, ThreadRow};
+use crate::census::{Pid, ProcessId, ThreadRow};
 use crate::proc::{Connection, ProcessStreams};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ const MOST_RECENT: usize = 8192;
 /// Services (local ports or paths) of one process that have a history.
 const MOST_SERVICES: usize = 256;
 /// One listing may take so long: the namespaces of a host follow each other.
-const ONE_LISTING_NS: u64 = 1_000_000_000;
+pub(crate) const ONE_LISTING_NS: u64 = 1_000_000_000;
 /// Farther apart two listings say nothing of what happened in between to what the kernel does not count.
 const MOST_GAP_NS: u64 = 10_000_000_000;
 /// Two times of the kernel that are no farther apart may be of the same moment: a tick of its slowest clock.
@@ -51,14 +51,13 @@ impl Services {
         }
         let mut work: BTreeMap<ProcessId, Work> = listed.iter().map(|one| (one.process, Work::default())).collect();
         for row in rows {
-            if let Some(work) = work.get_mut(&row.process) {
-                work.switches = work.switches.saturating_add(switches(row));
-                work.cpu_ns = work.cpu_ns.saturating_add(row.cpu_ns);
+            if let Some(Work(threads)) = work.get_mut(&row.process) {
+                threads.push((row.tid, Done { switches: switches(row), cpu_ns: row.cpu_ns }));
             }
         }
         for streams in listed {
             self.latest_ns = self.latest_ns.max(streams.taken_ns);
-            let work = work.get(&streams.process).copied().unwrap_or_default();
+            let work = work.remove(&streams.process).unwrap_or_default();
             self.processes.entry(streams.process).or_insert_with(|| Debts::of(streams)).learn(streams, work);
         }
     }
@@ -90,19 +89,43 @@ impl Services {
 
     /// Processes that owe an answer, or are owed one, for so long: nanoseconds.
     pub(crate) fn indebted(&self, long_ns: u64) -> impl Iterator<Item = ProcessId> {
-        let is_old = move |debts: &Debts| {
-            let oldest = debts.unanswered().chain(debts.awaiting()).map(|(_, since)| since).min();
-            oldest.is_some_and(|since| debts.age(since) >= long_ns)
-        };
+        let is_old = move |debts: &Debts| debts.oldest_ns.is_some_and(|since| debts.age(since) >= long_ns);
         self.iter().filter(move |(_, debts)| is_old(debts)).map(|(id, _)| id)
     }
 }
 
-/// What the threads of a process have done since they began.
+/// What a thread has done since it began.
 #[derive(Clone, Copy, Debug, Default)]
-struct Work {
+struct Done {
     switches: u64,
     cpu_ns: u64,
+}
+
+/// What each thread of a process has done, by thread id.
+#[derive(Debug, Default)]
+struct Work(Vec<(Pid, Done)>);
+
+impl Work {
+    /// What was done since `before`, at least. Threads that have ended since did something, too: at least to end.
+    fn since(&self, before: &Self) -> Done {
+        let known = |tid: Pid| {
+            let at = before.0.binary_search_by_key(&tid, |one| one.0).ok()?;
+            before.0.get(at).map(|one| one.1)
+        };
+        let mut done = Done::default();
+        let mut stayed = 0;
+        for (tid, now) in &self.0 {
+            let then = known(*tid);
+            stayed += usize::from(then.is_some());
+            // A number that went back is a new thread's.
+            let then =
+                then.filter(|then| then.switches <= now.switches && then.cpu_ns <= now.cpu_ns).unwrap_or_default();
+            done.switches = done.switches.saturating_add(now.switches - then.switches);
+            done.cpu_ns = done.cpu_ns.saturating_add(now.cpu_ns - then.cpu_ns);
+        }
+        done.switches = done.switches.saturating_add(before.0.len().saturating_sub(stayed) as u64);
+        done
+    }
 }
 
 /// What a process has got done between two listings.
@@ -156,6 +179,8 @@ pub struct Debts {
     /// The latest answers: when sent, when asked.
     recent: BTreeSet<(u64, u64)>,
     work: Work,
+    /// Since when the oldest answer is owed, or awaited.
+    oldest_ns: Option<u64>,
 }
 
 impl Debts {
@@ -171,17 +196,15 @@ impl Debts {
             services: BTreeMap::new(),
             recent: BTreeSet::new(),
             work: Work::default(),
+            oldest_ns: None,
         }
     }
 
     fn learn(&mut self, streams: &ProcessStreams, work: Work) {
         let is_first = self.listings == 0;
-        let mut progress = Progress {
-            elapsed_ns: streams.taken_ns.saturating_sub(self.taken_ns),
-            switches: work.switches.saturating_sub(self.work.switches),
-            cpu_ns: work.cpu_ns.saturating_sub(self.work.cpu_ns),
-            ..Progress::default()
-        };
+        let Done { switches, cpu_ns } = work.since(&self.work);
+        let elapsed_ns = streams.taken_ns.saturating_sub(self.taken_ns);
+        let mut progress = Progress { elapsed_ns, switches, cpu_ns, ..Progress::default() };
         let is_watched = streams.taken_ns.saturating_sub(self.taken_ns) <= MOST_GAP_NS;
         let mut before = std::mem::take(&mut self.lines);
         // By the name of the service: the same socket file may have several listeners in turn.
@@ -216,6 +239,7 @@ impl Debts {
         self.work = work;
         self.cut = streams.cut;
         self.taken_ns = streams.taken_ns;
+        self.oldest_ns = self.unanswered().chain(self.awaiting()).map(|(_, since)| since).min();
         self.listings += 1;
     }
 

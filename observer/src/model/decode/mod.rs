@@ -18,7 +18,7 @@ pub use ends::{in_words, with_ends};
 pub use futex::may_be_lock;
 pub(super) use futex::{CMD_MASK, FUTEX_PRIVATE, FUTEX_WAIT, FUTEX_WAIT_BITSET};
 pub use syscalls::{Call, TimeoutAt};
-pub use timeout::{ABSURD_NS, has_suspicious_millis};
+pub use timeout::{ABSURD_NS, as_time_of_day, has_suspicious_millis};
 
 /// Six words.
 const SOCKETCALL_LEN: usize = 24;
@@ -87,10 +87,10 @@ fn call(row: &ThreadRow, memory: Memory<'_>) -> Option<(Call, SyscallInProgress)
     Some((restarted, in_progress))
 }
 
-/// The call behind the one of all sockets that 32-bit programs used to make (`include/uapi/linux/net.h`): its number is the first
-/// argument, its own arguments are words in memory.
-fn socketcall(in_progress: SyscallInProgress, memory: Memory<'_>) -> Option<(Call, SyscallInProgress)> {
-    let name = match in_progress.args[0] as u32 {
+/// The call behind `socketcall`, the one of all sockets that 32-bit programs used to make (`include/uapi/linux/net.h`): its number
+/// is the first argument. Its own arguments are elsewhere.
+pub fn behind_socketcall(args: &[u64; 6]) -> Option<Call> {
+    let name = match args[0] as u32 {
         3 => "connect",
         5 => "accept",
         9 => "send",
@@ -100,23 +100,33 @@ fn socketcall(in_progress: SyscallInProgress, memory: Memory<'_>) -> Option<(Cal
         16 => "sendmsg",
         17 => "recvmsg",
         18 => "accept4",
+        19 => "recvmmsg",
+        20 => "sendmmsg",
         _ => return None,
     };
+    Some(Call::named(name))
+}
+
+/// That call with its arguments, which are words in memory.
+fn socketcall(in_progress: SyscallInProgress, memory: Memory<'_>) -> Option<(Call, SyscallInProgress)> {
+    let call = behind_socketcall(&in_progress.args)?;
     let bytes: [u8; SOCKETCALL_LEN] = memory.bytes(in_progress.args[1] & 0xffff_ffff)?;
     let mut args = [0; 6];
     for (arg, word) in args.iter_mut().zip(bytes.chunks_exact(4)) {
         *arg = u64::from(u32::from_ne_bytes(word.try_into().ok()?));
     }
-    Some((Call::named(name), SyscallInProgress { args, ..in_progress }))
+    Some((call, SyscallInProgress { args, ..in_progress }))
 }
 
-/// Which memory and descriptor would sharpen the decoding of this row.
-pub fn needs(row: &ThreadRow) -> Needs {
+/// Which memory and descriptor would sharpen the decoding of this row, given what was read for it already: where the arguments
+/// are in memory, what they point to is known once they have been read.
+pub fn needs(row: &ThreadRow, memory: Memory<'_>) -> Needs {
     let mut needs = Needs::default();
     let Some(in_progress) = row.syscall else {
         return needs;
     };
-    let call = Call::lookup(in_progress.number, row.compat);
+    let mut call = Call::lookup(in_progress.number, row.compat);
+    let mut args = in_progress.args;
     if call.name == "restart_syscall" {
         needs.memory.extend(restart::needs(row));
         // Whatever it restarts, its timeout or its lock lies behind one of these.
@@ -124,23 +134,24 @@ pub fn needs(row: &ThreadRow) -> Needs {
         return needs;
     }
     if call.name == "socketcall" {
-        let addr = in_progress.args[1] & 0xffff_ffff;
+        let addr = args[1] & 0xffff_ffff;
         needs.memory.push(MemoryRange { addr, len: SOCKETCALL_LEN as u32 });
-        return needs;
+        let Some((inner, its)) = socketcall(in_progress, memory) else { return needs };
+        (call, args) = (inner, its.args);
     }
-    needs.memory.extend(timeout::needs(&call, &in_progress.args, row.compat));
+    needs.memory.extend(timeout::needs(&call, &args, row.compat));
     if call.is_futex() {
-        needs.memory.extend(futex::needs(in_progress.args[0]));
+        needs.memory.extend(futex::needs(args[0]));
     }
     if call.class == Class::Connect {
-        let len = in_progress.args[2].min(128) as u32;
-        needs.memory.push(MemoryRange { addr: in_progress.args[1], len });
+        let len = args[2].min(128) as u32;
+        needs.memory.push(MemoryRange { addr: args[1], len });
     }
     if call.class == Class::FileLock && !row.compat && call.name != "flock" {
-        needs.memory.push(MemoryRange { addr: in_progress.args[2], len: file_lock::REQUEST_LEN });
+        needs.memory.push(MemoryRange { addr: args[2], len: file_lock::REQUEST_LEN });
     }
-    needs.fd = call.fd(&in_progress.args);
-    needs.set = ends::set(&call, &in_progress.args, row.compat);
+    needs.fd = call.fd(&args);
+    needs.set = ends::set(&call, &args, row.compat);
     needs
 }
 

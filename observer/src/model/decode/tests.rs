@@ -278,7 +278,7 @@ fn limits_of_32_bit_calls_are_as_wide_as_each_call_has_them() {
         let bytes = [&bytes[..], &[0xff; 16]].concat();
         let wait = decode(&row, &known(&[piece(0x1000, bytes)])).unwrap();
         assert_eq!((wait.syscall, wait.timeout.requested_ns), (name, Some(3600 * S as i64 + 500_000_000)), "{number}");
-        assert!(needs(&row).memory.iter().any(|range| range.addr == 0x1000), "{name}");
+        assert!(needs(&row, Memory::default()).memory.iter().any(|range| range.addr == 0x1000), "{name}");
     }
     // All of its arguments are in memory: what the registers hold is no limit.
     let mut old = with_syscall(row(1, 1), 82, [0x1000, 0, 0, 0, 0x1000, 0]);
@@ -293,11 +293,33 @@ fn what_is_behind_socketcall_is_named() {
     row.compat = true;
     let unread = decode(&row, &known(&[])).unwrap();
     assert_eq!((unread.syscall, unread.class), ("socketcall", Class::Other));
-    assert_eq!(needs(&row).memory[0].addr, 0x1000);
+    assert_eq!(needs(&row, Memory::default()).memory[0].addr, 0x1000);
     let bytes: Vec<u8> = [5_u32, 0x2000, 64, 0, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
     let wait = decode(&row, &known(&[piece(0x1000, bytes)])).unwrap();
     assert_eq!((wait.syscall, wait.class, wait.args[..3].to_vec()), ("recvfrom", Class::Read, vec![5, 0x2000, 64]));
     assert_eq!(wait.resource.unwrap().fd, Some(5));
+}
+
+#[test]
+fn a_connect_behind_socketcall_asks_for_its_address_once_its_arguments_are_known() {
+    let mut row = with_syscall(row(1, 1), 102, [3, 0x1000, 0, 0, 0, 0]);
+    row.compat = true;
+    let words = |words: [u32; 6]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let arguments = piece(0x1000, words([5, 0x2000, 16, 0, 0, 0]));
+    let first = needs(&row, Memory::default());
+    assert_eq!((first.memory.len(), first.fd), (1, None));
+    let second = needs(&row, Memory(std::slice::from_ref(&arguments)));
+    // The arguments, too: they may be others by then.
+    assert_eq!(second.memory[0], first.memory[0]);
+    assert_eq!((second.memory[1], second.fd), (MemoryRange { addr: 0x2000, len: 16 }, Some(5)));
+    let address = [&2_u16.to_ne_bytes()[..], &80_u16.to_be_bytes(), &[10, 0, 0, 1], &[0; 8]].concat();
+    let wait = decode(&row, &known(&[arguments, piece(0x2000, address)])).unwrap();
+    assert_eq!((wait.syscall, wait.class), ("connect", Class::Connect));
+    assert_eq!(wait.resource.unwrap().remote.as_deref(), Some("10.0.0.1:80"));
+    assert_eq!(behind_socketcall(&[3, 0, 0, 0, 0, 0]).map(|call| call.class), Some(Class::Connect));
+    for no_wait in [1, 2, 4, 6, 14, 0, 21, u64::from(u32::MAX)] {
+        assert_eq!(behind_socketcall(&[no_wait, 0, 0, 0, 0, 0]), None, "{no_wait}");
+    }
 }
 
 #[test]
@@ -309,8 +331,9 @@ fn any_number_and_any_bytes_are_survived() {
             for compat in [false, true] {
                 row.compat = compat;
                 row.registers = Some(Registers { ip: addr, sp: addr, bp: Some(addr) });
-                needs(&row);
-                decode(&row, &known(&[piece(addr, noise.clone())])).unwrap();
+                let read = [piece(addr, noise.clone())];
+                needs(&row, Memory(&read));
+                decode(&row, &known(&read)).unwrap();
             }
         }
     }

@@ -9,6 +9,9 @@ use crate::proc::MemoryRange;
 /// A poll-family or futex timeout longer than this is called absurd: 24 hours.
 pub const ABSURD_NS: i64 = observer_ebpf::ABSURD_NS as i64;
 
+/// For so long a wait may have lasted before it was first seen: a week.
+const UNSEEN_NS: i64 = 7 * ABSURD_NS;
+
 const NS_PER_S: i64 = 1_000_000_000;
 const NS_PER_MS: i64 = 1_000_000;
 
@@ -193,6 +196,17 @@ fn absolute(s: i64, ns: i64, clock: Clock, elapsed: i64, clocks: Clocks) -> Time
         _ => TimeoutKind::Finite,
     };
     Timeout { kind, requested_ns: Some(requested.max(0)), remaining_ns: Some(remaining.max(0)), raw: Some(raw) }
+}
+
+/// What a deadline on the monotonic clock is if it was meant as a time of day: the limit it would have been, nanoseconds, where that
+/// is a sensible one. `requested_ns`: the limit it is.
+pub fn as_time_of_day(call: &Call, args: &[u64; 6], requested_ns: i64, clocks: Clocks) -> Option<u64> {
+    let Place::Absolute(_, Clock::Mono) = place(call, args, false) else { return None };
+    let ahead = Clock::Real.now(clocks)?.checked_sub(Clock::Mono.now(clocks)?)?;
+    // A clock whose beginning is that near is no time of day.
+    let meant = requested_ns.checked_sub(ahead).filter(|_| ahead > ABSURD_NS)?;
+    // Where only the first sight of a wait is known it may have begun long before.
+    (-UNSEEN_NS..=ABSURD_NS).contains(&meant).then(|| meant.max(0).unsigned_abs())
 }
 
 /// Whether the milliseconds in a register alone are a finding: negative and not -1, or absurd.

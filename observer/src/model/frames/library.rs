@@ -1,5 +1,6 @@
 //! Frames between a wait and whoever called it that belong to the libraries the table is about.
 
+use crate::proc::base_name;
 use crate::proc::stack::Frame;
 
 /// The C library and its dynamic linker, by the start of the file's name.
@@ -39,7 +40,7 @@ const SOURCES: [&str; 5] =
 
 /// Whether a frame, normalised name beside it, belongs to such a library.
 pub(super) fn holds(frame: &Frame, name: Option<&str>) -> bool {
-    let module = frame.module.as_deref().map_or("", |path| path.rsplit('/').next().unwrap_or(path));
+    let module = frame.module.as_deref().map_or("", base_name);
     let file = frame.file.as_deref().unwrap_or_default();
     if name.is_some_and(|name| CALLERS.iter().any(|start| name.starts_with(start))) {
         return false;

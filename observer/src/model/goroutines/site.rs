@@ -1,6 +1,6 @@
 //! Where goroutines stand, in words of the program: what they wait for, the line of its own code, and who started them.
 
-use crate::proc::{Frame, GoState, GoroutineGroup, Stack};
+use crate::proc::{Frame, GoState, GoroutineGroup, Stack, base_name};
 
 /// A place in a source file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,7 +21,7 @@ impl Place {
 
     /// `main.leak (leak.go:12)`.
     pub fn describe(&self) -> String {
-        let file = self.file.rsplit('/').next().unwrap_or_default();
+        let file = base_name(&self.file);
         match (file, self.line) {
             ("", _) => self.function.clone(),
             (file, 0) => format!("{} ({file})", self.function),

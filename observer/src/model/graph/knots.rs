@@ -5,7 +5,7 @@
 //! deadlocks are its strongly connected parts that no way leads out of.
 
 use super::ways::{Way, sharpened_by_reference};
-use super::{BY_REFERENCE, BY_RUNNING, Hop, Nature, far_end};
+use super::{BY_REFERENCE, BY_RUNNING, Hop, NOBODY_LEFT, Nature, far_end};
 use crate::census::Pid;
 use crate::model::host::Host;
 use crate::model::wait::{Confidence, Owner};
@@ -32,7 +32,8 @@ impl Knot {
 
     /// Whether it rests on inferences: then it needs time on its side, too.
     pub fn is_inferred(&self) -> bool {
-        self.hops().any(|hop| hop.nature == Nature::FarEnd || matches!(hop.how, BY_REFERENCE | BY_RUNNING))
+        self.hops()
+            .any(|hop| hop.nature == Nature::FarEnd || matches!(hop.how, BY_REFERENCE | BY_RUNNING | NOBODY_LEFT))
     }
 }
 
@@ -156,7 +157,8 @@ fn towards(host: &Host, way: &Way, next: Pid) -> Hop {
         return hop;
     }
     // Whichever of them it is: all are in the knot.
-    Hop { owner, confidence: hop.confidence.max(Confidence::Likely), ..hop }
+    let how = if hop.nature == Nature::Lock && hop.owner.is_none() { NOBODY_LEFT } else { hop.how };
+    Hop { owner, confidence: hop.confidence.max(Confidence::Likely), how, ..hop }
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ pub const BY_REFERENCE: &str = "sleeps with most references to the lock in its l
 /// How an edge to the thread was inferred that does what others wait to have been done once.
 pub const BY_RUNNING: &str = "runs the initialiser, with a reference to it in live frames";
 
+/// How it is known that nobody can release a lock that names no owner; the owner of such an edge only stands for the others.
+pub const NOBODY_LEFT: &str = "nobody in its process is left to release it";
+
 /// What makes the one wait for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nature {

@@ -2,10 +2,16 @@
 
 use super::{BY_REFERENCE, BY_RUNNING, Hop, Nature, far_end};
 use crate::census::{Pid, ThreadRow};
+use crate::model::decode::{Call, FUTEX_PRIVATE, Memory};
 use crate::model::file_lock;
+use crate::model::frames::Rest;
 use crate::model::host::Host;
 use crate::model::wait::{Class, Confidence, Owner, Resource, ResourceKind, Wait};
+use crate::model::word;
 use std::collections::BTreeMap;
+
+/// Threads of a process that are gone through to see whether anybody is left who could release a lock.
+const MOST_LEFT: usize = 256;
 
 /// The ways out of one wait.
 #[derive(Debug)]
@@ -67,7 +73,8 @@ fn way(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Way> {
         let how = "the lock does not say who holds it";
         let confidence = Confidence::Possible;
         let hop = Hop { waiter: tid, resource, owner: None, nature: Nature::Lock, confidence, how };
-        return Some(Way { by: by_reference(host, tid), ..Way::only(hop) });
+        let by = by_reference(host, tid);
+        return Some(Way { by: if by.is_empty() { left(host, row, wait) } else { by }, ..Way::only(hop) });
     }
     far_end::way(host, row, wait)
 }
@@ -75,6 +82,33 @@ fn way(host: &Host, row: &ThreadRow, wait: &Wait) -> Option<Way> {
 /// The one who probably has a lock that names no owner.
 fn by_reference(host: &Host, tid: Pid) -> Vec<Pid> {
     host.holder_by_reference(tid).map(|found| found.holder).into_iter().collect()
+}
+
+/// Who is left to release a lock that names no owner, where nobody is seen to have it: any other thread of the process, no other
+/// process, since the lock is private; the waiter itself, if it is alone. Nobody is named as soon as one of them does not wait.
+fn left(host: &Host, row: &ThreadRow, wait: &Wait) -> Vec<Pid> {
+    // The newer calls have their flags elsewhere.
+    let has_operation = |name| matches!(name, "futex" | "futex_time64");
+    let is_futex = row.syscall.is_some_and(|call| has_operation(Call::lookup(call.number, row.compat).name));
+    let is_private = is_futex && wait.args[1] & FUTEX_PRIVATE != 0;
+    // Bytes alone may look like a lock.
+    let is_seen = wait.reading.as_ref().is_some_and(|reading| reading.rest == Rest::Lock);
+    // A lock that is free is no lock that somebody has: a wake-up was lost.
+    let has_changed = host.suspects.get(&row.tid).is_some_and(|known| word::differs(row, Memory(&known.facts.memory)));
+    if !(is_private && is_seen && wait.timeout.is_unbounded()) || has_changed {
+        return Vec::new();
+    }
+    let mut left = Vec::new();
+    for other in host.threads_of(row.process.pid).filter(|other| other.tid != row.tid && !other.is_exiting()) {
+        if left.len() == MOST_LEFT || host.confirmed_wait(other.tid).is_none() {
+            return Vec::new();
+        }
+        left.push(other.tid);
+    }
+    if left.is_empty() {
+        left.push(row.tid);
+    }
+    left
 }
 
 /// The edge to the one who probably has a lock that names no owner.

@@ -20,6 +20,12 @@ const MAX_SOCKETS: usize = 1_000_000;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// `idiag_timer`: the same data are sent again, and `idiag_retrans` says how often.
+const TIMER_RETRANSMIT: u8 = 1;
+/// The peer has no room, and is asked whether it has some by now. It begins to count anew with each answer (`tcp_ack`), so some
+/// probes in a row are as good as retransmissions; fewer mean a peer that is there and takes nothing.
+const TIMER_PROBE: u8 = 4;
+const PROBES: u8 = 3;
 /// `NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH`.
 const DUMP: u16 = 0x301;
 pub(super) const INET_DIAG_INFO: u16 = 2;
@@ -173,6 +179,16 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
+/// How often the peer was asked in vain, from `idiag_timer` and `idiag_retrans`.
+pub(super) fn in_vain(timer: u8, count: u8) -> u8 {
+    match timer {
+        TIMER_RETRANSMIT => count,
+        TIMER_PROBE if count >= PROBES => count,
+        // Keep-alives: of a connection at rest.
+        _ => 0,
+    }
+}
+
 /// `struct inet_diag_msg`.
 fn inet(table: Table, body: &[u8]) -> Option<Socket> {
     let [family, state, timer, retransmits] = *body.first_chunk()?;
@@ -195,7 +211,7 @@ fn inet(table: Table, body: &[u8]) -> Option<Socket> {
         remote: address(6, 24).filter(|a| a.port() != 0),
         unread: u64::from(u32_at(body, 56)?),
         unsent: u64::from(u32_at(body, 60)?),
-        retransmits: u32::from(retransmits),
+        retransmits: u32::from(in_vain(timer, retransmits)),
         connecting_for: (state == super::SYN_SENT)
             .then(|| connecting_for(timer, retransmits, expires_ms, info))
             .flatten(),
@@ -262,7 +278,7 @@ fn connecting_for(timer: u8, retransmits: u8, expires_ms: u32, info: Option<&[u8
     let rto = u64::from(u32_at(info, 8)?) / 1000;
     let backoff = u32::from(*info.get(4)?).min(16);
     let first = if rto >= RTO_MAX_MS { 1000 } else { (rto >> backoff).max(1) };
-    let waiting = rto.checked_sub(u64::from(expires_ms)).filter(|_| timer == 1);
+    let waiting = rto.checked_sub(u64::from(expires_ms)).filter(|_| timer == TIMER_RETRANSMIT);
     let elapsed = if retransmits == 0 {
         waiting?
     } else if let (Some(total), Some(since)) = (u16_at(info, 240), u32_at(info, 244))
@@ -294,6 +310,14 @@ mod tests {
     use super::*;
 
     /// Measured on 6.18 (`tcp_syn_linear_timeouts` 4): milliseconds since connect, then what the kernel said.
+    #[test]
+    fn probes_count_once_nobody_answers_them() {
+        assert_eq!((in_vain(1, 1), in_vain(1, 7)), (1, 7));
+        // A peer that takes nothing answers each of them; keep-alives say nothing of data.
+        assert_eq!((in_vain(4, 2), in_vain(4, 3)), (0, 3));
+        assert_eq!((in_vain(2, 9), in_vain(0, 9)), (0, 0));
+    }
+
     #[test]
     fn time_since_the_first_syn() {
         for (truth, retransmits, expires, backoff, rto_us, total_rto, rto_time) in [

@@ -1,6 +1,6 @@
 //! A TCP socket as the kernel lists it, in few bytes: hosts have a hundred thousand of them.
 
-use super::diag::{INET_DIAG_INFO, attributes, u32_at};
+use super::diag::{INET_DIAG_INFO, attributes, in_vain, u32_at};
 use super::{Socket, state_name};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,6 +32,23 @@ impl End {
         Some(end)
     }
 
+    /// As [`fmt::Display`] has it; that of IPv4, which most are, is made by hand.
+    pub(super) fn text(&self) -> String {
+        if !self.is_v4() {
+            return self.to_string();
+        }
+        let mut text = String::with_capacity("255.255.255.255:65535".len());
+        for (n, byte) in self.ip[V4_MAPPED.len()..].iter().enumerate() {
+            if n > 0 {
+                text.push('.');
+            }
+            push_number(&mut text, u16::from(*byte));
+        }
+        text.push(':');
+        push_number(&mut text, self.port);
+        text
+    }
+
     fn is_v4(&self) -> bool {
         self.ip.starts_with(&V4_MAPPED)
     }
@@ -50,6 +67,17 @@ impl End {
     /// Whether it names one address.
     pub(super) fn is_specific(&self) -> bool {
         !self.is_unspecified()
+    }
+}
+
+fn push_number(text: &mut String, number: u16) {
+    let mut power = 10_000;
+    while power > 1 && number < power {
+        power /= 10;
+    }
+    while power > 0 {
+        text.push(char::from(b'0' + (number / power % 10) as u8));
+        power /= 10;
     }
 }
 
@@ -94,7 +122,7 @@ pub(super) struct Info {
 impl ListedTcp {
     /// `struct inet_diag_msg`, filled at `at_ns`.
     pub(super) fn parse(body: &[u8], at_ns: u64) -> Option<Self> {
-        let [family, state, _, retransmits] = *body.first_chunk()?;
+        let [family, state, timer, repeated] = *body.first_chunk()?;
         let info = attributes(body.get(72..)?).find(|(kind, _)| *kind == INET_DIAG_INFO).map(|(_, info)| info);
         Some(Self {
             local: End::read(family, body.get(4..6)?, body.get(8..24)?)?,
@@ -103,7 +131,7 @@ impl ListedTcp {
             unread: u32_at(body, 56)?,
             unsent: u32_at(body, 60)?,
             state,
-            retransmits,
+            retransmits: in_vain(timer, repeated),
             info: info.and_then(|info| Info::parse(info, at_ns)),
             at_ns,
         })
@@ -174,6 +202,11 @@ mod tests {
         assert!(end("0.0.0.0:1").is_unspecified() && end("[::]:1").is_unspecified());
         assert_eq!(end("[::ffff:10.0.0.1]:80").to_string(), "10.0.0.1:80");
         assert_eq!(end("[2001:db8::1]:80").to_string(), "[2001:db8::1]:80");
+        for text in
+            ["0.0.0.0:0", "127.0.0.1:80", "10.200.30.255:65535", "1.2.3.4:10000", "9.10.99.100:9", "[::]:1", "[::1]:80"]
+        {
+            assert_eq!((end(text).text(), end(text).to_string()), (text.to_owned(), text.to_owned()));
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 mod descriptors;
 mod diag;
+mod inodes;
+mod known;
 mod listed;
 mod namespaces;
 mod peers;
@@ -16,7 +18,6 @@ mod survey;
 mod tests;
 mod unix;
 
-use self::descriptors::sockets_of;
 use self::namespaces::{namespace, open_in};
 use super::pool::Clock;
 use super::{ConnectingSocket, SocketFact};
@@ -28,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+pub use descriptors::FileTables;
 pub use streams::Streams;
 pub use survey::Survey;
 
@@ -137,6 +139,7 @@ pub struct Sockets {
     channels: HashMap<u64, Option<Rc<OwnedFd>>>,
     /// A process of each network namespace.
     representatives: Option<Vec<Pid>>,
+    tables: FileTables,
     lost: BTreeMap<String, u64>,
 }
 
@@ -156,12 +159,21 @@ impl Sockets {
             listed: HashMap::new(),
             channels: HashMap::new(),
             representatives: None,
+            tables: FileTables::default(),
             lost: BTreeMap::new(),
         }
     }
 
+    /// Whose a socket is, is read from these.
+    pub fn with(self, tables: FileTables) -> Self {
+        Self { tables, ..self }
+    }
+
     /// What could not be looked at, by reason.
-    pub fn into_lost(self) -> BTreeMap<String, u64> {
+    pub fn into_lost(mut self) -> BTreeMap<String, u64> {
+        for (reason, count) in self.tables.take_fallen() {
+            *self.lost.entry(format!("sockets: {reason}")).or_default() += count;
+        }
         self.lost
     }
 
@@ -286,7 +298,7 @@ impl Sockets {
 
     /// Descriptors of the process that are sockets; none if it is another process by now.
     fn descriptors(&mut self, process: ProcessId, wanted: Option<&BTreeSet<u64>>) -> Vec<(i32, u64)> {
-        let found = sockets_of(process, self.until).unwrap_or_else(|reason| {
+        let found = self.tables.sockets_of(process, self.until).unwrap_or_else(|reason| {
             self.lose(&reason);
             Vec::new()
         });

@@ -1,11 +1,9 @@
 //! The stream sockets of processes: one listing of a network namespace, joined to the descriptors of those that are asked about.
-//!
-//! What is kept from one listing to the next: which way a connection was made, as the listener may go; and when data last
-//! went over it. The kernel says the latter as milliseconds ago, in steps of its clock, and counts repetitions as sent
-//! data: while not a byte more has gone over the connection, the time that was learnt first stays.
 
-use super::descriptors::sockets_of;
-use super::listed::{End, Info, ListedTcp};
+use super::descriptors::FileTables;
+use super::inodes::{InodeMap, InodeSet, Secret};
+use super::known::{Known, Last};
+use super::listed::{End, ListedTcp};
 use super::namespaces::{namespace, open_in};
 use super::unix::{UnixNames, unix_listener};
 use super::{LISTEN, Socket, Table, diag, procnet};
@@ -14,7 +12,7 @@ use crate::proc::pool::Clock;
 use crate::proc::streams::MOST_WAITING;
 use crate::proc::{Connection, Listener, ProcessStreams, StreamKind, Unaccepted};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// Connections kept of one process.
@@ -33,22 +31,10 @@ pub struct Streams {
     clock: Clock,
     /// observer's own network namespace.
     own: Option<u64>,
-    known: HashMap<u64, Known>,
+    pub(super) known: HashMap<u64, Known>,
     scans: HashMap<ProcessId, Scan>,
+    pub(super) tables: FileTables,
     pub(super) owners: super::survey::Owners,
-}
-
-/// What is kept of a namespace.
-#[derive(Default)]
-struct Known {
-    /// Which connections were accepted, by inode.
-    inbound: HashMap<u32, bool>,
-    times: HashMap<u32, Steady>,
-    /// Listeners and unix sockets, in order.
-    others: Vec<u32>,
-    listed: Option<Instant>,
-    /// When a socket was listed last that had not been there before.
-    changed: Option<Instant>,
 }
 
 /// The descriptors of a process that are sockets. Most of the price of a look at thousands of connections is to read their
@@ -62,15 +48,6 @@ struct Scan {
 /// Descriptors from which on a scan is kept, and for how long.
 const WORTH_KEEPING: usize = 256;
 const KEPT_FOR: Duration = Duration::from_secs(3);
-
-/// When data last went over a connection, and how many had by then.
-#[derive(Clone, Copy)]
-pub(super) struct Steady {
-    written: u64,
-    received: u64,
-    pub(super) sent_ns: Option<u64>,
-    pub(super) received_ns: Option<u64>,
-}
 
 /// The stream sockets of one namespace.
 pub(super) struct Listing {
@@ -91,8 +68,21 @@ impl Listing {
         Self { namespace, tcp, unix, taken_ns, listeners }
     }
 
+    /// Where each socket is; nobody has it yet.
+    fn places(&self) -> InodeMap<Held> {
+        let tcp = self.tcp.iter().enumerate().map(|(n, socket)| (socket.inode, socket.state, Place::Tcp(n)));
+        let unix = self.unix.iter().enumerate();
+        let unix =
+            unix.filter_map(|(n, socket)| Some((u32::try_from(socket.inode).ok()?, socket.state, Place::Unix(n))));
+        let mut places = InodeMap::with_capacity_and_hasher(self.tcp.len() + self.unix.len(), Secret::default());
+        for (inode, state, place) in tcp.chain(unix).filter(|(inode, ..)| *inode != 0) {
+            places.insert(inode, Held { place, listens: state == LISTEN, first: None, last: None });
+        }
+        places
+    }
+
     /// The listeners that get what arrives at `local`.
-    fn listeners_of(&self, local: &End) -> impl Iterator<Item = &ListedTcp> {
+    pub(super) fn listeners_of(&self, local: &End) -> impl Iterator<Item = &ListedTcp> {
         let (places, local) = (self.listeners.get(&local.port), *local);
         places.into_iter().flatten().map(|place| &self.tcp[*place]).filter(move |socket| socket.local.takes(&local))
     }
@@ -130,6 +120,14 @@ enum Place {
     Unix(usize),
 }
 
+/// Where a socket is in a listing, and which of the processes that are asked about have it, by their places in that list.
+struct Held {
+    place: Place,
+    listens: bool,
+    first: Option<usize>,
+    last: Option<usize>,
+}
+
 /// The sockets of one process in a listing.
 struct Mine {
     process: ProcessId,
@@ -137,14 +135,44 @@ struct Mine {
     listeners: Vec<(i32, Place)>,
 }
 
+/// Connections, by process and place in its list, each to be found by what is listed of its other end.
+struct OtherEnds {
+    /// The last connection that was added, by its remote and its local end.
+    last: HashMap<(End, End), usize, Secret>,
+    /// Each connection, and the one before it with the same ends: several processes may have it.
+    all: Vec<((usize, usize), Option<usize>)>,
+}
+
+impl OtherEnds {
+    fn with_capacity(len: usize) -> Self {
+        Self { last: HashMap::with_capacity_and_hasher(len, Secret::default()), all: Vec::with_capacity(len) }
+    }
+
+    fn add(&mut self, socket: &ListedTcp, connection: (usize, usize)) {
+        let before = self.last.insert((socket.remote, socket.local), self.all.len());
+        self.all.push((connection, before));
+    }
+
+    /// The connections that this is the other end of.
+    fn of(&self, socket: &ListedTcp) -> impl Iterator<Item = (usize, usize)> {
+        let mut next = self.last.get(&(socket.local, socket.remote)).copied();
+        std::iter::from_fn(move || {
+            let (connection, before) = self.all[next?];
+            next = before;
+            Some(connection)
+        })
+    }
+}
+
 impl Streams {
-    /// Nothing is known yet.
-    pub fn new(clock: Clock) -> Self {
+    /// Nothing is known yet; whose a socket is, is read from `tables`.
+    pub fn new(clock: Clock, tables: FileTables) -> Self {
         Self {
             clock,
             own: namespace("self").ok(),
             known: HashMap::new(),
             scans: HashMap::new(),
+            tables,
             owners: super::survey::Owners::default(),
         }
     }
@@ -164,7 +192,7 @@ impl Streams {
             found.extend(self.join(&listing, &processes, until, lost));
         }
         self.find_peers(&mut found, everyone, until, lost);
-        self.forget();
+        self.forget(lost);
         found
     }
 
@@ -220,46 +248,11 @@ impl Streams {
                 Vec::new()
             }
         };
-        let listing =
-            Listing::new(namespace, distinct(tcp, |tcp| tcp.inode.into()), distinct(unix, |unix| unix.inode), taken_ns);
-        self.learn_directions(&listing);
+        // Diagnostics have 32 bits of an inode number.
+        let unix = distinct(unix, |unix| u32::try_from(unix.inode).unwrap_or(0));
+        let listing = Listing::new(namespace, distinct(tcp, |tcp| tcp.inode), unix, taken_ns);
+        self.known.entry(namespace).or_default().learn(&listing);
         Some(listing)
-    }
-
-    fn learn_directions(&mut self, listing: &Listing) {
-        let known = self.known.entry(listing.namespace).or_default();
-        let mut has_new = false;
-        let mut inbound = HashMap::with_capacity(listing.tcp.len());
-        for socket in listing.tcp.iter().filter(|socket| socket.inode != 0 && socket.state != LISTEN) {
-            let before = known.inbound.get(&socket.inode).copied();
-            has_new |= before.is_none();
-            inbound
-                .insert(socket.inode, before.unwrap_or_else(|| listing.listeners_of(&socket.local).next().is_some()));
-        }
-        known.times.retain(|inode, _| inbound.contains_key(inode));
-        known.inbound = inbound;
-        let listening = listing.tcp.iter().filter(|socket| socket.state == LISTEN).map(|socket| socket.inode);
-        let unix = listing.unix.iter().filter_map(|socket| u32::try_from(socket.inode).ok());
-        let mut others: Vec<u32> = listening.chain(unix).collect();
-        others.sort_unstable();
-        has_new |= others.iter().any(|inode| known.others.binary_search(inode).is_err());
-        known.others = others;
-        known.listed = Some(Instant::now());
-        if has_new {
-            known.changed = known.listed;
-        }
-    }
-
-    /// Whether a connection was accepted.
-    pub(super) fn is_inbound(&self, namespace: u64, inode: u32) -> bool {
-        self.known.get(&namespace).and_then(|known| known.inbound.get(&inode)).copied().unwrap_or_default()
-    }
-
-    /// When data last went over it, as far as that is known: what is sent again does not count.
-    pub(super) fn steady(&self, namespace: u64, socket: &ListedTcp) -> Option<Steady> {
-        let now = Steady::of(socket, &socket.info?);
-        let before = self.known.get(&namespace).and_then(|known| known.times.get(&socket.inode));
-        Some(before.map_or(now, |before| before.followed_by(now)))
     }
 
     /// Joins a listing to the descriptors of processes.
@@ -271,20 +264,20 @@ impl Streams {
         lost: &mut BTreeMap<String, u64>,
     ) -> Vec<ProcessStreams> {
         let (all, held) = self.find_mine(listing, processes, until, lost);
+        let known = self.known.entry(listing.namespace).or_default();
         let waiting = listing.waiting();
         let unix = UnixNames::new(&listing.unix);
         let mut found = Vec::new();
-        // Which connection of which process is the other end of what.
-        let mut ends: Vec<((End, End), (usize, usize))> = Vec::new();
+        let mut ends = OtherEnds::with_capacity(all.iter().map(|mine| mine.connections.len()).sum());
         for mut mine in all {
-            let cut = self.cut(listing, &mut mine);
+            let cut = cut(known, listing, &mut mine);
             let mut connections = Vec::with_capacity(mine.connections.len());
             for (fd, place) in mine.connections {
                 match place {
                     Place::Tcp(place) => {
                         let socket = &listing.tcp[place];
-                        ends.push(((socket.remote, socket.local), (found.len(), connections.len())));
-                        connections.push(self.tcp(listing.namespace, socket, fd));
+                        ends.add(socket, (found.len(), connections.len()));
+                        connections.push(tcp_connection(known, socket, fd));
                     }
                     Place::Unix(place) => connections.push(unix.connection(&listing.unix[place], fd)),
                 }
@@ -297,16 +290,15 @@ impl Streams {
             let taken_ns = listing.taken_ns;
             found.push(ProcessStreams { process: mine.process, taken_ns, connections, listeners, cut });
         }
-        ends.sort_unstable();
         for socket in listing.tcp.iter().filter(|socket| socket.inode != 0) {
-            for (_, (process, connection)) in equal(&ends, &(socket.local, socket.remote)) {
-                found[*process].connections[*connection].peer = Some(u64::from(socket.inode));
+            for (process, connection) in ends.of(socket) {
+                found[process].connections[connection].peer = Some(u64::from(socket.inode));
             }
         }
         let found_in: Vec<ProcessId> = found.iter().map(|streams| streams.process).collect();
         for connection in found.iter_mut().flat_map(|streams| &mut streams.connections) {
             let peer = connection.peer.and_then(|peer| u32::try_from(peer).ok());
-            connection.peer_process = peer.and_then(|peer| Some(found_in[equal(&held, &peer).first()?.1.0]));
+            connection.peer_process = peer.and_then(|peer| Some(found_in[held.get(&peer)?.first?]));
         }
         found
     }
@@ -318,35 +310,30 @@ impl Streams {
         processes: &[ProcessId],
         until: Instant,
         lost: &mut BTreeMap<String, u64>,
-    ) -> (Vec<Mine>, Held) {
-        let is_empty = listing.tcp.is_empty() && listing.unix.is_empty();
+    ) -> (Vec<Mine>, InodeMap<Held>) {
+        let mut held = listing.places();
         let mut all: Vec<Mine> = Vec::new();
-        let mut held = Held::new();
         for &process in processes {
-            if !is_empty {
-                match self.scan(listing.namespace, process, until) {
-                    Ok(sockets) => held.extend(sockets.iter().map(|(fd, inode)| (*inode, (all.len(), *fd)))),
+            let mut mine = Mine { process, connections: Vec::new(), listeners: Vec::new() };
+            if !held.is_empty() {
+                let sockets = match self.scan(listing.namespace, process, until) {
+                    Ok(sockets) => sockets,
                     Err(reason) => {
                         lose(lost, &reason);
                         continue;
                     }
+                };
+                let owner = all.len();
+                for &(fd, inode) in sockets.iter() {
+                    // Its lowest descriptor stands for it.
+                    let Some(held) = held.get_mut(&inode).filter(|held| held.last != Some(owner)) else { continue };
+                    held.first.get_or_insert(owner);
+                    held.last = Some(owner);
+                    let list = if held.listens { &mut mine.listeners } else { &mut mine.connections };
+                    list.push((fd, held.place));
                 }
             }
-            all.push(Mine { process, connections: Vec::new(), listeners: Vec::new() });
-        }
-        held.sort_unstable();
-        // Its lowest descriptor stands for it.
-        held.dedup_by_key(|(inode, (owner, _))| (*inode, *owner));
-        let tcp = listing.tcp.iter().enumerate().map(|(n, socket)| (socket.inode, socket.state, Place::Tcp(n)));
-        let unix = listing.unix.iter().enumerate();
-        let unix =
-            unix.filter_map(|(n, socket)| Some((u32::try_from(socket.inode).ok()?, socket.state, Place::Unix(n))));
-        for (inode, state, place) in tcp.chain(unix).filter(|(inode, ..)| *inode != 0) {
-            for (_, (owner, fd)) in equal(&held, &inode) {
-                let mine = &mut all[*owner];
-                let list = if state == LISTEN { &mut mine.listeners } else { &mut mine.connections };
-                list.push((*fd, place));
-            }
+            all.push(mine);
         }
         (all, held)
     }
@@ -357,7 +344,7 @@ impl Streams {
         if !self.scans.get(&process).is_some_and(is_good) {
             // Before the reading: what comes meanwhile may be missed by it.
             let at = Instant::now();
-            let sockets = sockets_of(process, until)?;
+            let sockets = self.tables.sockets_of(process, until)?;
             if sockets.len() < WORTH_KEEPING {
                 return Ok(Cow::Owned(sockets));
             }
@@ -366,137 +353,67 @@ impl Streams {
         Ok(Cow::Borrowed(self.scans.get(&process).map_or(&[], |scan| &scan.sockets)))
     }
 
-    /// Leaves out what is too much: the quiet connections first, and the youngest of those that owe.
-    fn cut(&self, listing: &Listing, mine: &mut Mine) -> u32 {
-        let all = mine.connections.len() + mine.listeners.len();
-        mine.listeners.sort_unstable_by_key(|(fd, _)| *fd);
-        mine.listeners.truncate(MOST_LISTENERS);
-        if mine.connections.len() > MOST_CONNECTIONS {
-            mine.connections.sort_by_cached_key(|(_, place)| match place {
-                Place::Tcp(place) => {
-                    let socket = &listing.tcp[*place];
-                    self.rank(listing.namespace, socket)
-                }
-                Place::Unix(place) => (if listing.unix[*place].unread > 0 { 0 } else { 2 }, u64::MAX),
-            });
-            mine.connections.truncate(MOST_CONNECTIONS);
+    /// Drops what is known of namespaces that are no longer listed, and says what was read the longer way.
+    pub(super) fn forget(&mut self, lost: &mut BTreeMap<String, u64>) {
+        for (reason, count) in self.tables.take_fallen() {
+            *lost.entry(format!("streams: {reason}")).or_default() += count;
         }
-        mine.connections.sort_unstable_by_key(|(fd, _)| *fd);
-        u32::try_from(all - mine.connections.len() - mine.listeners.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Small for what matters: owes, awaits, was connected, was accepted; then by when its last data went.
-    fn rank(&self, namespace: u64, socket: &ListedTcp) -> (u8, u64) {
-        let inbound = self.is_inbound(namespace, socket.inode);
-        let info = socket.info.unwrap_or_default();
-        let rank = match (inbound, info.last()) {
-            _ if socket.unread > 0 => 0,
-            (true, Last::Received(_)) => 0,
-            (false, Last::Sent(_)) => 1,
-            (false, _) => 2,
-            (true, _) => 3,
-        };
-        (rank, info.last_received_ns.max(info.last_sent_ns))
-    }
-
-    fn tcp(&mut self, namespace: u64, socket: &ListedTcp, fd: i32) -> Connection {
-        let inbound = self.is_inbound(namespace, socket.inode);
-        let steady = self.steady(namespace, socket);
-        if let Some(steady) = steady {
-            self.known.entry(namespace).or_default().times.insert(socket.inode, steady);
-        }
-        Connection {
-            inode: u64::from(socket.inode),
-            fd,
-            kind: StreamKind::Tcp,
-            state: socket.state_name().to_owned(),
-            local: Some(socket.local.to_string()),
-            remote: Some(socket.remote.to_string()),
-            inbound,
-            unread: u64::from(socket.unread),
-            unsent: u64::from(socket.unsent),
-            received: socket.info.map(|info| info.received),
-            // The SYN of whoever connects counts as a byte.
-            sent: socket.info.map(|info| info.acknowledged.saturating_sub(u64::from(!inbound))),
-            last_received_ns: steady.and_then(|steady| steady.received_ns),
-            last_sent_ns: steady.and_then(|steady| steady.sent_ns),
-            retransmits: u32::from(socket.retransmits),
-            peer: None,
-            peer_process: None,
-        }
-    }
-
-    /// Drops what is known of namespaces that are no longer listed.
-    pub(super) fn forget(&mut self) {
         self.scans.retain(|_, scan| scan.at.elapsed() < KEPT_FOR);
         self.known.retain(|_, known| known.listed.is_some_and(|at| at.elapsed() < super::survey::REMEMBERED));
     }
 }
 
-/// Which way the last data went over a connection, and when. An answer may leave in the same step of the kernel's clock as
-/// what it answers came in: then nothing is owed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Last {
-    Received(u64),
-    Sent(u64),
-    Neither,
+/// Leaves out what is too much: the quiet connections first, and the youngest of those that owe.
+fn cut(known: &Known, listing: &Listing, mine: &mut Mine) -> u32 {
+    let all = mine.connections.len() + mine.listeners.len();
+    mine.listeners.sort_unstable_by_key(|(fd, _)| *fd);
+    mine.listeners.truncate(MOST_LISTENERS);
+    if mine.connections.len() > MOST_CONNECTIONS {
+        mine.connections.sort_by_cached_key(|(_, place)| match place {
+            Place::Tcp(place) => rank(known, &listing.tcp[*place]),
+            Place::Unix(place) => (if listing.unix[*place].unread > 0 { 0 } else { 2 }, u64::MAX),
+        });
+        mine.connections.truncate(MOST_CONNECTIONS);
+    }
+    mine.connections.sort_unstable_by_key(|(fd, _)| *fd);
+    u32::try_from(all - mine.connections.len() - mine.listeners.len()).unwrap_or(u32::MAX)
 }
 
-impl Last {
-    /// From when data came, and went, last.
-    pub(super) fn of(received: Option<u64>, sent: Option<u64>) -> Self {
-        match (received, sent) {
-            (Some(received), sent) if sent.is_none_or(|sent| received > sent) => Self::Received(received),
-            (received, Some(sent)) if received.is_none_or(|received| sent > received) => Self::Sent(sent),
-            _ => Self::Neither,
-        }
-    }
+/// Small for what matters: owes, awaits, was connected, was accepted; then by when its last data went.
+fn rank(known: &Known, socket: &ListedTcp) -> (u8, u64) {
+    let inbound = known.is_inbound(socket.inode);
+    let info = socket.info.unwrap_or_default();
+    let rank = match (inbound, info.last()) {
+        _ if socket.unread > 0 => 0,
+        (true, Last::Received(_)) => 0,
+        (false, Last::Sent(_)) => 1,
+        (false, _) => 2,
+        (true, _) => 3,
+    };
+    (rank, info.last_received_ns.max(info.last_sent_ns))
 }
 
-impl Info {
-    pub(super) fn last(&self) -> Last {
-        Last::of(self.has_received.then_some(self.last_received_ns), self.has_sent.then_some(self.last_sent_ns))
+fn tcp_connection(known: &mut Known, socket: &ListedTcp, fd: i32) -> Connection {
+    let (inbound, steady) = known.keep(socket);
+    Connection {
+        inode: u64::from(socket.inode),
+        fd,
+        kind: StreamKind::Tcp,
+        state: socket.state_name().to_owned(),
+        local: Some(socket.local.text()),
+        remote: Some(socket.remote.text()),
+        inbound,
+        unread: u64::from(socket.unread),
+        unsent: u64::from(socket.unsent),
+        received: socket.info.map(|info| info.received),
+        // The SYN of whoever connects counts as a byte.
+        sent: socket.info.map(|info| info.acknowledged.saturating_sub(u64::from(!inbound))),
+        last_received_ns: steady.and_then(|steady| steady.received_ns),
+        last_sent_ns: steady.and_then(|steady| steady.sent_ns),
+        retransmits: u32::from(socket.retransmits),
+        peer: None,
+        peer_process: None,
     }
-}
-
-impl Steady {
-    fn of(socket: &ListedTcp, info: &Info) -> Self {
-        Self {
-            written: info.acknowledged + u64::from(socket.unsent),
-            received: info.received,
-            sent_ns: info.has_sent.then_some(info.last_sent_ns),
-            received_ns: info.has_received.then_some(info.last_received_ns),
-        }
-    }
-
-    /// Times of before stay where nothing has come since; the order of the two is that of the newer listing.
-    fn followed_by(self, now: Self) -> Self {
-        let is_old = |before: Option<u64>, same: bool| before.filter(|_| same);
-        let old_sent = is_old(self.sent_ns, self.written == now.written);
-        let old_received = is_old(self.received_ns, self.received == now.received);
-        let (mut sent_ns, mut received_ns) = (old_sent.or(now.sent_ns), old_received.or(now.received_ns));
-        if let (Some(sent), Some(received)) = (now.sent_ns, now.received_ns) {
-            if old_sent.is_none() && sent >= received {
-                sent_ns = sent_ns.max(received_ns);
-            }
-            if old_received.is_none() && received >= sent {
-                // In one step of the clock: neither is later.
-                let later = u64::from(received > sent);
-                received_ns = received_ns.max(sent_ns.map(|sent| sent + later));
-            }
-        }
-        Self { sent_ns, received_ns, ..now }
-    }
-}
-
-/// Sockets in order of their inodes, each with the place of its process and its lowest descriptor there.
-type Held = Vec<(u32, (usize, i32))>;
-
-/// The part of an ordered list that has this key.
-fn equal<'a, K: Ord, V>(list: &'a [(K, V)], key: &K) -> &'a [(K, V)] {
-    let from = list.partition_point(|(k, _)| k < key);
-    let len = list[from..].iter().take_while(|(k, _)| k == key).count();
-    &list[from..from + len]
 }
 
 fn tcp_listener(socket: &ListedTcp, fd: i32, waiting: &HashMap<u32, Vec<&ListedTcp>>) -> Listener {
@@ -516,8 +433,8 @@ fn tcp_listener(socket: &ListedTcp, fd: i32, waiting: &HashMap<u32, Vec<&ListedT
 
 /// Each socket once: one that comes to the head of its chain while the kernel goes through it makes it list another one again, and
 /// all parts of a multipath connection have one inode.
-fn distinct<S>(mut sockets: Vec<S>, inode: impl Fn(&S) -> u64) -> Vec<S> {
-    let mut seen = HashSet::with_capacity(sockets.len());
+fn distinct<S>(mut sockets: Vec<S>, inode: impl Fn(&S) -> u32) -> Vec<S> {
+    let mut seen = InodeSet::with_capacity_and_hasher(sockets.len(), Secret::default());
     sockets.retain(|socket| inode(socket) == 0 || seen.insert(inode(socket)));
     sockets
 }

@@ -2,9 +2,9 @@
 //! walk through the descriptors of every process, is asked only for those that look like a debt, and now and then for what listens.
 
 use super::LISTEN;
-use super::descriptors::sockets_of;
+use super::known::{Known, Last};
 use super::listed::ListedTcp;
-use super::streams::{Last, Listing, Streams, by_namespace, lose};
+use super::streams::{Listing, Streams, by_namespace, lose};
 use crate::census::ProcessId;
 use crate::host::clock::{thread_cpu_ns, whole_ns};
 use crate::proc::ProcessStreams;
@@ -61,6 +61,16 @@ pub struct Survey {
     pub suspects: usize,
     /// One of them did not at the survey before.
     pub has_new: bool,
+}
+
+/// Since when a connection owes an answer, or awaits one.
+fn owed_since(known: &Known, socket: &ListedTcp) -> Option<u64> {
+    let (inbound, times) = known.of(socket);
+    let times = times?;
+    match (inbound, Last::of(times.received_ns, times.sent_ns)) {
+        (true, Last::Received(since)) | (false, Last::Sent(since)) => Some(since),
+        _ => None,
+    }
 }
 
 impl Streams {
@@ -147,7 +157,7 @@ impl Streams {
             self.owners.listed.retain(|process, _| lives.contains(process));
         }
         self.owners.by_inode.retain(|_, (_, asked)| asked.elapsed() < 2 * REMEMBERED);
-        self.forget();
+        self.forget(lost);
         survey
     }
 
@@ -155,6 +165,7 @@ impl Streams {
     fn suspects(&self, listing: &Listing, after: Duration, staying: &mut HashMap<u32, Staying>) -> Vec<u32> {
         let after_ns = whole_ns(after);
         let mut found: Vec<(u64, u32)> = Vec::new();
+        let known = self.known.get(&listing.namespace);
         let mut stays = |inode: u32, at_ns: u64, read: Option<u64>| {
             let before = self.owners.staying.get(&inode).filter(|before| before.read == read);
             let stay = before.copied().unwrap_or(Staying { namespace: listing.namespace, since_ns: at_ns, read });
@@ -170,7 +181,7 @@ impl Streams {
             };
             // What is sent again and again comes to be known before its times are muddled.
             let is_unheard = socket.unsent > 0 && socket.retransmits > 0;
-            let owed = self.owed_since(listing.namespace, socket);
+            let owed = known.and_then(|known| owed_since(known, socket));
             let owed = owed.filter(|since| is_unheard || socket.at_ns.saturating_sub(*since) >= after_ns);
             found.extend(since.into_iter().chain(owed).min().map(|since| (since, socket.inode)));
         }
@@ -181,15 +192,6 @@ impl Streams {
         }
         found.sort_unstable();
         found.into_iter().map(|(_, inode)| inode).collect()
-    }
-
-    /// Since when a connection owes an answer, or awaits one.
-    fn owed_since(&self, namespace: u64, socket: &ListedTcp) -> Option<u64> {
-        let times = self.steady(namespace, socket)?;
-        match (self.is_inbound(namespace, socket.inode), Last::of(times.received_ns, times.sent_ns)) {
-            (true, Last::Received(since)) | (false, Last::Sent(since)) => Some(since),
-            _ => None,
-        }
     }
 
     /// Who holds these, without repetition, in their order.
@@ -220,7 +222,7 @@ impl Streams {
         }
         let mut found: HashMap<u32, Vec<ProcessId>> = unknown.iter().map(|inode| (*inode, Vec::new())).collect();
         for &process in among {
-            let sockets = match sockets_of(process, until) {
+            let sockets = match self.tables.sockets_of(process, until) {
                 Ok(sockets) => sockets,
                 // One that has ended holds nothing.
                 Err(reason) if reason == "ESRCH" => continue,

@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::host::clock::monotonic_ns;
+use crate::proc::sockets::known::Steady;
+use crate::proc::sockets::listed::Info;
 use crate::proc::tests::victim::wait_for;
 use crate::proc::{exists, fd_fact, fds};
 use std::io::{Read, Write};
@@ -30,7 +32,7 @@ struct Look {
 
 impl Look {
     fn new() -> Self {
-        Self { streams: Streams::new(monotonic_ns) }
+        Self { streams: Streams::new(monotonic_ns, FileTables::default()) }
     }
 
     fn all(&mut self) -> ProcessStreams {
@@ -215,9 +217,9 @@ fn without_netlink_there_are_no_times() {
     let list = || {
         let plain = procnet::read(me().pid, Table::Tcp, TCP_STATES, until).unwrap();
         let tcp = plain.iter().filter_map(|socket| ListedTcp::plain(socket, 7)).collect();
-        let mut streams = Streams::new(monotonic_ns);
+        let mut streams = Streams::new(monotonic_ns, FileTables::default());
         let listing = Listing::new(1, tcp, Vec::new(), 7);
-        streams.learn_directions(&listing);
+        streams.known.entry(1).or_default().learn(&listing);
         let mut found = streams.join(&listing, &[me()], until, &mut BTreeMap::new()).remove(0).connections;
         found.retain(|c| c.inode == inode(&server) && c.unread == 5);
         found.pop()
@@ -251,11 +253,11 @@ fn what_matters_is_kept() {
         ..Default::default()
     });
     let listing = Listing::new(1, tcp, Vec::new(), 1000);
-    let mut streams = Streams::new(|| 0);
-    streams.learn_directions(&listing);
+    let mut streams = Streams::new(|| 0, FileTables::default());
+    streams.known.entry(1).or_default().learn(&listing);
     let connections = (0..many + 3).map(|n| (n as i32, Place::Tcp(n as usize))).collect();
     let mut mine = Mine { process: me(), connections, listeners: Vec::new() };
-    assert_eq!(streams.cut(&listing, &mut mine), 3);
+    assert_eq!(cut(&streams.known[&1], &listing, &mut mine), 3);
     assert_eq!(mine.connections.len(), MOST_CONNECTIONS);
     let last: Vec<i32> = mine.connections.iter().rev().take(3).map(|(fd, _)| *fd).collect();
     assert_eq!(last, [many + 2, many + 1, many].map(|n| n as i32));
@@ -283,7 +285,7 @@ fn suspects_are_old_debts_only() {
     let (_listener, mut client, mut server) = pair();
     let (_other, mut asker, unread) = pair();
     let after = Duration::from_millis(100);
-    let mut streams = Streams::new(monotonic_ns);
+    let mut streams = Streams::new(monotonic_ns, FileTables::default());
     let namespace = namespace("self").unwrap();
     let suspects = |streams: &mut Streams| {
         let listing = streams.list(me().pid, namespace, Instant::now() + LIMIT, &mut BTreeMap::new()).unwrap();
