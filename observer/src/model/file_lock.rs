@@ -71,8 +71,10 @@ pub(super) fn awaited(
         })
         .collect();
     if behind.is_empty() && inode.is_some() {
-        // Before kernel 5.11, and for locks of processes that are gone, the list does not tell who waits.
-        behind.extend(on_file().map(|lock| (lock, false)));
+        // Before kernel 5.11, and for locks of processes that are gone, the list does not tell who waits. Bytes that
+        // nobody asks for keep nobody waiting.
+        let is_in_the_way = |lock: &&FileLockFact| asked.is_none_or(|asked| asked.overlaps(lock.range));
+        behind.extend(on_file().filter(is_in_the_way).map(|lock| (lock, false)));
     }
     let found = |(lock, is_first): &(&FileLockFact, bool)| {
         let holder = holder(lock, waiter, rows);

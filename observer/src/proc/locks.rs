@@ -9,11 +9,16 @@ use super::stat::{Identity, errno_name, identity, read_bounded};
 use crate::census::{Pid, ProcessId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::time::Instant;
 
 /// Most of `/proc/locks` that is read: some fifty thousand locks.
 const MAX_LIST: u64 = 4 << 20;
+/// As much as the kernel may give at once (`seq_read_iter`, `fs/seq_file.c`: a page, more for a longer record).
+const PIECE: usize = 64 << 10;
+/// How often the list is read until it has every request that is known to wait.
+const LISTINGS: usize = 3;
 /// Most of one `fdinfo` that is read.
 const MAX_INFO: u64 = 64 << 10;
 /// Locks kept of one look.
@@ -40,6 +45,14 @@ pub struct LockRange {
     pub start: u64,
     /// The last byte; `None` for the end of the file, wherever that will be.
     pub end: Option<u64>,
+}
+
+impl LockRange {
+    /// Whether a byte is in both.
+    pub fn overlaps(self, other: Self) -> bool {
+        let begins_in = |a: Self, b: Self| b.end.is_none_or(|end| a.start <= end);
+        begins_in(self, other) && begins_in(other, self)
+    }
 }
 
 /// A request that waits behind a lock.
@@ -159,22 +172,30 @@ pub fn file_locks(
     lost: &mut BTreeMap<String, u64>,
 ) -> Vec<FileLockFact> {
     let mut count = |reason: &str| *lost.entry(format!("file_lock: {reason}")).or_default() += 1;
-    let text = match read_bounded(Path::new("/proc/locks"), MAX_LIST) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            count(&errno_name(&error));
-            Vec::new()
-        }
-    };
-    if text.len() as u64 == MAX_LIST {
-        count("list too long");
-    }
-    let mut locks = parse(&String::from_utf8_lossy(&text));
     let is_wanted = |lock: &FileLockFact| {
         let asks = |pid: Pid| lock.blocked.iter().any(|request| request.pid == Some(pid));
         waiters.iter().any(|waiter| waiter.inode.map_or_else(|| asks(waiter.pid), |inode| inode == lock.inode))
     };
-    locks.retain(is_wanted);
+    let is_queued = |locks: &[FileLockFact], waiter: &LockWaiter| {
+        locks.iter().any(|lock| !lock.blocked.is_empty() && waiter.inode.is_none_or(|inode| inode == lock.inode))
+    };
+    let mut locks = Vec::new();
+    for _ in 0..LISTINGS {
+        match read_list() {
+            Ok((text, is_whole)) => {
+                locks = parse(&text);
+                if !is_whole {
+                    count("list too long");
+                }
+            }
+            Err(error) => count(&errno_name(&error)),
+        }
+        locks.retain(is_wanted);
+        keep_first(&mut locks);
+        if waiters.iter().all(|waiter| is_queued(&locks, waiter)) || Instant::now() > until {
+            break;
+        }
+    }
     locks.sort_by_key(|lock| lock.blocked.is_empty());
     locks.truncate(MAX_LOCKS);
 
@@ -217,6 +238,38 @@ pub fn file_locks(
         }
     }
     locks
+}
+
+/// `/proc/locks`, and whether that is all of it. What the kernel puts into one page of its own it lists at one moment; between
+/// two such pieces locks that come and go shift the others, which are then left out or listed twice. So all of the page is
+/// asked for at once.
+fn read_list() -> std::io::Result<(String, bool)> {
+    let mut list = std::fs::File::open("/proc/locks")?.take(MAX_LIST);
+    let mut bytes = Vec::new();
+    let mut piece = vec![0; PIECE];
+    loop {
+        match list.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) => bytes.extend_from_slice(&piece[..read]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let is_whole = (bytes.len() as u64) < MAX_LIST;
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), is_whole))
+}
+
+/// Leaves out what the list has twice: a lock that came in between two pieces moves one that was listed before it to behind it.
+fn keep_first(locks: &mut Vec<FileLockFact>) {
+    let mut kept: Vec<FileLockFact> = Vec::new();
+    for lock in locks.drain(..) {
+        match kept.iter_mut().find(|known| is_same(known, &lock) && known.pid == lock.pid) {
+            Some(known) if known.blocked.is_empty() => known.blocked = lock.blocked,
+            Some(_) => {}
+            None => kept.push(lock),
+        }
+    }
+    *locks = kept;
 }
 
 fn is_same(a: &FileLockFact, b: &FileLockFact) -> bool {
@@ -287,6 +340,20 @@ mod tests {
         assert_eq!((locks[1].device, locks[1].range), ((0xfd, 1), LockRange { start: 128, end: Some(135) }));
         assert_eq!(locks[2].blocked[0].range, LockRange { start: 10, end: Some(19) });
         assert_eq!((locks[2].blocked[0].pid, locks[2].blocked.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_lock_that_is_listed_twice_is_one() {
+        let text = "1: OFDLCK ADVISORY  WRITE -1 fd:01:9 0 99\n\
+            2: OFDLCK ADVISORY  WRITE -1 fd:01:9 100 199\n\
+            3: OFDLCK ADVISORY  WRITE -1 fd:01:9 100 199\n\
+            3: -> OFDLCK ADVISORY  WRITE -1 fd:01:9 150 159\n\
+            4: FLOCK  ADVISORY  READ 7 fd:01:9 0 EOF\n\
+            5: FLOCK  ADVISORY  READ 8 fd:01:9 0 EOF\n";
+        let mut locks = parse(text);
+        keep_first(&mut locks);
+        let brief: Vec<_> = locks.iter().map(|l| (l.range.start, l.pid, l.blocked.len())).collect();
+        assert_eq!(brief, [(0, None, 0), (100, None, 1), (0, Some(7), 0), (0, Some(8), 0)]);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 const ROUNDS: usize = 8;
 /// Stopped processes of which a turn reads who stopped them.
 const MOST_STOPPED: usize = 64;
-/// What it spends on finding who holds a file lock.
-const FOR_FILE_LOCKS: Duration = Duration::from_millis(50);
+/// What it spends on finding who holds a file lock: among processes that were asked for, and among all of a host.
+const FOR_FILE_LOCKS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(50));
 /// What it spends on finding who has the other ends of pipes and sockets: for processes that were asked for, and in a
 /// look at the whole host.
 const FOR_FAR_ENDS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(100));
@@ -161,7 +161,8 @@ impl Session {
         let (host, scope) = (&self.judge.host, &self.judge.scope);
         let leaders = host.leaders().filter(|row| !row.is_kernel_thread());
         let among: Vec<ProcessId> = leaders.filter(|row| scope.contains(row, host)).map(|row| row.process).collect();
-        facts.file_locks = file_locks(&waiters, &among, Instant::now() + FOR_FILE_LOCKS, &mut facts.lost);
+        let until = Instant::now() + self.of_look(FOR_FILE_LOCKS);
+        facts.file_locks = file_locks(&waiters, &among, until, &mut facts.lost);
     }
 
     fn add_kernel_stacks(&mut self, tids: &[Pid], facts: &mut Facts) {

@@ -157,9 +157,13 @@ fn ranges_tell_whose_lock_it_is() {
     let mut thread = on_file(&rows[0], 7);
     assert!(!look(rows.clone(), with_locks(vec![thread.clone()], locks.clone()), 99)[0].threads.contains(&21));
     thread.memory = vec![MemoryFact { addr: 0x5000, bytes: request, error: None }];
-    let found = look(rows, with_locks(vec![thread], locks), 99);
-    assert_eq!((found.len(), found[0].confidence), (1, Confidence::Certain));
-    assert_eq!(found[0].threads, [10, 21]);
+    // Where the list does not say who waits, the bytes do: both locks are there, one of them is in the way.
+    let unqueued = locks.iter().map(|lock| FileLockFact { blocked: Vec::new(), ..lock.clone() }).collect();
+    for locks in [locks, unqueued] {
+        let found = look(rows.clone(), with_locks(vec![thread.clone()], locks), 99);
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Certain));
+        assert_eq!(found[0].threads, [10, 21]);
+    }
 }
 
 #[test]
