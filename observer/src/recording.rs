@@ -1,6 +1,6 @@
 //! Observations to a file and back: one JSON document a line, the first one a header.
 
-use crate::model::{Observation, Scope};
+use crate::model::{Filter, Observation, Scope};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -25,6 +25,9 @@ pub struct Header {
     pub boot_id: String,
     /// The processes looked at; `None` is the whole host.
     pub processes: Option<BTreeSet<u32>>,
+    /// What narrowed the look at the whole host.
+    #[serde(default)]
+    pub filter: Filter,
     /// The threshold in force, nanoseconds.
     pub threshold_ns: u64,
     /// Where the rows came from.
@@ -38,7 +41,7 @@ pub struct Header {
 impl Header {
     /// The scope to replay in.
     pub fn scope(&self) -> Scope {
-        Scope { processes: self.processes.clone(), threshold_ns: self.threshold_ns, ..Scope::default() }
+        Scope { processes: self.processes.clone(), filter: self.filter.clone(), threshold_ns: self.threshold_ns }
     }
 }
 
@@ -48,7 +51,7 @@ impl Header {
 pub enum RecordingError {
     #[error("cannot write the recording {path}: {source}; choose a place that has room and that you may write to")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("cannot read the recording {path}: {source}")]
+    #[error("cannot read the recording {path}: {source}; give a file that was made with --record")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is not a recording of this version ({SCHEMA}): {reason}; make one with --record FILE")]
     NotOurs { path: PathBuf, reason: String },

@@ -314,6 +314,11 @@ impl Session {
         self.judge.host.awaits_arguments()
     }
 
+    /// Whether the next turn may know what could not be read in time by this one.
+    pub fn awaits_answers(&self) -> bool {
+        self.judge.host.awaits_answers(&self.judge.scope)
+    }
+
     /// Whether the next turn will know more of waits for locks of a runtime.
     pub fn awaits_locks(&self) -> bool {
         self.judge.host.has_fresh_runtime_locks()
@@ -443,10 +448,8 @@ impl Session {
                 self.account.lose("probe_drain", 1);
             }
         }
-        // Sums are those of the last time.
-        let known = self.judge.host.probes();
-        let (stats, account) = (known.stats().to_vec(), known.account().clone());
-        ProbeReading { stats, account, ..ProbeReading::default() }
+        // Sums, and what is counted by place and by thread, are those of the last time.
+        self.judge.host.probes().once_more()
     }
 }
 

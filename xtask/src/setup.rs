@@ -37,12 +37,6 @@ const NEEDS: &[Need] = &[
         present: has_c_compiler,
     },
     Need {
-        name: "a C++ compiler",
-        packages: &["g++"],
-        for_what: Purpose::Tests,
-        present: || invoke::is_installed("c++"),
-    },
-    Need {
         name: "unshare and nsenter",
         packages: &["util-linux"],
         for_what: Purpose::Tests,
@@ -85,7 +79,7 @@ const NEEDS: &[Need] = &[
         name: "a C++ compiler",
         packages: &["g++"],
         for_what: Purpose::Tests,
-        present: || invoke::is_installed("g++"),
+        present: || invoke::is_installed("c++") && invoke::is_installed("g++"),
     },
     Need {
         name: "a C compiler for musl",
@@ -114,7 +108,6 @@ const NEEDS: &[Need] = &[
         },
     },
     Need { name: "gdb", packages: &["gdb"], for_what: Purpose::Tests, present: || invoke::is_installed("gdb") },
-    Need { name: "runc", packages: &["runc"], for_what: Purpose::Tests, present: || invoke::is_installed("runc") },
     Need {
         name: "systemd, which need not be running",
         packages: &["systemd"],

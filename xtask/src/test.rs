@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything a change must pass, in one command.
 
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -192,6 +193,8 @@ fn conclude(tally: &mut Tally, filters: &[&str]) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// What begins now, and how long after the first of these lines.
 fn heading(what: &str) {
-    println!("\n== {what}");
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    println!("\n== {what} (at {:.0} s)", BEGAN.get_or_init(Instant::now).elapsed().as_secs_f64());
 }

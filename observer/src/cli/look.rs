@@ -24,8 +24,8 @@ const FOR_STACKS: Duration = Duration::from_secs(5);
 const HURRIED: Duration = Duration::from_millis(500);
 /// So many turns of one look may be for the sake of stacks that have just come.
 const FRESH_TURNS: u64 = 4;
-/// And so many for locks of a runtime, that are read several times, for arguments that are in memory, for goroutines and for tasks: a
-/// reading may come late, behind stacks, and the first one of a large program looks up all names.
+/// And so many for locks of a runtime, that are read several times, for arguments that are in memory, for answers that did not come in
+/// time, for goroutines and for tasks: a reading may come late, behind stacks, and the first one of a large program looks up all names.
 const LOCK_TURNS: u64 = 10;
 /// How often the stack of a thread is tried that runs in between.
 const TRIES: usize = 3;
@@ -53,7 +53,7 @@ pub(super) struct LookArgs {
     /// End after this time
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
-    /// Write every observation to FILE, for `observer replay`
+    /// Write every observation to FILE, for `observer replay` (mode 0600: it holds command lines and memory of the targets)
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Where the list of threads comes from
@@ -89,7 +89,7 @@ impl LookArgs {
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if duration > LONGEST {
-        return Err(format!("at most {}", humantime::format_duration(LONGEST)));
+        return Err("at most 365days".to_owned());
     }
     Ok(duration)
 }
@@ -272,6 +272,7 @@ pub(super) fn run(look: Look<'_>) -> anyhow::Result<u8> {
             kernel: setting.kernel.clone(),
             boot_id: setting.boot_id.clone(),
             processes: session.judge.scope.processes.clone(),
+            filter: session.judge.scope.filter.clone(),
             threshold_ns: session.judge.scope.threshold_ns,
             census: setting.census.clone(),
             probes: setting.probes.clone(),
@@ -356,7 +357,8 @@ fn go_round(
                     && (session.awaits_locks()
                         || session.awaits_tasks()
                         || session.awaits_goroutines()
-                        || session.awaits_arguments());
+                        || session.awaits_arguments()
+                        || session.awaits_answers());
             let now = session.judge.host.now_ns();
             let Some(ripe) = turn.ripe_at_ns.or(fresh.then_some(now)) else { break };
             // Confirmation takes one more census after it is ripe; come back as soon as it is.
@@ -403,7 +405,7 @@ fn explain_all(session: &mut Session, output: &mut Output, hurried: bool, signal
 fn refuse_gone(session: &Session) -> anyhow::Result<()> {
     let is_gone = |pid: &&u32| session.judge.host.threads_of(**pid).next().is_none();
     let gone: Vec<u32> = session.asked().iter().filter(is_gone).copied().collect();
-    let why = |pid: &u32| format!("process {pid} is gone: it exited before it could be looked at");
+    let why = |pid: &u32| format!("process {pid} is gone: it exited before it could be looked at; look for its successor with `pgrep`");
     match gone.first() {
         Some(first) if gone.len() == session.asked().len() => anyhow::bail!("{}", why(first)),
         _ => gone.iter().for_each(|pid| eprintln!("observer: {}", why(pid))),

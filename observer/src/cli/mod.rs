@@ -17,7 +17,7 @@ mod timeouts;
 mod watch;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Nothing found.
@@ -90,7 +90,8 @@ pub fn run() -> ExitCode {
             return ExitCode::from(FAILED);
         }
         Err(error) if error.use_stderr() => {
-            eprintln!("observer: {}", in_one_line(&error.to_string()));
+            let asked = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+            eprintln!("observer: {}", in_one_line(&error.to_string(), asked.as_deref()));
             return ExitCode::from(FAILED);
         }
         // Help and version are asked for: a reader that has had enough of them is no failure.
@@ -129,12 +130,13 @@ pub fn run() -> ExitCode {
 }
 
 /// What is wrong with the arguments and where to read on, without the usage that clap adds.
-fn in_one_line(text: &str) -> String {
+fn in_one_line(text: &str, subcommand: Option<&str>) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let what: Vec<&str> =
         lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
     let what = what.join(" ").replace(" tip: ", "; ");
-    format!("{} (see `observer help`)", what.strip_prefix("error: ").unwrap_or(&what))
+    let page = subcommand.map_or_else(String::new, |name| format!(" {name}"));
+    format!("{} (see `observer help{page}`)", what.strip_prefix("error: ").unwrap_or(&what))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -50,6 +50,34 @@ fn cycles_of_any_length() {
 }
 
 #[test]
+fn a_reading_that_did_not_come_says_nothing_against_the_one_before() {
+    let (rows, learnt) = mutexes(&[11, 10]);
+    let mut unread = learnt.clone();
+    for piece in unread.threads.iter_mut().flat_map(|thread| &mut thread.memory) {
+        (piece.bytes, piece.error) = (Vec::new(), Some("deadline".to_owned()));
+    }
+    let mut judge = judge();
+    let is_open = |judge: &Judge| !judge.ledger.open().is_empty();
+    judge.advance(census(91, rows.clone()), ProbeReading::default());
+    judge.learn(learnt.clone());
+    judge.advance(census(92, rows.clone()), ProbeReading::default());
+    assert!(is_open(&judge));
+    judge.learn(unread.clone());
+    judge.advance(census(93, rows.clone()), ProbeReading::default());
+    assert!(is_open(&judge), "nothing is known to have changed");
+
+    // Whom it named has run since: it may have let go.
+    judge.learn(learnt);
+    let mut moved = rows;
+    moved[0].nvcsw += 1;
+    moved[0].off_cpu_since_ns = Some(94 * S);
+    judge.advance(census(95, moved.clone()), ProbeReading::default());
+    judge.learn(unread);
+    judge.advance(census(96, moved), ProbeReading::default());
+    assert!(!is_open(&judge));
+}
+
+#[test]
 fn a_first_sight_is_not_called_the_beginning() {
     let (mut rows, facts) = mutexes(&[11, 10]);
     assert!(look(rows.clone(), facts.clone(), 100)[0].evidence.get("since_exact").is_none());

@@ -20,7 +20,7 @@ In Prometheus the same metric has `_` for `.`, the unit spelt out (`_seconds`, `
 ";
 
 const BY_PROCESS: &str = "\
-Metrics named `observer.process.…` are told apart by process. In OpenTelemetry the process is the resource; in Prometheus it has the labels";
+Metrics named `observer.process.…` or `observer.debts.…` are told apart by process. In OpenTelemetry the process is the resource; in Prometheus it has the labels";
 
 const PROFILES: &str = "
 ## Profiles

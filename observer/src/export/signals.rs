@@ -65,14 +65,14 @@ metrics! {
     DEBTS_UNREAD = "observer.debts.unread", "By", Gauge, [], "Bytes that came to one process and are not read";
     DEBTS_BACKLOG = "observer.debts.backlog", "{connection}", Gauge, [], "Connections to one process that it has not accepted";
     DEBTS_AWAITING = "observer.debts.awaiting", "{request}", Gauge, [], "Connections on which one process sent last and nothing has come since";
-    FINDINGS_OPEN = "observer.findings.open", "{finding}", Gauge, ["kind", "severity"], "Findings that are open";
+    FINDINGS_OPEN = "observer.findings.open", "{finding}", Gauge, ["kind", "severity"], "Findings that are open, silenced ones included";
     FINDINGS_OPENED = "observer.findings.opened.count", "{finding}", Counter, ["kind", "severity"], "Findings that opened";
     FINDINGS_RESOLVED = "observer.findings.resolved.count", "{finding}", Counter, ["kind"], "Findings that are over";
     FINDINGS_SILENCED = "observer.findings.silenced.count", "{finding}", Counter, ["kind"], "Changes of findings that the settings keep quiet";
     WAIT_DURATION = "observer.wait.duration", "s", Histogram, ["family"], "Waits that ended, by how long they took, of the probed calls (poll, futex, connect)";
     WAIT_FAILURES = "observer.wait.failures.count", "{call}", Counter, ["family"], "Probed calls that failed";
     TIMEOUTS = "observer.timeouts.count", "{call}", Counter, ["family", "timeout"], "Probed calls, by the kind of timeout they were given";
-    PROBES_CPU = "observer.probes.cpu.time", "s", Counter, ["family"], "CPU time of the probes in the kernel, estimated from short windows in which the kernel measures them";
+    PROBES_CPU = "observer.probes.cpu.time", "s", Counter, ["family"], "CPU time of the probes in the kernel, estimated from short windows in which the kernel measures them, or from the calls counted where it does not";
     PROBES_SAMPLING = "observer.probes.sampling", "{call}", Gauge, ["family"], "Of how many calls the probes look at one, to stay within `cpu-budget`: 1 is every call, 0 is none";
     PROBES_REDUCED = "observer.probes.reduced.time", "s", Counter, ["family"], "Time for which the probes did not look at every call, to stay within `cpu-budget`";
     CONFIG_RELOADS = "observer.config.reloads.count", "{reload}", Counter, ["outcome"], "Times the settings were loaded again (SIGHUP), by what became of it: the old ones stay where the new ones are wrong";
@@ -135,7 +135,7 @@ attributes! {
     "kind" on "metric": "Kind of finding";
     "severity" on "metric": "`critical`, `warning`, `info`";
     "family" on "metric": "`poll`, `futex`, `connect`";
-    "timeout" on "metric": "`none`, `zero`, `finite`, `infinite`, `negative`, `absurd`, `unknown`";
+    "timeout" on "metric": "`none`, `zero`, `finite`, `infinite`, `negative`, `absurd`, `invalid`, `unknown`";
     "stage" on "metric": "`census`, `probes`, `facts`, `stacks`";
     "reason" on "metric": "Why it was lost";
     "outcome" on "metric": "`taken` or `refused`";

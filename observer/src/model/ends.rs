@@ -104,6 +104,17 @@ pub(super) fn keep(facts: &mut ThreadFacts, before: &ThreadFacts) {
     if facts.far_end.is_none() && facts.fd.as_ref().is_none_or(|fd| same_target(Some(fd), before.fd.as_ref())) {
         facts.far_end.clone_from(&before.far_end);
     }
+    // It sleeps on what its descriptor was when it went to sleep.
+    match &mut facts.fd {
+        None => facts.fd.clone_from(&before.fd),
+        Some(fd) if fd.socket.is_none() && same_target(Some(fd), before.fd.as_ref()) => {
+            fd.socket = before.fd.as_ref().and_then(|old| old.socket.clone());
+        }
+        Some(_) => {}
+    }
+    if facts.kernel_stack.is_empty() {
+        facts.kernel_stack.clone_from(&before.kernel_stack);
+    }
     if facts.members.is_empty() {
         facts.members.clone_from(&before.members);
         facts.members_cut = before.members_cut;

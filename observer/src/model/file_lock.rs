@@ -20,6 +20,8 @@ pub struct FileLock {
     pub holder: Option<Holder>,
     /// The next release of the lock wakes this thread: whoever has it now has had it for as long as this wait lasts.
     pub is_first: bool,
+    /// There was no time to look for the holder in all of the processes.
+    pub is_cut: bool,
 }
 
 /// The process that holds a file lock.
@@ -78,7 +80,7 @@ pub(super) fn awaited(
     }
     let found = |(lock, is_first): &(&FileLockFact, bool)| {
         let holder = holder(lock, waiter, rows);
-        FileLock { device: lock.device, inode: lock.inode, holder, is_first: *is_first }
+        FileLock { device: lock.device, inode: lock.inode, holder, is_first: *is_first, is_cut: lock.is_cut }
     };
     let (first, others) = behind.split_first()?;
     let first = found(first);

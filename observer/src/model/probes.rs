@@ -149,6 +149,18 @@ impl ProbeHistory {
         self.forgotten += (before - self.bad_timeouts.len()) as u64;
     }
 
+    /// A reading that says what the last one did, without its events: what is shown while the probes cannot be read.
+    pub fn once_more(&self) -> ProbeReading {
+        ProbeReading {
+            stats: self.stats.clone(),
+            sites: self.sites.clone(),
+            word_wakes: self.word_wakes.values().cloned().collect(),
+            thread_wakes: self.thread_wakes.values().cloned().collect(),
+            account: self.account.clone(),
+            ..ProbeReading::default()
+        }
+    }
+
     fn note_bad_timeout(&mut self, event: &ProbeEvent, syscall: u32) {
         let key = BadTimeoutKey { pid: event.pid, tid: event.tid, syscall, raw: event.timeout_raw };
         if self.bad_timeouts.len() >= BAD_TIMEOUTS && !self.bad_timeouts.contains_key(&key) {

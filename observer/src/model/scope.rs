@@ -5,6 +5,7 @@ use super::host::Host;
 use super::wait::Class;
 use crate::census::{Pid, ThreadRow};
 use crate::proc::base_name;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// A wait shorter than this is not worth a read of the target's memory when the whole host is watched.
@@ -22,7 +23,8 @@ pub struct Scope {
 }
 
 /// Narrows a look at the whole host. Empty lists let everything pass; different lists must all match.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Filter {
     /// Process ids.
     pub pids: BTreeSet<Pid>,

@@ -8,12 +8,16 @@ use super::scope::Scope;
 use super::wait::{Class, Owner};
 use super::word::{self, Plain};
 use crate::census::{Pid, ThreadRow};
-use crate::proc::{ThreadWant, Way};
+use crate::proc::{FdFact, ThreadWant, Way};
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 /// Readings of one sleep in which what arguments in memory lead to is asked for.
 const FURTHER_READINGS: u32 = 20;
+/// Readings of one sleep in which what did not come is asked for again at once. After that once in a while.
+const LACKING_READINGS: u32 = 4;
+/// How often then.
+const LACKING_AGAIN_NS: u64 = 60_000_000_000;
 
 impl Host {
     /// What to gather now: threads whose wait needs memory, a descriptor or a kernel stack to be
@@ -57,7 +61,8 @@ impl Host {
                 let age = |suspect: &Suspect| self.now_ns().saturating_sub(suspect.learnt_ns);
                 let is_done = suspect.is_some_and(|suspect| {
                     let again = || activity().asks_again(&suspect.facts, age(suspect), self.blocked_ns(row));
-                    suspect.is_settled() && !self.asks_further(row, suspect) && !(way.is_some() && again())
+                    let lacks = || self.is_asked_again(row, suspect, way.is_some());
+                    suspect.is_settled() && !self.asks_further(row, suspect) && !lacks() && !(way.is_some() && again())
                 });
                 (!is_done).then_some((row, way))
             })
@@ -97,6 +102,34 @@ impl Host {
     /// Whether somebody waits for this thread, as a lock or the other end of a pipe says.
     pub fn is_chased(&self, tid: Pid) -> bool {
         self.chased.contains(&tid) || self.behind.contains(&tid)
+    }
+
+    /// Whether something is asked for again that did not come: a busy machine answers some questions with nothing.
+    fn is_asked_again(&self, row: &ThreadRow, suspect: &Suspect, with_set: bool) -> bool {
+        let again = suspect.readings < LACKING_READINGS
+            || self.now_ns().saturating_sub(suspect.learnt_ns) >= LACKING_AGAIN_NS;
+        again && self.lacks(row, suspect, with_set)
+    }
+
+    /// Whether a descriptor, its socket, the set or the kernel stack of a wait is not known. That may have come too late, and it may
+    /// not be there: a socket of a family that is not listed.
+    fn lacks(&self, row: &ThreadRow, suspect: &Suspect, with_set: bool) -> bool {
+        let facts = &suspect.facts;
+        let needs = decode::needs(row, Memory(&facts.memory));
+        let is_there = |fd: &FdFact| fd.socket.is_some() || !fd.target.starts_with("socket:");
+        needs.fd.is_some() && !facts.fd.as_ref().is_some_and(is_there)
+            || with_set && needs.set.is_some() && facts.members.is_empty() && facts.members_cut == 0
+            || row.state_letter() == 'D' && facts.kernel_stack.is_empty()
+    }
+
+    /// Whether what did not come of a process that was asked for is to be had or judged at the next census.
+    pub fn awaits_answers(&self, scope: &Scope) -> bool {
+        let awaits = |(tid, suspect): (&Pid, &Suspect)| {
+            let row = self.row(*tid).filter(|row| scope.contains(row, self))?;
+            let lacks = suspect.readings < LACKING_READINGS && self.lacks(row, suspect, false);
+            Some(lacks || suspect.is_settled() && suspect.readings > 1 && !suspect.confirmed)
+        };
+        self.suspects.iter().filter_map(awaits).any(|awaits| awaits)
     }
 
     /// Whether some call was not judged yet by all that its arguments in memory lead to.
@@ -192,7 +225,35 @@ mod tests {
     use super::*;
     use crate::census::ProbeReading;
     use crate::model::testkit::{S, census, facts, row, thread_facts, with_syscall};
-    use crate::proc::{FdFact, MemoryFact, MemoryRange};
+    use crate::proc::{MemoryFact, MemoryRange, ThreadFacts};
+
+    #[test]
+    fn what_did_not_come_is_asked_for_again_and_not_for_ever() {
+        let reader = with_syscall(row(10, 10), 0, [5, 0, 1, 0, 0, 0]);
+        let scope = Scope { processes: Some(BTreeSet::from([10])), threshold_ns: S, ..Scope::default() };
+        let mut host = Host::default();
+        let mut at_s = 100;
+        let mut asked = |host: &mut Host| {
+            at_s += 1;
+            host.advance(census(at_s, vec![reader.clone()]), ProbeReading::default());
+            host.wants(&scope).iter().filter(|want| want.fd == Some(5)).count()
+        };
+        let nothing = thread_facts(&reader, Vec::new());
+        for number in 1..=LACKING_READINGS {
+            assert_eq!(asked(&mut host), 1, "reading {number}");
+            host.learn(facts(vec![nothing.clone()]));
+            assert!(host.awaits_answers(&scope), "the next reading, or the next census to judge it");
+        }
+        assert_eq!(asked(&mut host), 0, "it may not be there at all");
+        assert!(!host.awaits_answers(&scope));
+        for _ in 0..60 {
+            asked(&mut host);
+        }
+        assert_eq!(asked(&mut host), 1, "once in a while");
+        let fd = FdFact { fd: 5, target: "/run/file".to_owned(), ..FdFact::default() };
+        host.learn(facts(vec![ThreadFacts { fd: Some(fd), ..nothing }]));
+        assert_eq!(asked(&mut host), 0);
+    }
 
     #[test]
     fn what_an_old_connect_points_to_is_asked_for_once_its_arguments_are_known() {

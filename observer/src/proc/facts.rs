@@ -74,6 +74,14 @@ pub struct MemoryRange {
     pub len: u32,
 }
 
+impl ThreadFacts {
+    /// Whether some of its memory was not read for reasons of the reader's: no time, no reader. Then nothing is said about it.
+    pub fn is_unread(&self) -> bool {
+        let is_ours = |error: &str| matches!(error, "deadline" | "no reader free" | "blocked");
+        self.memory.iter().filter_map(|piece| piece.error.as_deref()).any(is_ours)
+    }
+}
+
 impl FdFact {
     /// Whether it is clear if an epoll instance watches listening sockets only: every socket is known, or one of the
     /// known ones does not listen.

@@ -88,6 +88,14 @@ pub struct FileLockFact {
     /// Processes that have the open file description which holds it; only those that were looked at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holders: Vec<Pid>,
+    /// There was no time to look for its holders in all of the processes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_cut: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A thread that waits for a file lock.
@@ -138,7 +146,7 @@ fn parse_line(line: &str) -> Option<(usize, FileLockFact)> {
         end => Some(end.parse().ok()?),
     };
     let range = LockRange { start, end };
-    let lock = FileLockFact { kind, exclusive, pid, device, inode, range, blocked: Vec::new(), holders: Vec::new() };
+    let lock = FileLockFact { kind, exclusive, pid, device, inode, range, blocked: Vec::new(), holders: Vec::new(), is_cut: false };
     Some((depth, lock))
 }
 
@@ -176,23 +184,28 @@ pub fn file_locks(
         let asks = |pid: Pid| lock.blocked.iter().any(|request| request.pid == Some(pid));
         waiters.iter().any(|waiter| waiter.inode.map_or_else(|| asks(waiter.pid), |inode| inode == lock.inode))
     };
-    let is_queued = |locks: &[FileLockFact], waiter: &LockWaiter| {
-        locks.iter().any(|lock| !lock.blocked.is_empty() && waiter.inode.is_none_or(|inode| inode == lock.inode))
-    };
     let mut locks = Vec::new();
-    for _ in 0..LISTINGS {
-        match read_list() {
+    let mut queued = 0;
+    for number in 0..LISTINGS {
+        let mut listed = match read_list() {
             Ok((text, is_whole)) => {
-                locks = parse(&text);
-                if !is_whole {
+                if number == 0 && !is_whole {
                     count("list too long");
                 }
+                parse(&text)
             }
-            Err(error) => count(&errno_name(&error)),
+            Err(error) => {
+                count(&errno_name(&error));
+                break;
+            }
+        };
+        listed.retain(is_wanted);
+        keep_first(&mut listed);
+        let found = waiting(&listed, waiters);
+        if number == 0 || found > queued {
+            (locks, queued) = (listed, found);
         }
-        locks.retain(is_wanted);
-        keep_first(&mut locks);
-        if waiters.iter().all(|waiter| is_queued(&locks, waiter)) || Instant::now() > until {
+        if queued >= waiters.len() || Instant::now() > until {
             break;
         }
     }
@@ -219,6 +232,7 @@ pub fn file_locks(
     for process in among {
         if Instant::now() > until {
             count("deadline");
+            locks.iter_mut().filter(|lock| is_open(lock)).for_each(|lock| lock.is_cut = true);
             break;
         }
         let held = seen.remove(&process.pid).unwrap_or_else(|| held_by(process.pid, &names, until));
@@ -238,6 +252,23 @@ pub fn file_locks(
         }
     }
     locks
+}
+
+/// How many of these the list has as waiting. A request for an open file description's lock names no process: there are as many of
+/// them as threads that wait for one.
+fn waiting(locks: &[FileLockFact], waiters: &[LockWaiter]) -> usize {
+    let on = |waiter: &LockWaiter| {
+        let inode = waiter.inode;
+        let its_file = locks.iter().filter(move |lock| inode.is_none_or(|inode| inode == lock.inode));
+        its_file.flat_map(|lock| &lock.blocked)
+    };
+    let nameless: BTreeSet<(u64, usize)> = waiters
+        .iter()
+        .filter_map(|waiter| Some((waiter.inode?, on(waiter).filter(|request| request.pid.is_none()).count())))
+        .collect();
+    let named = |waiter: &&LockWaiter| on(waiter).any(|request| request.pid == Some(waiter.pid));
+    let nameless: usize = nameless.into_iter().map(|(_, count)| count).sum();
+    waiters.iter().filter(named).count() + nameless
 }
 
 /// `/proc/locks`, and whether that is all of it. What the kernel puts into one page of its own it lists at one moment; between

@@ -31,20 +31,21 @@ pub(super) fn to_json(host: &Host, graph: &Graph, view: &ProcessView<'_>) -> Val
     let oldest = |since: Option<u64>| since.map(|since| debts.age(since));
     let awaiting = by_peer(debts);
     let pools = debts.pools();
+    let is_timed = debts.has_times();
     let peer = match &verdict.state {
         State::Waiting(peer) => Some(peer.as_str()),
         _ => None,
     };
     json!({
-        "unanswered": debts.unanswered().count(),
+        "unanswered": is_timed.then(|| debts.unanswered().count()),
         "oldest_unanswered_ns": oldest(debts.unanswered().map(|(_, since)| since).min()),
         "unread_bytes": debts.unread_bytes(),
         "backlog": debts.backlog(),
-        "awaiting_reply": debts.awaiting().count(),
+        "awaiting_reply": is_timed.then(|| debts.awaiting().count()),
         "oldest_awaiting_ns": oldest(debts.awaiting().map(|(_, since)| since).min()),
-        "abandoned": debts.abandoned().count(),
+        "abandoned": is_timed.then(|| debts.abandoned().count()),
         "lock_waiters": lock_waiters,
-        "verdict": verdict.state.name(),
+        "verdict": (verdict.state != State::Unknown).then(|| verdict.state.name()),
         "why": verdict.why,
         "peer": peer,
         "taken_ns": debts.taken_ns,
@@ -90,7 +91,7 @@ fn by_service(debts: &Debts) -> Vec<Value> {
         let history = debts.history(name);
         json!({
             "service": name,
-            "unanswered": count,
+            "unanswered": debts.has_times().then_some(count),
             "oldest_ns": oldest.map(|since| debts.age(since)),
             "answers_seen": history.map_or(0, |history| history.answers),
             "longest_answer_ns": history.map(|history| history.longest_ns),

@@ -459,7 +459,7 @@ pub fn report(
     }
     if findings.is_empty() {
         let what = match views {
-            [] => "nothing to look at".to_owned(),
+            [] => format!("{} threads", account.threads_seen),
             [one] => format!("pid {}", one.id.pid),
             more => format!("{} processes", more.len()),
         };

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::setup::{self, Purpose};
 use crate::test_output::Tally;
 use plan::Part;
 use record::Record;
@@ -106,6 +107,7 @@ pub(crate) fn run(flags: &[&str]) -> Result<bool> {
     }
     let asked = Asked::parse(flags)?;
     let kernels = asked.kernels()?;
+    setup::prepare(Purpose::Tests)?;
     let verdicts = matrix(&kernels, asked.filters)?;
     let (verdicts, failed): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(_, verdict)| verdict.is_ok());
     let verdicts: Vec<Verdict> = verdicts.into_iter().filter_map(|(_, verdict)| verdict.ok()).collect();

@@ -26,9 +26,9 @@ const PROBES: &str = "
 ## Probes
 
 *Taken*: the rung that observer takes by itself. Then each rung asked for alone: **ok** means attached *and* counting the calls
-of a program that makes them (for poll, also that a negative timeout is found). tcp_state has two rungs only. **blind**: on 5.10 a
-kretprobe has as many instances as the machine has CPUs (one, in the guest), each held by a thread asleep in the call, and misses
-the ends of all other calls meanwhile.
+of a program that makes them (for poll, also that a negative timeout is found). tcp_state has two rungs only. **blind**, where it appears: it
+attaches and misses calls. On 5.10 a kretprobe has as many instances as the machine has CPUs (one, in the guest), each held by a thread asleep in
+the call, so that whether it sees another one differs from run to run.
 
 ";
 

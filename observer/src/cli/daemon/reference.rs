@@ -97,8 +97,11 @@ pub(super) fn markdown() -> String {
          ```\n--silence kind=lock_wait,exe=/usr/bin/foo,up-to=1h --silence labels.app=batch\nOBSERVER_SILENCE='kind=lock_wait,exe=/usr/bin/foo,up-to=1h;labels.app=batch'\n```\n\n\
          ```toml\n[[silence]]\nkind = \"lock_wait\"\nexe = \"/usr/bin/foo\"\nup-to = \"1h\"\n\n[[silence]]\nlabels = { app = \"batch\" }\n```\n\n\
          A finding is kept quiet if all of what is given matches: `kind` the kind of finding, `exe` path or name of the executable (`*` matches anything), `cgroup` a part of the cgroup path, \
-         `labels` labels of the pod (known from the API server only, see `node-name`), `up-to` its age. Silenced changes are counted in `observer.findings.silenced.count`.\n\n\
-         The standard `OTEL_…` variables fill the OpenTelemetry keys that observer's own leave open.\n",
+         `labels` labels of the pod (known from the API server only, see `node-name`), `up-to` its age. Silenced changes are counted in `observer.findings.silenced.count`. Silences keep findings out of stdout and of what is sent as \
+         events; `observer.findings.open` counts them all the same: quiet an alert on it in Alertmanager.\n\n\
+         The standard variables fill the OpenTelemetry keys that observer's own leave open: `OTEL_EXPORTER_OTLP_ENDPOINT`, `…_PROTOCOL`, `…_COMPRESSION`, `…_TIMEOUT`, `…_HEADERS`, \
+         `…_CERTIFICATE`, `…_CLIENT_CERTIFICATE`, `…_CLIENT_KEY` (also as `OTEL_EXPORTER_OTLP_LOGS_…` and `OTEL_EXPORTER_OTLP_METRICS_…`), `OTEL_LOGS_EXPORTER`, `OTEL_METRICS_EXPORTER`, `OTEL_RESOURCE_ATTRIBUTES`, \
+         `OTEL_SERVICE_NAME`, `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_SDK_DISABLED`.\n",
     );
     text
 }

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::census::{ProbeReading, row::state};
-use crate::model::Observation;
+use crate::model::{Filter, Observation};
 use crate::model::testkit::*;
 use crate::proc::{BlockedRead, ConnectingSocket, FdFact};
 use crate::recording::{Header, SCHEMA};
@@ -52,6 +52,7 @@ fn recording() -> String {
         kernel: "6".to_owned(),
         boot_id: String::new(),
         processes: Some(BTreeSet::from([10, 20, 30])),
+        filter: Filter::default(),
         threshold_ns: 5 * S,
         census: "iter_task".to_owned(),
         probes: Value::Null,

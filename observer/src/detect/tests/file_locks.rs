@@ -29,6 +29,7 @@ pub(super) fn flock(inode: u64, pid: u32, blocked: &[u32]) -> FileLockFact {
         range: ALL,
         blocked: blocked.iter().enumerate().map(request).collect(),
         holders: vec![pid],
+        is_cut: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Debts;
 use crate::model::duration;
+use crate::proc::StreamKind;
 
 /// In one word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum State {
     Waiting(String),
     /// A finding says so.
     Hung,
+    /// When its sockets were used last could not be had, and nothing else tells.
+    Unknown,
 }
 
 impl State {
@@ -24,6 +27,7 @@ impl State {
             Self::Busy => "busy",
             Self::Waiting(_) => "waiting",
             Self::Hung => "hung",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -35,6 +39,14 @@ pub struct Verdict {
     pub state: State,
     /// Why, for people.
     pub why: String,
+}
+
+impl Debts {
+    /// Whether the times of all its TCP connections are known: `/proc/net/tcp` has none, and serves where socket diagnostics may not be
+    /// asked. Without them nothing is known of what is owed and awaited.
+    pub fn has_times(&self) -> bool {
+        self.lines().all(|line| line.at.kind != StreamKind::Tcp || line.at.received.is_some())
+    }
 }
 
 /// What the numbers say, where no rule has spoken.
@@ -51,6 +63,10 @@ pub(super) fn by_numbers(debts: &Debts) -> Verdict {
     if progress.accepts > 0 || progress.read_bytes > 0 {
         let (accepts, bytes) = (progress.accepts, progress.read_bytes);
         return busy(format!("{accepts} connection(s) accepted and {bytes} bytes read within {within}"));
+    }
+    if !debts.has_times() {
+        let why = "when its connections were used last is not told here (another network namespace, without CAP_SYS_ADMIN), so whether it owes an answer is not known";
+        return Verdict { state: State::Unknown, why: why.to_owned() };
     }
     let unanswered = debts.unanswered().map(|(_, since)| since).min();
     let awaited = debts.awaiting().min_by_key(|(_, since)| *since);
