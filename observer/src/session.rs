@@ -197,7 +197,7 @@ impl Session {
         facts.sites = sites;
         let explaining = Instant::now();
         self.explain_suspects(&turn, &mut facts);
-        self.read_goroutines(&mut facts);
+        self.read_goroutines(&turn, &mut facts);
         self.read_tasks(&mut facts);
         self.account.explain_ns += nanoseconds(explaining);
         self.account.lose_facts(&facts.lost);

@@ -102,7 +102,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
 fn census(explainer: &mut Explainer, process: ProcessId, signals: &Signals) -> anyhow::Result<Option<Goroutines>> {
     let mut attempt = 1;
     loop {
-        let census = explainer.goroutines(&[process], DEADLINE).into_iter().find(|census| census.process == process);
+        let census =
+            explainer.goroutines(&[process], DEADLINE, DEADLINE).into_iter().find(|census| census.process == process);
         let why = match census {
             Some(Goroutines { missing: Some(why), .. }) => why,
             Some(census) => return Ok(Some(census)),

@@ -126,9 +126,9 @@ impl Explainer {
     /// answer per process, also of those asked earlier. One that could not be read says so in
     /// [`Goroutines::missing`]; one that is still being read comes with a later call.
     ///
-    /// Of a process with more goroutines than can be read in `deadline` there are those that were read.
-    pub fn goroutines(&mut self, processes: &[ProcessId], deadline: Duration) -> Vec<Goroutines> {
-        let question = || Question { goroutines: Some(deadline), ..Question::default() };
+    /// Of a process with more goroutines than can be read in `longest` there are those that were read.
+    pub fn goroutines(&mut self, processes: &[ProcessId], longest: Duration, deadline: Duration) -> Vec<Goroutines> {
+        let question = || Question { goroutines: Some(longest), ..Question::default() };
         self.census(processes, question, Of::Goroutines, deadline);
         std::mem::take(&mut self.goroutines).into_values().collect()
     }
@@ -173,6 +173,8 @@ impl Explainer {
                     if let Some(question) = by_process.get_mut(&process) {
                         question.stacks.retain(|want| !outcome.stacks.iter().any(|fact| is_answer(fact, want)));
                         question.sites.retain(|want| !outcome.sites.iter().any(|fact| fact.site == want.site));
+                        // It came late: there is no need of another one right behind it.
+                        question.goroutines = question.goroutines.filter(|_| outcome.goroutines.is_none());
                     }
                     self.take(process, outcome, &mut explained);
                 }

@@ -102,10 +102,7 @@ pub(super) fn explain(library: &Library, process: ProcessId, question: &Question
     steps.begin("program files");
     let space = AddressSpace::new(via, &mappings, library);
     if let Some(within) = question.goroutines {
-        steps.begin("goroutines");
-        // Names come from files: a long look at them is no sign of a stuck target.
-        let named = || steps.compute();
-        outcome.goroutines = Some(goroutines::read(process, via, &space, Instant::now() + within, &named));
+        outcome.goroutines = Some(goroutines::read(process, via, &space, Instant::now() + within, steps));
     }
     if question.tasks {
         outcome.tasks = Some(tasks::read(process, via, &mappings, &space, steps));

@@ -112,7 +112,7 @@ impl Host {
     /// Takes the next census and what the probes saw since the last one. Facts learnt before it are
     /// confirmed for threads that slept all the while, and dropped for all others.
     pub fn advance(&mut self, census: Census, reading: ProbeReading) {
-        let now = census.clocks.mono_ns;
+        let (last, now) = (self.now_ns(), census.clocks.mono_ns);
         self.clocks = Some(census.clocks);
         self.censuses += 1;
         self.rows = census.rows;
@@ -133,6 +133,7 @@ impl Host {
         self.stacks.advance(find);
         self.runtime_locks.advance(find);
         self.note_first_sight(now);
+        self.age_runtime_locks(last);
         let processes: BTreeSet<ProcessId> =
             self.runs.iter().filter_map(|(_, run)| Some(self.rows.get(run.start)?.process)).collect();
         self.processes.retain(|id, _| processes.contains(id));
@@ -495,10 +496,9 @@ impl Host {
     /// release would wake. `None` if that cannot be said of this thread.
     pub fn held_since(&self, waiter: Pid) -> Option<u64> {
         if let Some(at) = self.runtime_locks.get(waiter) {
-            let owner = self.holder_of(&at.wait, self.row(waiter)?).filter(|_| at.is_confirmed())?.0;
-            let asleep = self.row(owner).filter(|row| at.is_kept_asleep() && row.is_blocked());
-            let asleep = asleep.map(|row| self.since(row).ns);
-            return Some(asleep.map_or(at.since_ns, |since| since.min(at.since_ns)));
+            // Whoever has it must live.
+            self.holder_of(&at.wait, self.row(waiter)?).filter(|_| at.is_confirmed())?;
+            return Some(self.kept_since(waiter, at).map_or(at.since_ns, |since| since.min(at.since_ns)));
         }
         let suspect = self.suspects.get(&waiter).filter(|s| s.confirmed)?;
         let (wait, row) = (suspect.wait.as_ref()?, self.row(waiter)?);

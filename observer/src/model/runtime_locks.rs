@@ -22,8 +22,10 @@ pub(super) struct AtLock {
     /// Of a waiter that sleeps once: how often it had been switched out.
     switches: Option<u64>,
     pub(super) wait: Wait,
-    /// The first of the readings that agree, `CLOCK_MONOTONIC` nanoseconds.
+    /// The first of the readings that agree, later by the time in which nobody looked, `CLOCK_MONOTONIC` nanoseconds.
     pub(super) since_ns: u64,
+    /// The census before the last of these readings, `CLOCK_MONOTONIC` nanoseconds.
+    read_ns: u64,
     readings: u32,
     /// Readings since it is at locks at all, whether they agree or not.
     tries: u32,
@@ -48,7 +50,7 @@ impl AtLock {
     }
 
     /// An owner that sleeps has had it all the while. HotSpot passes a monitor on without waking its owner: not there.
-    pub(super) fn is_kept_asleep(&self) -> bool {
+    fn is_kept_asleep(&self) -> bool {
         self.fact.kind != RuntimeLockKind::Monitor
     }
 }
@@ -102,11 +104,34 @@ impl Host {
                 let asleep = once.and_then(|_| self.wait(tid));
                 let asleep = asleep.unwrap_or_else(|| Wait::in_call("futex", [0; 6], Class::Lock, Timeout::NONE));
                 let wait = wait(&fact, asleep);
-                let at = AtLock { process, fact, switches: once, wait, since_ns, readings, tries, is_judged };
+                let read_ns = now;
+                let at = AtLock { process, fact, switches: once, wait, since_ns, read_ns, readings, tries, is_judged };
                 kept.insert(tid, at);
             }
             self.runtime_locks.0 = kept;
         }
+    }
+
+    /// The time since the census at `last_ns` counts for those only whose locks were read in between: others may have let go
+    /// of theirs and come back to it, unless its owner has slept all the while.
+    pub(super) fn age_runtime_locks(&mut self, last_ns: u64) {
+        let passed_ns = self.now_ns().saturating_sub(last_ns);
+        let entries = self.runtime_locks.0.iter();
+        let unwatched = entries.filter(|(tid, at)| at.read_ns < last_ns && self.kept_since(**tid, at).is_none());
+        let unwatched: Vec<Pid> = unwatched.map(|(tid, _)| *tid).collect();
+        for tid in unwatched {
+            if let Some(at) = self.runtime_locks.0.get_mut(&tid) {
+                at.since_ns = at.since_ns.saturating_add(passed_ns);
+            }
+        }
+    }
+
+    /// Since when the owner of the lock that a thread is at sleeps with it, `CLOCK_MONOTONIC` nanoseconds. One that fell asleep
+    /// after the reading may have let go before.
+    pub(super) fn kept_since(&self, waiter: Pid, at: &AtLock) -> Option<u64> {
+        let owner = self.holder_of(&at.wait, self.row(waiter)?)?.0;
+        let asleep = self.row(owner).filter(|row| at.is_kept_asleep() && row.is_blocked())?;
+        Some(self.since(asleep).ns).filter(|since| *since <= at.read_ns)
     }
 
     /// Those of these processes whose runtime has locks to be read: JVMs, and CPython where a thread is at a futex.

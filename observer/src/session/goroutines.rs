@@ -4,12 +4,16 @@
 use super::Session;
 use super::pace::Look;
 use crate::census::{ProcessId, ThreadRow};
+use crate::detect::Turn;
 use crate::proc::{Facts, Goroutines};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// What one turn waits for goroutines: of processes that were asked for, and in a look at the whole host.
 const FOR_GOROUTINES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(250));
+/// What reading those of one process may take; one that takes longer than a turn waits is learnt in a later turn. A hundred thousand
+/// take some hundred milliseconds, on a busy machine several times as long.
+const LONGEST_CENSUS: Duration = Duration::from_secs(2);
 /// Processes that may be Go are looked at by name in every so many censuses, at most so many at once.
 const IDENTIFY: (u64, usize) = (5, 8);
 /// `futex` and `epoll_pwait` of x86-64: what the threads of an idle Go program are in.
@@ -17,16 +21,19 @@ const GO_CALLS: [u32; 2] = [202, 281];
 
 impl Session {
     /// Reads goroutines, where they are due, and lets the judge learn them.
-    pub(super) fn read_goroutines(&mut self, facts: &mut Facts) {
+    pub(super) fn read_goroutines(&mut self, turn: &Turn, facts: &mut Facts) {
         let is_host = self.judge.scope.processes.is_none();
         let threshold = Duration::from_nanos(self.judge.scope.threshold_ns);
         let usual = if is_host { Look::Host } else { Look::Asked };
+        if turn.ripe_at_ns.is_some_and(|at| at <= self.judge.host.now_ns()) {
+            self.go_pace.hasten();
+        }
         let wanted = self.go_pace.pick(&self.go_programs(), is_host, Instant::now());
         if wanted.is_empty() && !self.go_pace.is_awaiting() {
             return;
         }
         self.go_pace.ask(&wanted, FOR_GOROUTINES.0 / 10, usual, threshold);
-        let mut all = self.explainer.goroutines(&wanted, self.of_look(FOR_GOROUTINES));
+        let mut all = self.explainer.goroutines(&wanted, LONGEST_CENSUS, self.of_look(FOR_GOROUTINES));
         let took: Duration = all.iter().map(|one| Duration::from_nanos(one.cpu_ns)).sum();
         self.go_pace.spend(took, Instant::now());
         all.retain(|one| self.go_pace.hear(one.process, one.missing.as_deref()));

@@ -51,6 +51,8 @@ pub(super) enum Look {
 #[derive(Clone, Copy, Debug)]
 struct Due {
     at: Instant,
+    /// If a finding waits for it.
+    soonest: Instant,
     took: Duration,
 }
 
@@ -62,7 +64,7 @@ impl Pace {
         if is_host && self.owed_at(now) > HOST_AT_ONCE {
             return Vec::new();
         }
-        let soonest = Due { at: now, took: Duration::ZERO };
+        let soonest = Due { at: now, soonest: now, took: Duration::ZERO };
         let mut due: Vec<(Due, ProcessId)> =
             among.iter().map(|process| (self.due.get(process).copied().unwrap_or(soonest), *process)).collect();
         due.retain(|(due, _)| due.at <= now);
@@ -97,7 +99,21 @@ impl Pace {
             Look::Suspect => (took * SUSPECT_EVERY.1).max(threshold / SUSPECT_EVERY.0),
             Look::Asked => (took * EVERY.0).min((threshold / IN_THRESHOLD).max(took * AT_MOST)),
         };
-        self.due.insert(process, Due { at: Instant::now() + rest, took });
+        let least = match look {
+            Look::First => took * EVERY.1,
+            Look::Asked => took * AT_MOST,
+            Look::Host | Look::Suspect => rest,
+        };
+        let now = Instant::now();
+        self.due.insert(process, Due { at: now + rest, soonest: now + least.min(rest), took });
+    }
+
+    /// A finding waits for nothing but the next reading: processes that were asked for, and those that were read only once, are read
+    /// as soon as their cost allows.
+    pub(super) fn hasten(&mut self) {
+        for due in self.due.values_mut() {
+            due.at = due.at.min(due.soonest);
+        }
     }
 
     /// Takes note that these are being read, which may take `within` before anything is heard of it: one that does not answer is
@@ -140,7 +156,7 @@ mod tests {
             let picked = pace.pick(&programs, true, now);
             for process in &picked {
                 let at = now + Duration::from_secs(10);
-                pace.due.insert(*process, Due { at, took });
+                pace.due.insert(*process, Due { at, soonest: at, took });
             }
             if !picked.is_empty() {
                 let all = took * picked.len() as u32;
@@ -152,5 +168,28 @@ mod tests {
         }
         assert_eq!(seen, programs, "each has its turn");
         assert!(spent < Duration::from_secs(9), "{spent:?} of ten minutes");
+    }
+
+    #[test]
+    fn what_a_finding_waits_for_is_read_sooner() {
+        let among = BTreeSet::from([ProcessId { pid: 1, start_ns: 1 }]);
+        let is_due = |look: Look, took_ms: u64, after_s: u64| {
+            let picked = [false, true].map(|is_awaited| {
+                let mut pace = Pace::default();
+                for process in &among {
+                    pace.note(*process, Duration::from_millis(took_ms), look, Duration::from_secs(600));
+                }
+                if is_awaited {
+                    pace.hasten();
+                }
+                !pace.pick(&among, look != Look::Asked, Instant::now() + Duration::from_secs(after_s)).is_empty()
+            });
+            (picked[0], picked[1])
+        };
+        assert_eq!(is_due(Look::Asked, 10_000, 50), (false, true));
+        assert_eq!(is_due(Look::Asked, 10_000, 30), (false, false), "at most a fifth of the time");
+        assert_eq!(is_due(Look::First, 10, 5), (false, true));
+        assert_eq!(is_due(Look::First, 100, 5), (false, false), "at most half a percent of the time");
+        assert_eq!(is_due(Look::Host, 10, 5), (false, false));
     }
 }

@@ -201,6 +201,44 @@ fn all_asleep() {
 }
 
 #[test]
+fn what_was_seen_in_one_moment_does_not_age_until_the_next_reading() {
+    let timer = || go_group("sleep", &["runtime.gopark", "time.Sleep", "main.tick"], 30..31);
+    let transfer = ["main.(*Account).Transfer", "main.run"];
+    let circle = vec![at_lock(0x1000, &transfer, 5..6), at_lock(0x2000, &transfer, 6..7), timer()];
+    let mut inside = go_group("", &["syscall.Syscall", "main.(*Engine).collect", "main.(*Engine).Call"], 5..6);
+    inside.state = GoState::Syscall;
+    let lock = vec![at_lock(0x1000, &["main.(*Engine).Call", "main.handle"], 100..110), inside, timer()];
+    let nil = vec![go_group("chan receive (nil chan)", &["runtime.gopark", "main.wait"], 7..8), timer()];
+    let join =
+        |name: &str, goids| go_group("sync.WaitGroup.Wait", &["runtime.gopark", "sync.(*WaitGroup).Wait", name], goids);
+    let asleep = vec![join("main.main", 1..2), join("main.join", 5..7)];
+    let cases = [
+        ("circle", circle, Kind::Deadlock),
+        ("lock", lock, Kind::GoroutineBlocked),
+        ("nil channel", nil, Kind::GoroutineBlocked),
+        ("all asleep", asleep, Kind::GoroutineBlocked),
+    ];
+    for (what, groups, kind) in cases {
+        let mut judge = judge();
+        for at in 200..240 {
+            let turn = judge.advance(census(at, vec![row(10, 10)]), ProbeReading::default());
+            let open: Vec<Kind> = judge.ledger.open().into_iter().map(|life| life.finding.kind).collect();
+            if at <= 220 {
+                assert!(open.is_empty(), "{what}, at {at}: {open:?}, with nothing read since 202");
+            } else {
+                assert_eq!(open, [kind], "{what}, at {at}: it stays, whether it was read again or not");
+            }
+            if (205..=220).contains(&at) {
+                assert_eq!(turn.ripe_at_ns, Some(at * S), "{what}: the next reading is waited for");
+            }
+            if [200, 201, 202, 220].contains(&at) {
+                judge.learn(Facts { goroutines: vec![goroutines(10, at, groups.clone())], ..Facts::default() });
+            }
+        }
+    }
+}
+
+#[test]
 fn the_collector() {
     let work = |reason: &str, goids| go_group(reason, &["runtime.gopark", "runtime.mallocgc", "main.handle"], goids);
     let held = |n: u64| vec![work("GC assist wait", 100..100 + (n % 3) * 10), receivers(10..14)];

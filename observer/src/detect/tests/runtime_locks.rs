@@ -11,18 +11,27 @@ fn at(waiter: u32, monitor: u64, owner: Option<u32>) -> RuntimeLock {
 fn turns(tids: &[u32], readings: &[Vec<RuntimeLock>]) -> Judge {
     let mut judge = judge();
     for (turn, monitors) in (0_u64..).zip(readings) {
-        let rows = tids.iter().map(|tid| {
-            let mut row = with_syscall(row(10, *tid), 202, [0x7000 + u64::from(*tid), 0x89, 0, 0x100, 0, 0]);
-            row.nvcsw += turn;
-            row.off_cpu_since_ns = Some((100 + turn) * S - S / 2);
-            row
-        });
-        judge.advance(census(100 + turn, rows.collect()), ProbeReading::default());
-        let process = process(10);
-        let runtime_locks = vec![RuntimeLocks { process, waits: monitors.clone(), missing: None }];
-        judge.learn(Facts { runtime_locks, ..Facts::default() });
+        judge.advance(census(100 + turn, slept_anew(tids, turn)), ProbeReading::default());
+        judge.learn(locks(monitors));
     }
     judge
+}
+
+/// Threads that have all slept anew before this turn.
+fn slept_anew(tids: &[u32], turn: u64) -> Vec<ThreadRow> {
+    let row = |tid: &u32| {
+        let mut row = with_syscall(row(10, *tid), 202, [0x7000 + u64::from(*tid), 0x89, 0, 0x100, 0, 0]);
+        row.nvcsw += turn;
+        row.off_cpu_since_ns = Some((100 + turn) * S - S / 2);
+        row
+    };
+    tids.iter().map(row).collect()
+}
+
+/// What was read of the locks of process 10.
+fn locks(waits: &[RuntimeLock]) -> Facts {
+    let runtime_locks = vec![RuntimeLocks { process: process(10), waits: waits.to_vec(), missing: None }];
+    Facts { runtime_locks, ..Facts::default() }
 }
 
 /// Python's, with the number of switches.
@@ -71,6 +80,48 @@ fn an_owner_that_sleeps_with_the_monitor_holds_it() {
     assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::LockWait]);
     assert_eq!((&found[0].evidence["holder_tid"], &found[0].evidence["waiters"]), (&12.into(), &2.into()));
     assert!(turns(&[11, 12, 13], &vec![behind(); 4]).ledger.open().is_empty(), "below the threshold");
+}
+
+#[test]
+fn time_in_which_nobody_looked_does_not_count() {
+    let behind = [at(11, 0xa0, Some(12)), at(13, 0xa0, Some(12))];
+    let tids = [11, 12, 13];
+    let kinds = |judge: &Judge| found(judge).iter().map(|f| f.kind).collect::<Vec<_>>();
+    // Read at 100 to 103, and again from 120 on.
+    let mut judge = turns(&tids, &vec![behind.to_vec(); 4]);
+    for turn in 4..=20 {
+        judge.advance(census(100 + turn, slept_anew(&tids, turn)), ProbeReading::default());
+        assert!(kinds(&judge).is_empty(), "at turn {turn} it has been seen for four seconds");
+    }
+    judge.learn(locks(&behind));
+    judge.advance(census(121, slept_anew(&tids, 21)), ProbeReading::default());
+    assert_eq!(kinds(&judge), [Kind::LockWait], "five seconds of it were seen");
+    // What is open stays so.
+    for turn in 22..40 {
+        judge.advance(census(100 + turn, slept_anew(&tids, turn)), ProbeReading::default());
+        assert_eq!(kinds(&judge), [Kind::LockWait], "turn {turn}");
+    }
+}
+
+#[test]
+fn an_owner_that_sleeps_all_the_while_need_not_be_looked_at() {
+    let at_gil = vec![python(RuntimeLockKind::Gil, 11, 0xa0, 12, 7)];
+    let advance = |judge: &mut Judge, turn: u64, owner: u64| {
+        let rows = [slept_anew(&[11], turn), slept_anew(&[12], owner)].concat();
+        judge.advance(census(100 + turn, rows), ProbeReading::default());
+    };
+    let after_gap = |owner: fn(u64) -> u64| {
+        let mut judge = judge();
+        for turn in 0..20 {
+            advance(&mut judge, turn, owner(turn));
+            if turn < 4 {
+                judge.learn(locks(&at_gil));
+            }
+        }
+        found(&judge).iter().map(|f| f.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(after_gap(|_| 0), [Kind::LockWait]);
+    assert!(after_gap(|turn| turn).is_empty(), "it has run, and may have passed it on");
 }
 
 #[test]

@@ -72,10 +72,14 @@ pub struct SiteHistory {
 pub struct GoProcess {
     /// As read last.
     pub latest: Goroutines,
-    /// Complete or partial readings so far.
+    /// Complete or partial readings so far, without those that were set aside.
     pub censuses: u64,
     /// `CLOCK_MONOTONIC` of the first, nanoseconds.
     pub first_ns: u64,
+    /// When all of them were read last, `CLOCK_MONOTONIC` nanoseconds.
+    whole_ns: Option<u64>,
+    /// The last reading was cut short and is set aside: `latest` is the one before it.
+    is_kept: bool,
     /// Readings in which program goroutines waited for the collector, of the last ones: see [`GoProcess::gc`].
     gc: Vec<GcSample>,
     /// When it was first seen that the collector holds up several, and how many readings ago it was seen last.
@@ -141,6 +145,8 @@ impl GoProcess {
             latest,
             censuses: 0,
             first_ns,
+            whole_ns: None,
+            is_kept: false,
             gc: Vec::new(),
             held: None,
             sites: Vec::new(),
@@ -152,6 +158,17 @@ impl GoProcess {
     /// Takes the next reading.
     fn learn(&mut self, all: Goroutines) {
         let now = all.taken_ns;
+        // Left out for want of time: whoever is missing may live.
+        let others: u64 = ["unreadable", "unsound"].into_iter().filter_map(|why| all.lost.get(why)).sum();
+        let is_cut = all.lost.contains_key("deadline") || all.lost.contains_key("limit");
+        let is_whole = !is_cut && others <= 8 + all.total() as u64 / 20;
+        // Once: those who are missing are taken to be where the reading before has shown them.
+        if !is_whole && !self.is_kept && self.whole_ns == Some(self.latest.taken_ns) {
+            self.is_kept = true;
+            self.note_gc(&all);
+            return;
+        }
+        self.is_kept = false;
         self.censuses += 1;
         let census = self.censuses;
         for site in &mut self.sites {
@@ -170,11 +187,8 @@ impl GoProcess {
                 self.note(index, member, now, census);
             }
         }
-        // Left out for want of time: whoever is missing may live.
-        let others: u64 = ["unreadable", "unsound"].into_iter().filter_map(|why| all.lost.get(why)).sum();
-        let is_cut = all.lost.contains_key("deadline") || all.lost.contains_key("limit");
-        let is_whole = !is_cut && others <= 8 + all.total() as u64 / 20;
         if is_whole {
+            self.whole_ns = Some(now);
             self.let_go(census);
         }
         for site in &mut self.sites {
@@ -198,10 +212,10 @@ impl GoProcess {
         }
         let index = self.sites.len() as u32;
         self.index.insert(site.clone(), index);
-        // A site that is new in a process that is known has been empty before.
+        // A site that is new was empty when the whole process was read last.
         let mut samples = Samples::default();
-        if self.censuses > 1 {
-            samples.push(Sample { at_ns: self.latest.taken_ns, ..Sample::default() });
+        if let Some(at_ns) = self.whole_ns {
+            samples.push(Sample { at_ns, ..Sample::default() });
         }
         self.sites.push(SiteHistory {
             site,

@@ -83,6 +83,50 @@ fn what_was_cut_short_says_nobody_left() {
 }
 
 #[test]
+fn one_that_is_cut_short_now_and_then_takes_nothing_back() {
+    let mut go = read(vec![vec![senders(10..20)], vec![senders(10..20)]]);
+    let mut cut = goroutines(10, 102, vec![senders(10..12)]);
+    cut.lost.insert("deadline".to_owned(), 8);
+    let now = |go: &GoProcess| (go.latest.taken_ns / S, go.sites().next().unwrap().count, go.censuses);
+    go.learn(cut.clone());
+    assert_eq!(now(&go), (101, 10, 2), "the one before stands for it");
+    cut.taken_ns = 103 * S;
+    go.learn(cut.clone());
+    assert_eq!(now(&go), (103, 2, 3), "but only once");
+    go.learn(goroutines(10, 104, vec![senders(10..20)]));
+    assert_eq!(now(&go), (104, 10, 4));
+    let last = go.goroutine(19).unwrap().1;
+    assert_eq!(go.waiting_since(last), 100 * S, "it has waited all the time");
+    cut.taken_ns = 105 * S;
+    go.learn(cut);
+    assert_eq!(now(&go), (104, 10, 4), "a whole one later it holds anew");
+}
+
+#[test]
+fn where_nobody_had_looked_it_was_not_empty() {
+    let samples = |go: &GoProcess| -> Vec<(u64, u64)> {
+        let site = go.sites().find(|history| history.site.place.function == "main.leak").unwrap();
+        site.samples.all().iter().map(|sample| (sample.at_ns / S, sample.count)).collect()
+    };
+    let other = || go_group("chan receive", &["runtime.gopark", "runtime.chanrecv", "main.worker"], 1..3);
+    let cut = |at| {
+        let mut cut = goroutines(10, at, vec![other()]);
+        cut.lost.insert("deadline".to_owned(), 8);
+        cut
+    };
+    let mut go = GoProcess::new(cut(100));
+    go.learn(cut(100));
+    go.learn(cut(101));
+    go.learn(goroutines(10, 102, vec![other(), senders(10..20)]));
+    assert_eq!(samples(&go), [(102, 10)], "they stood behind the cut");
+    let mut go = read(vec![vec![other()]]);
+    go.learn(cut(101));
+    go.learn(cut(102));
+    go.learn(goroutines(10, 103, vec![other(), senders(10..20)]));
+    assert_eq!(samples(&go), [(100, 0), (103, 10)]);
+}
+
+#[test]
 fn a_process_of_many_places_is_bounded() {
     let groups = |from: u64| -> Vec<GoroutineGroup> {
         let one = |n: u64| go_group("chan send", &["runtime.gopark", &format!("main.f{n}")], n..n + 1);

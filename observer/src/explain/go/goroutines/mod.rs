@@ -23,12 +23,13 @@ use crate::explain::address_space::AddressSpace;
 use crate::explain::pieces::word;
 use crate::host::clock;
 use crate::proc::pieces::{Pieces, is_still, read_pieces};
+use crate::proc::pool::Steps;
 use crate::proc::{Goroutine, Goroutines, MemoryRange};
 use groups::Groups;
 use layout::{Head, Layout};
 use reasons::Reasons;
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use waits::Waits;
 use walk::Code;
 
@@ -48,6 +49,9 @@ const LARGEST_HEAP: u64 = 1 << 47;
 /// Bytes read at once of something large.
 const PIECE: u64 = 256 << 10;
 
+/// Reading that goes on counts as a new step so often: less than makes a reader count as blocked.
+const STEP: Duration = Duration::from_millis(50);
+
 /// What is missing of a program that only starts: worth another try.
 pub const NOT_STARTED: &str = "its runtime has not started yet";
 
@@ -55,7 +59,7 @@ pub const NOT_STARTED: &str = "its runtime has not started yet";
 pub(in crate::explain) type Read<'a> = dyn FnMut(&[MemoryRange], &mut Pieces) -> Result<(), String> + 'a;
 
 /// The goroutines of a process; what cannot be read says so in it. `via`: a thread of it. After `until` no more are read.
-/// `named` is called when the target is not needed any more.
+/// `steps` learns that it goes on.
 ///
 /// May block for as long as the target likes: call it on a reader of the pool.
 pub(in crate::explain) fn read(
@@ -63,9 +67,18 @@ pub(in crate::explain) fn read(
     via: Pid,
     space: &AddressSpace,
     until: Instant,
-    named: &dyn Fn(),
+    steps: &Steps,
 ) -> Goroutines {
+    let begin = || {
+        steps.begin("goroutines");
+        Instant::now()
+    };
+    let mut step = begin();
     let mut target = |ranges: &[MemoryRange], into: &mut Pieces| {
+        // Many of them take long: a target that is stuck keeps a single read.
+        if step.elapsed() >= STEP {
+            step = begin();
+        }
         read_pieces(via, ranges, into).map_err(|errno| match errno {
             nix::errno::Errno::EPERM => {
                 "its memory may not be read (EPERM): observer needs CAP_SYS_PTRACE, or root".to_owned()
@@ -74,7 +87,8 @@ pub(in crate::explain) fn read(
         })
     };
     let mut done = || {
-        named();
+        // Names come from files: a long look at them is no sign of a stuck target.
+        steps.compute();
         is_still(process).map_err(str::to_owned)
     };
     let mut answer = take(process, &mut target, space, until, &mut done);
