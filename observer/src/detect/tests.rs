@@ -482,3 +482,4 @@ mod goroutines;
 mod habit;
 mod lost_wakeup;
 mod runtime_locks;
+mod unlisted;

@@ -102,7 +102,8 @@ impl Gatherer {
     /// they are; for `sockets_of` connection attempts; for `unread_of` sockets with something waiting.
     ///
     /// Returns within the deadline, whatever the targets do. What could not be had is in the facts (`error`, `missing`)
-    /// and counted in [`Facts::lost`]; of processes whose sockets could not be looked at, what they had the last time. Kernel stacks are not gathered here.
+    /// and counted in [`Facts::lost`]; of processes whose sockets could not be looked at, there are those they had the last time.
+    /// Kernel stacks are not gathered here.
     pub fn gather(
         &mut self,
         wants: &[ThreadWant],
