@@ -29,9 +29,11 @@ impl Rule for NotAccepting {
             // seen, by whomever: a sharer may be new.
             let since = |(_, _, desk): &Open<'_>| desk.waits_since().unwrap_or(u64::MAX);
             let newest = sharers.iter().map(|one| one.1.taken_ns).max().unwrap_or(0);
-            let is_now =
-                |one: &&Open<'_>| one.2.is_followed() && one.1.taken_ns.saturating_add(ONE_LISTING_NS) >= newest;
-            let followed = sharers.iter().filter(is_now).min_by_key(|one| since(one));
+            let is_now = |one: &Open<'_>| one.1.taken_ns.saturating_add(ONE_LISTING_NS) >= newest;
+            // One that could not be listed now still knows since when a connection waits that another one sees now.
+            let still_waits = |one: &Open<'_>| sharers.iter().any(|other| is_now(other) && one.2.waits_with(other.2));
+            let followed = sharers.iter().filter(|&one| one.2.is_followed() && (is_now(one) || still_waits(one)));
+            let followed = followed.min_by_key(|one| since(one));
             let Some(latest) = followed.or_else(|| sharers.iter().max_by_key(|one| since(one))) else { continue };
             let (since_ns, debts) = (since(latest), latest.1);
             let is_told = |kind| sharers.iter().any(|(process, ..)| context.has_found(*process, kind).is_some());

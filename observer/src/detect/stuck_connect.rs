@@ -15,9 +15,18 @@ pub struct StuckConnect;
 /// One attempt.
 struct Attempt {
     since_ns: u64,
+    /// When it was seen to last.
+    seen_ns: u64,
     thread: Option<u32>,
     resource: Resource,
     retransmits: Option<u32>,
+}
+
+impl Attempt {
+    /// How long it was seen to last, nanoseconds.
+    fn age(&self) -> u64 {
+        self.seen_ns.saturating_sub(self.since_ns)
+    }
 }
 
 impl Rule for StuckConnect {
@@ -28,7 +37,8 @@ impl Rule for StuckConnect {
         for (row, wait) in context.confirmed().filter(|(_, wait)| wait.class == Class::Connect) {
             let resource = wait.resource.clone().unwrap_or(Resource::of(ResourceKind::Socket));
             let fd = resource.fd.unwrap_or(-1);
-            let attempt = Attempt { since_ns: host.since(row).ns, thread: Some(row.tid), resource, retransmits: None };
+            let (since_ns, seen_ns) = (host.since(row).ns, host.now_ns());
+            let attempt = Attempt { since_ns, seen_ns, thread: Some(row.tid), resource, retransmits: None };
             attempts.insert((row.process, fd), attempt);
         }
         for socket in host.connecting() {
@@ -37,8 +47,11 @@ impl Rule for StuckConnect {
             let Some(since_ns) = socket.since_ns.filter(|_| in_scope) else {
                 continue;
             };
+            // The list may be from before this census: a socket that nobody blocks on may have had its answer since.
+            let seen_ns = if socket.taken_ns == 0 { host.now_ns() } else { socket.taken_ns.min(host.now_ns()) };
             let attempt = attempts.entry((socket.process, socket.fd)).or_insert_with(|| Attempt {
                 since_ns,
+                seen_ns,
                 thread: None,
                 resource: Resource { fd: Some(socket.fd), ..Resource::of(ResourceKind::Tcp) },
                 retransmits: None,
@@ -51,8 +64,11 @@ impl Rule for StuckConnect {
         }
         let mut verdict = Verdict::default();
         for ((process, fd), attempt) in attempts {
-            if verdict.is_ripe(attempt.since_ns, context) {
+            if attempt.age() >= context.scope.threshold_ns {
                 verdict.findings.push(finding(host, process, fd, attempt));
+            } else {
+                let ripe = attempt.since_ns.saturating_add(context.scope.threshold_ns);
+                verdict.later(ripe.max(host.now_ns()));
             }
         }
         verdict
@@ -60,7 +76,7 @@ impl Rule for StuckConnect {
 }
 
 fn finding(host: &Host, process: ProcessId, fd: i32, attempt: Attempt) -> Finding {
-    let age = host.now_ns().saturating_sub(attempt.since_ns);
+    let age = attempt.age();
     let remote = attempt.resource.remote.clone().unwrap_or_else(|| attempt.resource.describe());
     let mut finding = Finding::new(Kind::StuckConnect, host, process, &format!("{fd}/{remote}"))
         .since_mono(attempt.since_ns, host)

@@ -6,7 +6,7 @@ use super::*;
 use crate::census::{EventKind, Family, ProbeEvent, ProbeReading, TimeoutKind, row::state};
 use crate::model::Confidence;
 use crate::model::testkit::*;
-use crate::proc::{BlockedRead, Facts, FdFact, SocketFact};
+use crate::proc::{BlockedRead, ConnectingSocket, Facts, FdFact, SocketFact};
 use std::collections::BTreeSet;
 
 /// A judge over process 10, threshold 5 s.
@@ -327,6 +327,53 @@ fn d_state_and_not_idle_kernel_threads() {
     assert!(look(vec![stuck, worker], learnt, 92).is_empty());
 }
 
+/// A socket that connects since second 90, in a list of this second.
+fn connecting(listed_s: u64) -> Facts {
+    let socket = ConnectingSocket {
+        process: process(10),
+        fd: 3,
+        inode: 9,
+        local: "10.0.0.1:9".parse().unwrap(),
+        remote: "10.0.0.2:80".parse().unwrap(),
+        since_ns: Some(90 * S),
+        retransmits: 2,
+        taken_ns: listed_s * S,
+    };
+    Facts { connecting: vec![socket], ..Facts::default() }
+}
+
+#[test]
+fn a_connection_attempt_lasted_until_it_was_listed() {
+    let rows = vec![row(10, 10)];
+    // The census comes at second 101; the answer may have come at 94.
+    assert!(look(rows.clone(), connecting(93), 100).is_empty());
+    let found = look(rows.clone(), connecting(96), 100);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::StuckConnect]);
+    assert_eq!(found[0].evidence["waited_ns"], 6 * S);
+    // Recordings of old do not say when it was listed.
+    assert_eq!(look(rows.clone(), connecting(0), 94)[0].evidence["waited_ns"], 5 * S);
+    assert!(look(rows.clone(), connecting(0), 93).is_empty());
+
+    let mut judge = judge();
+    judge.advance(census(93, rows.clone()), ProbeReading::default());
+    judge.learn(connecting(93));
+    assert_eq!(judge.advance(census(94, rows.clone()), ProbeReading::default()).ripe_at_ns, Some(95 * S));
+    let late = judge.advance(census(97, rows), ProbeReading::default());
+    assert_eq!(late.ripe_at_ns, Some(97 * S), "as soon as it is listed again");
+}
+
+#[test]
+fn a_thread_in_connect_needs_no_new_list() {
+    let rows = vec![with_syscall(row(10, 10), 42, [3, 0x2000, 16, 0, 0, 0])];
+    let mut thread = thread_facts(&rows[0], [2_u16.to_ne_bytes().to_vec(), vec![0, 80, 10, 0, 0, 2]].concat());
+    thread.memory[0].addr = 0x2000;
+    let learnt = Facts { connecting: connecting(91).connecting, ..facts(vec![thread]) };
+    let found = look(rows, learnt, 95);
+    assert_eq!(found.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::StuckConnect], "{found:#?}");
+    assert_eq!(found[0].evidence["waited_ns"], 6 * S);
+    assert_eq!(found[0].evidence["blocking"], true);
+}
+
 #[test]
 fn stopped_counts_only_while_somebody_waits() {
     let mut stopped = row(10, 10);
@@ -463,3 +510,4 @@ mod goroutines;
 mod habit;
 mod lost_wakeup;
 mod runtime_locks;
+mod unlisted;

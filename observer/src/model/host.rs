@@ -190,7 +190,7 @@ impl Host {
         self.connecting = facts.connecting;
         self.unread = facts.unread;
         self.stops = facts.stops;
-        self.services.learn(&facts.streams, &self.rows);
+        self.services.learn(&facts.streams, &facts.unlisted, &self.rows);
         self.blocked_reads = facts.blocked_reads;
         let file_locks = facts.file_locks;
         let differs =

@@ -317,6 +317,9 @@ pub struct ConnectingSocket {
     pub since_ns: Option<u64>,
     /// SYNs sent again so far.
     pub retransmits: u32,
+    /// When it was listed, `CLOCK_MONOTONIC` nanoseconds: it may have been answered since. 0: nobody wrote that down.
+    #[serde(default)]
+    pub taken_ns: u64,
 }
 
 /// A read of the target that did not come back in time.
@@ -360,6 +363,9 @@ pub struct Facts {
     /// Stream sockets of processes, as listed for this turn; of a process that was not listed now nothing is known to have changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub streams: Vec<super::ProcessStreams>,
+    /// Processes whose stream sockets were to be listed, and could not be: what was known of them may still hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlisted: Vec<ProcessId>,
     /// Why processes are stopped, where that is written down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stops: Vec<StopFact>,

@@ -3,9 +3,9 @@
 use super::identity::{Program, outline};
 use super::pool::{PoolSettings, PoolStats, ReaderPool};
 use super::sockets::{FileTables, Sockets};
-use super::stat::{Stat, errno_name};
+use super::stat::{Identity, Stat, errno_name, identity};
 use super::work::{Part, Task, add_sockets, fail, not_read, work};
-use super::{Facts, ProcessFacts, ThreadFacts, ThreadWant};
+use super::{ConnectingSocket, Facts, ProcessFacts, SocketFact, ThreadFacts, ThreadWant};
 use crate::census::ProcessId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -34,6 +34,9 @@ pub struct Gatherer {
     pool: ReaderPool,
     cache: HashMap<ProcessId, Entry>,
     tables: FileTables,
+    /// Connection attempts, and sockets with something waiting, of the last list that was asked for.
+    connecting: Seen<ConnectingSocket>,
+    unread: Seen<(ProcessId, SocketFact)>,
     /// Counts calls: tells what belongs to this one, and what was used last.
     call: u64,
     sender: Sender<Part>,
@@ -54,6 +57,31 @@ struct Entry {
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_INTERVAL: Duration = Duration::from_secs(600);
 
+/// What a list had, for those that the next one could not look at.
+struct Seen<T> {
+    found: Vec<T>,
+    at: Option<Instant>,
+}
+
+/// A list is good for so long: of a whole host they are half a threshold apart.
+const SEEN_FOR: Duration = Duration::from_secs(60);
+
+impl<T: Clone> Seen<T> {
+    fn nothing() -> Self {
+        Self { found: Vec::new(), at: None }
+    }
+
+    /// Adds to the next list what the last one had of those that were missed now. Not what had been added to that one: nobody has
+    /// seen it for two lists.
+    fn complete(&mut self, next: &mut Vec<T>, is_missed: impl Fn(&T) -> bool) {
+        let seen = next.clone();
+        if self.at.is_some_and(|at| at.elapsed() < SEEN_FOR) {
+            next.extend(self.found.iter().filter(|&one| is_missed(one)).cloned());
+        }
+        *self = Self { found: seen, at: Some(Instant::now()) };
+    }
+}
+
 impl Gatherer {
     /// A gatherer without threads: its readers start when they are needed.
     pub fn new(mut settings: GatherSettings) -> Self {
@@ -61,7 +89,8 @@ impl Gatherer {
         settings.pool.blocked_after = settings.pool.blocked_after.min(settings.deadline / 2);
         let (sender, parts) = channel();
         let (pool, cache) = (ReaderPool::new(settings.pool), HashMap::new());
-        Self { settings, pool, cache, tables: FileTables::default(), call: 0, sender, parts }
+        let (connecting, unread) = (Seen::nothing(), Seen::nothing());
+        Self { settings, pool, cache, tables: FileTables::default(), connecting, unread, call: 0, sender, parts }
     }
 
     /// Whose a socket is, is read from these.
@@ -73,7 +102,8 @@ impl Gatherer {
     /// they are; for `sockets_of` connection attempts; for `unread_of` sockets with something waiting.
     ///
     /// Returns within the deadline, whatever the targets do. What could not be had is in the facts (`error`, `missing`)
-    /// and counted in [`Facts::lost`]. Kernel stacks are not gathered here.
+    /// and counted in [`Facts::lost`]; of processes whose sockets could not be looked at, there are those they had the last time.
+    /// Kernel stacks are not gathered here.
     pub fn gather(
         &mut self,
         wants: &[ThreadWant],
@@ -92,8 +122,22 @@ impl Gatherer {
         let mut pending = self.hand_out(wants, processes, &mut threads, until, &mut lost);
 
         let mut sockets = Sockets::new(self.settings.pool.clock, until).with(self.tables.clone());
-        let connecting = sockets.connecting(sockets_of);
-        let unread = unread_of.iter().flat_map(|&p| sockets.unread(p).into_iter().map(move |s| (p, s))).collect();
+        let (mut connecting, missed) = sockets.connecting(sockets_of);
+        if !sockets_of.is_empty() {
+            self.connecting.complete(&mut connecting, |one| is_missed(&missed, one.process));
+        }
+        let (mut unread, mut missed) = (Vec::new(), BTreeSet::new());
+        for &process in unread_of {
+            match sockets.unread(process) {
+                Some(found) => unread.extend(found.into_iter().map(|socket| (process, socket))),
+                None => {
+                    missed.insert(process);
+                }
+            }
+        }
+        if !unread_of.is_empty() {
+            self.unread.complete(&mut unread, |(process, _)| is_missed(&missed, *process));
+        }
 
         // A quarter of the time is left for the sockets behind the descriptors.
         self.collect(&mut pending, &mut threads, start + self.settings.deadline * 3 / 4, &mut lost);
@@ -326,6 +370,30 @@ impl Gatherer {
     }
 }
 
+/// Whether a process is one of those that could not be looked at, and has not ended.
+fn is_missed(missed: &BTreeSet<ProcessId>, process: ProcessId) -> bool {
+    missed.contains(&process) && identity(process) == Identity::Same
+}
+
 fn count(lost: &mut BTreeMap<String, u64>, what: &str, reason: &str) {
     *lost.entry(format!("{what}: {reason}")).or_default() += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Seen;
+
+    #[test]
+    fn what_was_missed_is_as_it_was_the_last_time_and_no_longer() {
+        let mut seen = Seen::nothing();
+        let mut list = |found: &[(u32, char)], missed: &[u32]| {
+            let mut next = found.to_vec();
+            seen.complete(&mut next, |one| missed.contains(&one.0));
+            next
+        };
+        assert_eq!(list(&[(1, 'a'), (2, 'b')], &[1]), [(1, 'a'), (2, 'b')], "there was no list before");
+        assert_eq!(list(&[(1, 'c')], &[2]), [(1, 'c'), (2, 'b')]);
+        assert_eq!(list(&[(1, 'd')], &[2]), [(1, 'd')], "nobody has seen it for two lists");
+        assert!(list(&[], &[]).is_empty(), "looked at, and gone");
+    }
 }

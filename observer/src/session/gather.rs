@@ -218,8 +218,10 @@ fn merge(all: &mut Facts, more: Facts) {
         goroutines,
         tasks,
         streams,
+        unlisted,
     } = more;
     all.streams.extend(streams);
+    all.unlisted.extend(unlisted);
     all.threads.extend(threads);
     all.stacks.extend(stacks);
     all.sites.extend(sites);

@@ -49,10 +49,12 @@ impl Session {
         let streams = &mut self.stream_pace.streams;
         let rest = if attached {
             facts.streams = streams.of(&in_scope, &everyone, until, &mut facts.lost);
+            let listed: BTreeSet<ProcessId> = facts.streams.iter().map(|streams| streams.process).collect();
+            facts.unlisted = in_scope.into_iter().filter(|process| !listed.contains(process)).collect();
             Duration::ZERO
         } else {
             let survey = streams.survey(&in_scope, &everyone, half, until, &mut facts.lost);
-            facts.streams = survey.streams;
+            (facts.streams, facts.unlisted) = (survey.streams, survey.unlisted);
             if survey.has_new {
                 self.stream_pace.news_until = Some(start + 2 * half * WITH_NEWS.0);
             }

@@ -45,6 +45,7 @@ fn recording() -> String {
         remote,
         since_ns: Some(80 * S),
         retransmits: 2,
+        taken_ns: 0,
     });
     let header = Header {
         schema: SCHEMA.to_owned(),

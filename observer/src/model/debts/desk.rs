@@ -36,6 +36,12 @@ impl Desk {
         }
     }
 
+    /// One of those that have waited longest here waits at `other`, too.
+    pub fn waits_with(&self, other: &Self) -> bool {
+        let oldest = self.waiting.values().min();
+        self.waiting.iter().any(|(remote, since)| Some(since) == oldest && other.waiting.contains_key(remote))
+    }
+
     /// The same connections were seen all the while.
     pub fn is_followed(&self) -> bool {
         !self.at.waiting.is_empty()

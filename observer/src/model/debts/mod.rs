@@ -30,6 +30,8 @@ const MOST_RECENT: usize = 8192;
 const MOST_SERVICES: usize = 256;
 /// One listing may take so long: the namespaces of a host follow each other.
 pub(crate) const ONE_LISTING_NS: u64 = 1_000_000_000;
+/// What is known of a process that could not be listed since holds for so long: four of the longest pauses between two surveys.
+const MOST_HELD_NS: u64 = 240_000_000_000;
 /// Farther apart two listings say nothing of what happened in between to what the kernel does not count.
 const MOST_GAP_NS: u64 = 10_000_000_000;
 /// Two times of the kernel that are no farther apart may be of the same moment: a tick of its slowest clock.
@@ -44,8 +46,8 @@ pub struct Services {
 }
 
 impl Services {
-    /// Takes what was listed after the census of these rows (sorted by thread id).
-    pub(super) fn learn(&mut self, listed: &[ProcessStreams], rows: &[ThreadRow]) {
+    /// Takes what was listed after the census of these rows (sorted by thread id), and who could not be.
+    pub(super) fn learn(&mut self, listed: &[ProcessStreams], unlisted: &[ProcessId], rows: &[ThreadRow]) {
         if listed.is_empty() {
             return;
         }
@@ -55,10 +57,19 @@ impl Services {
                 threads.push((row.tid, Done { switches: switches(row), cpu_ns: row.cpu_ns }));
             }
         }
+        // What was over before is over.
+        let held: Vec<ProcessId> = unlisted.iter().copied().filter(|process| self.of(*process).is_some()).collect();
         for streams in listed {
             self.latest_ns = self.latest_ns.max(streams.taken_ns);
             let work = work.remove(&streams.process).unwrap_or_default();
             self.processes.entry(streams.process).or_insert_with(|| Debts::of(streams)).learn(streams, work);
+        }
+        for process in held {
+            if let Some(debts) = self.processes.get_mut(&process)
+                && debts.taken_ns.saturating_add(MOST_HELD_NS) >= self.latest_ns
+            {
+                debts.held_ns = self.latest_ns;
+            }
         }
     }
 
@@ -68,18 +79,18 @@ impl Services {
     }
 
     /// What one process owes and is owed; `None` if its sockets were not listed, or not the last time: of a whole host those are
-    /// listed again that still seem to owe something.
+    /// listed again that still seem to owe something. Of one that could not be listed it is what was known before.
     pub fn of(&self, process: ProcessId) -> Option<&Debts> {
         self.processes.get(&process).filter(|debts| self.is_latest(debts))
     }
 
-    /// All processes whose sockets were listed the last time.
+    /// All processes whose sockets were listed the last time, and those that could not be.
     pub fn iter(&self) -> impl Iterator<Item = (ProcessId, &Debts)> {
         self.processes.iter().filter(|(_, debts)| self.is_latest(debts)).map(|(id, debts)| (*id, debts))
     }
 
     fn is_latest(&self, debts: &Debts) -> bool {
-        debts.taken_ns.saturating_add(ONE_LISTING_NS) >= self.latest_ns
+        debts.taken_ns.max(debts.held_ns).saturating_add(ONE_LISTING_NS) >= self.latest_ns
     }
 
     /// Idle, busy or waiting, and why, as far as the numbers say; what the rules say goes before.
@@ -179,6 +190,8 @@ pub struct Debts {
     /// The latest answers: when sent, when asked.
     recent: BTreeSet<(u64, u64)>,
     work: Work,
+    /// The last listing that was to have its sockets, and failed to: until then nothing is known to have changed.
+    held_ns: u64,
     /// Since when the oldest answer is owed, or awaited.
     oldest_ns: Option<u64>,
 }
@@ -196,6 +209,7 @@ impl Debts {
             services: BTreeMap::new(),
             recent: BTreeSet::new(),
             work: Work::default(),
+            held_ns: 0,
             oldest_ns: None,
         }
     }

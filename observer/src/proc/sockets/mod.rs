@@ -18,7 +18,7 @@ mod survey;
 mod tests;
 mod unix;
 
-use self::namespaces::{namespace, open_in};
+use self::namespaces::{TRIED, namespace, open_in, through};
 use super::pool::Clock;
 use super::{ConnectingSocket, SocketFact};
 use crate::census::{Pid, ProcessId};
@@ -134,11 +134,11 @@ pub struct Sockets {
     clock: Clock,
     until: Instant,
     own: Option<u64>,
-    /// By inode of the namespace, kind and states.
-    listed: HashMap<(u64, Table, u32), Listing>,
+    /// By inode of the namespace, kind and states. `None`: that failed, and is not tried again for every process of the namespace.
+    listed: HashMap<(u64, Table, u32), Option<Listing>>,
     channels: HashMap<u64, Option<Rc<OwnedFd>>>,
-    /// A process of each network namespace.
-    representatives: Option<Vec<Pid>>,
+    /// A few processes of each network namespace.
+    representatives: Option<Rc<BTreeMap<u64, Vec<ProcessId>>>>,
     tables: FileTables,
     lost: BTreeMap<String, u64>,
 }
@@ -177,18 +177,24 @@ impl Sockets {
         self.lost
     }
 
-    /// The sockets of these processes that wait for the answer to their SYN, blocking or not.
-    pub fn connecting(&mut self, processes: &[ProcessId]) -> Vec<ConnectingSocket> {
-        let mut found = Vec::new();
+    /// The sockets of these processes that wait for the answer to their SYN, blocking or not; and the processes that could not be
+    /// looked at.
+    pub fn connecting(&mut self, processes: &[ProcessId]) -> (Vec<ConnectingSocket>, BTreeSet<ProcessId>) {
+        let (mut found, mut missed) = (Vec::new(), BTreeSet::new());
         for &process in processes {
             let Some(listing) = self.list(process.pid, Table::Tcp, state_bit::SYN_SENT) else {
+                missed.insert(process);
                 continue;
             };
             if listing.sockets.is_empty() {
                 continue;
             }
             let inodes = listing.sockets.iter().map(|s| s.inode).collect();
-            for (fd, inode) in self.descriptors(process, Some(&inodes)) {
+            let Some(descriptors) = self.descriptors(process, Some(&inodes)) else {
+                missed.insert(process);
+                continue;
+            };
+            for (fd, inode) in descriptors {
                 let socket = listing.sockets.iter().find(|s| s.inode == inode);
                 if let Some(socket) = socket
                     && let (Some(local), Some(remote)) = (socket.local, socket.remote)
@@ -202,22 +208,32 @@ impl Sockets {
                         remote,
                         since_ns: since.map(|d| listing.taken_ns.saturating_sub(d)),
                         retransmits: socket.retransmits,
+                        taken_ns: listing.taken_ns,
                     });
                 }
             }
         }
-        found
+        (found, missed)
     }
 
-    /// The TCP and unix sockets of a process that hold bytes it has not read, or connections it has not accepted.
-    pub fn unread(&mut self, process: ProcessId) -> Vec<SocketFact> {
-        let inodes: BTreeSet<u64> = self.descriptors(process, None).into_iter().map(|(_, inode)| inode).collect();
+    /// The TCP and unix sockets of a process that hold bytes it has not read, or connections it has not accepted; `None` if it could
+    /// not be looked at.
+    pub fn unread(&mut self, process: ProcessId) -> Option<Vec<SocketFact>> {
+        let inodes: BTreeSet<u64> = self.descriptors(process, None)?.into_iter().map(|(_, inode)| inode).collect();
+        let mut found = Vec::new();
         if inodes.is_empty() {
-            return Vec::new();
+            return Some(found);
         }
-        self.facts(process.pid, &inodes, &[Table::Tcp, Table::Unix], |s| {
-            s.unread > 0 && (s.state == LISTEN || s.table == Table::Tcp || s.state == 1)
-        })
+        let holds = |s: &Socket| s.unread > 0 && (s.state == LISTEN || s.table == Table::Tcp || s.state == 1);
+        for table in [Table::Tcp, Table::Unix] {
+            match self.facts(process.pid, &inodes, table, holds) {
+                Some(more) => found.extend(more),
+                None if Instant::now() > self.until => return None,
+                // A kernel may not have it, and then never has.
+                None => {}
+            }
+        }
+        Some(found)
     }
 
     /// The sockets with these inodes in the network namespace of `pid`: TCP, UDP and unix.
@@ -226,7 +242,7 @@ impl Sockets {
         // Most are TCP: the other kinds are listed only when something is still missing.
         for table in [Table::Tcp, Table::Unix, Table::Udp] {
             if found.len() < inodes.len() {
-                found.append(&mut self.facts(pid, inodes, &[table], |_| true));
+                found.extend(self.facts(pid, inodes, table, |_| true).unwrap_or_default());
             }
         }
         found
@@ -234,7 +250,7 @@ impl Sockets {
 
     /// Inode of the socket at the other end of a TCP connection of `pid`, if that is on this host: in the same network
     /// namespace, or else in one of those of `among`, where addresses other than loopback may lead. `None` as well where two
-    /// namespaces have such a connection: the same private addresses may be in use twice.
+    /// namespaces have such a connection: the same private addresses may be in use twice; and where one of them could not be listed.
     pub(super) fn tcp_peer(
         &mut self,
         pid: Pid,
@@ -250,60 +266,63 @@ impl Sockets {
             return None;
         }
         let mut found = BTreeSet::new();
-        for other in self.one_of_each_namespace(among) {
-            found.extend(self.list(other, Table::Tcp, state_bit::ALL).and_then(find));
+        for (namespace, processes) in self.some_of_each_namespace(among)?.iter() {
+            let pid = through(processes, *namespace);
+            // It may be in the one that was not listed.
+            let listing = self.list_in(*namespace, pid, Table::Tcp, state_bit::ALL)?;
+            found.extend(find(listing));
         }
         found.pop_first().filter(|_| found.is_empty())
     }
 
-    /// A process of every network namespace among these.
-    fn one_of_each_namespace(&mut self, among: &[ProcessId]) -> Vec<Pid> {
+    /// A few processes of every network namespace among these, by its inode; `None` if there was no time to look at all.
+    fn some_of_each_namespace(&mut self, among: &[ProcessId]) -> Option<Rc<BTreeMap<u64, Vec<ProcessId>>>> {
         if let Some(known) = &self.representatives {
-            return known.clone();
+            return Some(Rc::clone(known));
         }
-        let mut seen = BTreeSet::new();
-        let mut one_of_each = Vec::new();
+        let mut some_of_each: BTreeMap<u64, Vec<ProcessId>> = BTreeMap::new();
         for process in among {
             if Instant::now() > self.until {
                 self.lose("deadline");
-                break;
+                return None;
             }
             // One that is gone, or may not be looked at, has no namespace that could be listed.
-            if let Ok(inode) = namespace(&process.pid.to_string())
-                && seen.insert(inode)
-            {
-                one_of_each.push(process.pid);
+            if let Ok(inode) = namespace(&process.pid.to_string()) {
+                let some = some_of_each.entry(inode).or_default();
+                if some.len() < TRIED {
+                    some.push(*process);
+                }
             }
         }
-        self.representatives = Some(one_of_each.clone());
-        one_of_each
+        let some_of_each = Rc::new(some_of_each);
+        self.representatives = Some(Rc::clone(&some_of_each));
+        Some(some_of_each)
     }
 
+    /// Of those with these inodes the ones that are wanted; `None` if they could not be listed.
     fn facts(
         &mut self,
         pid: Pid,
         inodes: &BTreeSet<u64>,
-        tables: &[Table],
+        table: Table,
         want: impl Fn(&Socket) -> bool,
-    ) -> Vec<SocketFact> {
-        let mut found = Vec::new();
-        for &table in tables {
-            if let Some(listing) = self.list(pid, table, state_bit::ALL) {
-                let all = &listing.sockets;
-                found.extend(all.iter().filter(|s| inodes.contains(&s.inode) && want(s)).map(|s| s.fact(all)));
-            }
-        }
-        found
+    ) -> Option<Vec<SocketFact>> {
+        let listing = self.list(pid, table, state_bit::ALL)?;
+        let all = &listing.sockets;
+        Some(all.iter().filter(|s| inodes.contains(&s.inode) && want(s)).map(|s| s.fact(all)).collect())
     }
 
-    /// Descriptors of the process that are sockets; none if it is another process by now.
-    fn descriptors(&mut self, process: ProcessId, wanted: Option<&BTreeSet<u64>>) -> Vec<(i32, u64)> {
-        let found = self.tables.sockets_of(process, self.until).unwrap_or_else(|reason| {
-            self.lose(&reason);
-            Vec::new()
-        });
+    /// Descriptors of the process that are sockets, none if it has ended or is another one by now; `None` if they could not be read.
+    fn descriptors(&mut self, process: ProcessId, wanted: Option<&BTreeSet<u64>>) -> Option<Vec<(i32, u64)>> {
+        let found = match self.tables.sockets_of(process, self.until) {
+            Ok(found) => found,
+            Err(reason) => {
+                self.lose(&reason);
+                return (reason == "ESRCH").then(Vec::new);
+            }
+        };
         let found = found.into_iter().map(|(fd, inode)| (fd, u64::from(inode)));
-        found.filter(|(_, inode)| wanted.is_none_or(|wanted| wanted.contains(inode))).collect()
+        Some(found.filter(|(_, inode)| wanted.is_none_or(|wanted| wanted.contains(inode))).collect())
     }
 
     fn lose(&mut self, reason: &str) {
@@ -319,8 +338,13 @@ impl Sockets {
                 return None;
             }
         };
+        self.list_in(namespace, pid, table, states)
+    }
+
+    /// One kind of socket of a namespace, through a process that is in it.
+    fn list_in(&mut self, namespace: u64, pid: Pid, table: Table, states: u32) -> Option<Listing> {
         if let Some(listing) = self.listed.get(&(namespace, table, states)) {
-            return Some(listing.clone());
+            return listing.clone();
         }
         if Instant::now() > self.until {
             self.lose("deadline");
@@ -339,16 +363,14 @@ impl Sockets {
         match listed {
             Ok(sockets) => {
                 let listing = Listing { sockets: Rc::new(sockets), taken_ns };
-                self.listed.insert((namespace, table, states), listing.clone());
+                self.listed.insert((namespace, table, states), Some(listing.clone()));
                 Some(listing)
             }
             Err(reason) => {
                 self.lose(&format!("{}: {reason}", table.name()));
                 // The rest of the answer may still come: not another request on this socket.
                 self.channels.insert(namespace, None);
-                // Not tried again for every process of the namespace.
-                let empty = Listing { sockets: Rc::default(), taken_ns };
-                self.listed.insert((namespace, table, states), empty);
+                self.listed.insert((namespace, table, states), None);
                 None
             }
         }

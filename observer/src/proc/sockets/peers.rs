@@ -2,6 +2,7 @@
 //! network namespaces, where addresses other than loopback may lead.
 
 use super::listed::End;
+use super::namespaces::through;
 use super::streams::{Streams, by_namespace};
 use super::survey::REMEMBERED;
 use crate::census::ProcessId;
@@ -61,8 +62,8 @@ impl Streams {
             return;
         }
         let mut found: HashMap<u32, BTreeSet<u32>> = unknown.values().map(|inode| (*inode, BTreeSet::new())).collect();
-        for (namespace, processes) in by_namespace(among, until, lost) {
-            let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else {
+        for (namespace, processes) in by_namespace(among, until, lost).0 {
+            let Some(listing) = self.list(through(&processes, namespace), namespace, until, lost) else {
                 // It may be in the one that was not listed: asked again.
                 found.clear();
                 break;

@@ -4,7 +4,7 @@ use super::descriptors::FileTables;
 use super::inodes::{InodeMap, InodeSet, Secret};
 use super::known::{Known, Last};
 use super::listed::{End, ListedTcp};
-use super::namespaces::{namespace, open_in};
+use super::namespaces::{namespace, open_in, through};
 use super::unix::{UnixNames, unix_listener};
 use super::{LISTEN, Socket, Table, diag, procnet};
 use crate::census::{Pid, ProcessId};
@@ -187,8 +187,8 @@ impl Streams {
         lost: &mut BTreeMap<String, u64>,
     ) -> Vec<ProcessStreams> {
         let mut found = Vec::new();
-        for (namespace, processes) in by_namespace(processes, until, lost) {
-            let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else { continue };
+        for (namespace, processes) in by_namespace(processes, until, lost).0 {
+            let Some(listing) = self.list(through(&processes, namespace), namespace, until, lost) else { continue };
             found.extend(self.join(&listing, &processes, until, lost));
         }
         self.find_peers(&mut found, everyone, until, lost);
@@ -439,26 +439,32 @@ fn distinct<S>(mut sockets: Vec<S>, inode: impl Fn(&S) -> u32) -> Vec<S> {
     sockets
 }
 
-/// These processes by the inode of their network namespace; those that are gone are left out.
+/// These processes by the inode of their network namespace, and those of which that could not be read; those that are gone are left
+/// out.
 pub(super) fn by_namespace(
     processes: &[ProcessId],
     until: Instant,
     lost: &mut BTreeMap<String, u64>,
-) -> BTreeMap<u64, Vec<ProcessId>> {
+) -> (BTreeMap<u64, Vec<ProcessId>>, Vec<ProcessId>) {
     let mut found: BTreeMap<u64, Vec<ProcessId>> = BTreeMap::new();
+    let mut unknown = Vec::new();
     for (n, &process) in processes.iter().enumerate() {
         if n % 64 == 63 && Instant::now() > until {
             *lost.entry("streams: deadline".to_owned()).or_default() += (processes.len() - n) as u64;
+            unknown.extend(processes.iter().skip(n));
             break;
         }
         match namespace(&process.pid.to_string()) {
             Ok(namespace) => found.entry(namespace).or_default().push(process),
             // It has ended.
             Err(reason) if reason == "ENOENT" || reason == "ESRCH" => {}
-            Err(reason) => lose(lost, &reason),
+            Err(reason) => {
+                lose(lost, &reason);
+                unknown.push(process);
+            }
         }
     }
-    found
+    (found, unknown)
 }
 
 pub(super) fn lose(lost: &mut BTreeMap<String, u64>, reason: &str) {

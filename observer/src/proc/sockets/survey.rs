@@ -4,6 +4,7 @@
 use super::LISTEN;
 use super::known::{Known, Last};
 use super::listed::ListedTcp;
+use super::namespaces::through;
 use super::streams::{Listing, Streams, by_namespace, lose};
 use crate::census::ProcessId;
 use crate::host::clock::{thread_cpu_ns, whole_ns};
@@ -57,6 +58,8 @@ struct Staying {
 pub struct Survey {
     /// Processes that seem to owe or to await something, and services whose turn it is.
     pub streams: Vec<ProcessStreams>,
+    /// Processes that were listed before, and could not be now.
+    pub unlisted: Vec<ProcessId>,
     /// Sockets that look like a debt.
     pub suspects: usize,
     /// One of them did not at the survey before.
@@ -88,14 +91,17 @@ impl Streams {
         let mut survey = Survey::default();
         let wants_services = self.owners.services_due.is_none_or(|due| start >= due);
         let mut walked = Duration::ZERO;
-        let (mut suspected, mut followed) = (HashSet::new(), BTreeSet::new());
+        let (mut suspected, mut followed) = (HashSet::new(), BTreeSet::<ProcessId>::new());
         let mut staying = HashMap::new();
         let mut unlisted = HashSet::new();
-        let mut namespaces: Vec<(u64, Vec<ProcessId>)> = by_namespace(among, until, lost).into_iter().collect();
+        let (namespaces, unknown) = by_namespace(among, until, lost);
+        survey.unlisted = unknown;
+        let mut namespaces: Vec<(u64, Vec<ProcessId>)> = namespaces.into_iter().collect();
         let count = namespaces.len().max(1);
         namespaces.rotate_left(self.owners.begin % count);
         for (namespace, processes) in namespaces {
-            let Some(listing) = self.list(processes[0].pid, namespace, until, lost) else {
+            let Some(listing) = self.list(through(&processes, namespace), namespace, until, lost) else {
+                survey.unlisted.extend(&processes);
                 unlisted.insert(namespace);
                 continue;
             };
@@ -127,9 +133,12 @@ impl Streams {
             let left_out = chosen.len().saturating_sub(MOST_PROCESSES);
             if left_out > 0 {
                 *lost.entry("streams: too many processes".to_owned()).or_default() += left_out as u64;
-                chosen.truncate(MOST_PROCESSES);
+                let left_out = chosen.drain(MOST_PROCESSES..);
+                survey.unlisted.extend(left_out.filter(|process| followed.contains(process)));
             }
             let found = self.join(&listing, &chosen, until, lost);
+            let had: BTreeSet<ProcessId> = found.iter().map(|streams| streams.process).collect();
+            survey.unlisted.extend(chosen.iter().filter(|process| !had.contains(process)));
             self.owners.listed.extend(found.iter().map(|streams| (streams.process, start)));
             survey.streams.extend(found);
         }
@@ -149,6 +158,8 @@ impl Streams {
         }
         self.owners.suspected = suspected;
         self.owners.followed = followed;
+        // Of the others nothing was known.
+        survey.unlisted.retain(|process| self.owners.listed.contains_key(process));
         self.pace_walks(walked);
         self.find_peers(&mut survey.streams, everyone, until, lost);
         if wants_services {

@@ -1,7 +1,8 @@
 //! Sockets of this process and of one in a network namespace of its own.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use super::{Socket, Sockets, Table, procnet, reversed, state_bit};
+use super::namespaces::through;
+use super::{Listing, Socket, Sockets, Table, procnet, reversed, state_bit};
 use crate::census::ProcessId;
 use crate::host::clock::monotonic_ns;
 use crate::proc::tests::victim::{Victim, wait_for};
@@ -10,10 +11,12 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, getsockname, listen, socket,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -54,7 +57,8 @@ fn check(found: &[ConnectingSocket], since: u64) {
 fn a_connection_attempt_and_when_it_began() {
     let (remote, since, held) = connect_to_full();
     let find = |repeated: u32| {
-        let mut found = sockets().connecting(&[me()]);
+        let (mut found, missed) = sockets().connecting(&[me()]);
+        assert_eq!(missed, BTreeSet::new());
         found.retain(|s| s.remote == remote && s.retransmits >= repeated);
         (!found.is_empty()).then_some(found)
     };
@@ -81,7 +85,8 @@ fn a_connection_attempt_in_another_network_namespace() {
     let victim = Victim::start(&["connect-in-netns"]);
     let find = || {
         let mut sockets = sockets();
-        let found = sockets.connecting(&[victim.id, me()]);
+        let (found, missed) = sockets.connecting(&[victim.id, me()]);
+        assert_eq!(missed, BTreeSet::new());
         assert_eq!(sockets.into_lost(), Default::default());
         let found: Vec<_> = found.into_iter().filter(|s| s.process == victim.id).collect();
         (!found.is_empty()).then_some(found)
@@ -108,7 +113,7 @@ fn what_was_received_and_not_read() {
     near.write_all(b"abc").unwrap();
 
     let found = wait_for("all three", LIMIT, || {
-        let found = sockets().unread(me());
+        let found = sockets().unread(me()).unwrap();
         let on = |protocol: &str, state: &str, unread: u64| {
             found.iter().any(|s| {
                 s.protocol == protocol
@@ -162,8 +167,63 @@ fn the_socket_behind_a_descriptor() {
 }
 
 #[test]
-fn the_other_end_of_a_connection() {
-    let socket = |inode, local: &str, remote: &str| Socket {
+fn who_could_not_be_looked_at_is_told() {
+    let all = BTreeSet::from([me()]);
+    let own = super::namespace("self").unwrap();
+    let mut late = Sockets::new(monotonic_ns, Instant::now().checked_sub(Duration::from_millis(1)).unwrap());
+    assert_eq!(late.connecting(&[me()]), (Vec::new(), all.clone()));
+    assert_eq!(late.unread(me()), None);
+    // The list is there, and no time for the descriptors.
+    let listing = Listing { sockets: Rc::new(vec![by_hand(7, "10.0.0.1:5000", "10.0.0.2:80")]), taken_ns: 1 };
+    late.listed.insert((own, Table::Tcp, state_bit::SYN_SENT), Some(listing));
+    assert_eq!(late.connecting(&[me()]), (Vec::new(), all.clone()));
+    // A list that has failed is not an empty one, for whoever asks next.
+    let mut failed = sockets();
+    failed.listed.insert((own, Table::Tcp, state_bit::SYN_SENT), None);
+    assert_eq!(failed.connecting(&[me()]), (Vec::new(), all));
+    // Nobody has missed the sockets of one that has ended.
+    let ended = ProcessId { start_ns: 1, ..me() };
+    assert_eq!(sockets().unread(ended), Some(Vec::new()));
+}
+
+#[test]
+fn the_other_end_in_another_network_namespace() {
+    let own = super::namespace("self").unwrap();
+    let (local, remote) = ("10.0.0.1:5000", "10.0.0.2:80");
+    let find = |lists: [Option<Vec<Socket>>; 2]| {
+        let mut sockets = sockets();
+        let mut add = |namespace: u64, list: Option<Vec<Socket>>| {
+            let listing = list.map(|list| Listing { sockets: Rc::new(list), taken_ns: 1 });
+            sockets.listed.insert((namespace, Table::Tcp, state_bit::ALL), listing);
+        };
+        add(own, Some(Vec::new()));
+        for (namespace, list) in (1..).zip(lists) {
+            add(namespace, list);
+        }
+        sockets.representatives = Some(Rc::new(BTreeMap::from([(1, vec![me()]), (2, vec![me()])])));
+        sockets.tcp_peer(me().pid, local.parse().unwrap(), remote.parse().unwrap(), &[])
+    };
+    let has = |inode| Some(vec![by_hand(inode, remote, local)]);
+    assert_eq!(find([has(4), Some(Vec::new())]), Some(4));
+    assert_eq!(find([has(4), has(5)]), None, "the same addresses twice");
+    assert_eq!(find([has(4), None]), None, "perhaps there, too");
+    let mut late = Sockets::new(monotonic_ns, Instant::now().checked_sub(Duration::from_millis(1)).unwrap());
+    let listing = Listing { sockets: Rc::default(), taken_ns: 1 };
+    late.listed.insert((own, Table::Tcp, state_bit::ALL), Some(listing));
+    assert_eq!(late.tcp_peer(me().pid, local.parse().unwrap(), remote.parse().unwrap(), &[me()]), None);
+    assert!(late.representatives.is_none(), "those of which there was no time to ask are asked the next time");
+}
+
+#[test]
+fn a_namespace_is_listed_through_one_that_is_still_in_it() {
+    let own = super::namespace("self").unwrap();
+    let ended = ProcessId { pid: 0, start_ns: 0 };
+    assert_eq!(through(&[ended, ended, me()], own), me().pid);
+    assert_eq!(through(&[me()], own + 1), me().pid, "for want of another");
+}
+
+fn by_hand(inode: u64, local: &str, remote: &str) -> Socket {
+    Socket {
         table: Table::Tcp,
         inode,
         state: 1,
@@ -176,7 +236,12 @@ fn the_other_end_of_a_connection() {
         name: None,
         peer: 0,
         connecting: Vec::new(),
-    };
+    }
+}
+
+#[test]
+fn the_other_end_of_a_connection() {
+    let socket = by_hand;
     let all = [
         socket(1, "10.0.0.1:5000", "10.0.0.2:80"),
         socket(2, "10.0.0.2:80", "10.0.0.1:5001"),

@@ -281,6 +281,22 @@ fn each_of_several_listeners_at_one_address_gets_what_its_backlog_has() {
 }
 
 #[test]
+fn who_could_not_be_listed_again_is_told() {
+    let (_listener, _client, _server) = pair();
+    let survey = |streams: &mut Streams, until: Instant| {
+        let found = streams.survey(&[me()], &[me()], LIMIT, until, &mut BTreeMap::new());
+        (found.streams.len(), found.unlisted)
+    };
+    let past = Instant::now().checked_sub(Duration::from_millis(1)).unwrap();
+    let mut streams = Streams::new(monotonic_ns, FileTables::default());
+    assert_eq!(survey(&mut streams, Instant::now() + LIMIT), (1, Vec::new()));
+    assert_eq!(survey(&mut streams, past), (0, vec![me()]));
+    // Of this one nothing is known.
+    let mut fresh = Streams::new(monotonic_ns, FileTables::default());
+    assert_eq!(survey(&mut fresh, past), (0, Vec::new()));
+}
+
+#[test]
 fn suspects_are_old_debts_only() {
     let (_listener, mut client, mut server) = pair();
     let (_other, mut asker, unread) = pair();
