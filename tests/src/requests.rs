@@ -1,5 +1,6 @@
 //! Clients of a web server under test, who know which of their requests were answered.
 
+use crate::deadline::wait_for_age;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,14 +14,19 @@ pub struct Client {
     unread: Vec<u8>,
     /// When the request that is not answered was sent.
     pub asked: Option<Instant>,
+    answered: Option<Instant>,
 }
+
+/// The kernel notes in ticks of up to 10 ms when data came and went: who asks sooner after an answer cannot be told, from outside, from
+/// one who was answered in the same tick.
+const TICKS: Duration = Duration::from_millis(30);
 
 impl Client {
     /// Connects.
     pub fn connect(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, unread: Vec::new(), asked: None })
+        Ok(Self { stream, unread: Vec::new(), asked: None, answered: None })
     }
 
     /// So many of them.
@@ -33,8 +39,11 @@ impl Client {
         Ok(self.stream.local_addr()?)
     }
 
-    /// Sends a request.
+    /// Sends a request, some ticks of the kernel's clock after the last answer.
     pub fn ask(&mut self) -> Result<()> {
+        if let Some(answered) = self.answered {
+            wait_for_age(answered, TICKS)?;
+        }
         self.stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")?;
         self.asked = Some(Instant::now());
         Ok(())
@@ -46,7 +55,7 @@ impl Client {
         loop {
             if let Some((status, length)) = complete(&self.unread)? {
                 self.unread.drain(..length);
-                self.asked = None;
+                (self.asked, self.answered) = (None, Some(Instant::now()));
                 return Ok(Some(status));
             }
             let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a victim may take to get into its state.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 
 /// Healthy programs that are idle: nothing they do may ever be a finding.
 pub const IDLE: &[(&str, &str)] = &[

@@ -147,8 +147,17 @@ fn no_owner_is_named_that_is_not_known() -> Result<()> {
 
 #[test]
 fn programs_at_work_and_at_rest() -> Result<()> {
+    are_left_alone(&[("busy", 4), ("busy", 1), ("pool", 4)])
+}
+
+#[test]
+fn programs_whose_threads_take_turns() -> Result<()> {
+    are_left_alone(&[("contended", 4), ("contended-rlock", 4)])
+}
+
+fn are_left_alone(programs: &[(&str, usize)]) -> Result<()> {
     let Some(python) = python("3.13") else { skip!("no CPython 3.13 is installed") };
-    for (mode, threads) in [("busy", 4), ("busy", 1), ("pool", 4), ("contended", 4), ("contended-rlock", 4)] {
+    for &(mode, threads) in programs {
         let victim = Victim::start(&python, mode, threads)?;
         victim.look(&["--for", "8s"])?.expect_silence(mode)?;
     }

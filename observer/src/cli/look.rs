@@ -405,7 +405,9 @@ fn explain_all(session: &mut Session, output: &mut Output, hurried: bool, signal
 fn refuse_gone(session: &Session) -> anyhow::Result<()> {
     let is_gone = |pid: &&u32| session.judge.host.threads_of(**pid).next().is_none();
     let gone: Vec<u32> = session.asked().iter().filter(is_gone).copied().collect();
-    let why = |pid: &u32| format!("process {pid} is gone: it exited before it could be looked at; look for its successor with `pgrep`");
+    let why = |pid: &u32| {
+        format!("process {pid} is gone: it exited before it could be looked at; look for its successor with `pgrep`")
+    };
     match gone.first() {
         Some(first) if gone.len() == session.asked().len() => anyhow::bail!("{}", why(first)),
         _ => gone.iter().for_each(|pid| eprintln!("observer: {}", why(pid))),

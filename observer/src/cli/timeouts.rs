@@ -85,7 +85,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     // The first turn tells the probes whom to listen to: they count from then on.
     session.turn()?;
     let Some(process) = session.judge.host.row(args.pid).map(|row| row.process) else {
-        anyhow::bail!("process {} is gone: it exited before it could be looked at; look for its successor with `pgrep`", args.pid);
+        anyhow::bail!(
+            "process {} is gone: it exited before it could be looked at; look for its successor with `pgrep`",
+            args.pid
+        );
     };
     let mut audit = Audit::new(process, monotonic_ns());
     let took = watch(&mut session, &mut audit, args, &signals)?;

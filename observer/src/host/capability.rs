@@ -51,7 +51,11 @@ const CAPABILITIES: [(u32, &str, &str); 7] = [
     (2, "CAP_DAC_READ_SEARCH", "files of other users' processes"),
     (34, "CAP_SYSLOG", "names in kernel stacks"),
     (40, "CAP_CHECKPOINT_RESTORE", "names and lines from programs and libraries that were replaced or deleted since"),
-    (21, "CAP_SYS_ADMIN", "requests without an answer, exhausted pools and silent peers in other network namespaces (containers); measuring what the probes cost"),
+    (
+        21,
+        "CAP_SYS_ADMIN",
+        "requests without an answer, exhausted pools and silent peers in other network namespaces (containers); measuring what the probes cost",
+    ),
 ];
 const CAP_SYS_ADMIN: u32 = 21;
 

@@ -230,7 +230,8 @@ mod tests {
         let mut host = Host::default();
         let scope = Scope { threshold_ns: 60 * S, ..Scope::default() };
         host.advance(census(150, rows.clone()), ProbeReading::default());
-        let writer = ThreadFacts { far_end: Some(end(&[10], 150 * S)), ..thread_facts(&rows[1], Vec::new()) };
+        let fd = Some(FdFact { fd: 3, target: "pipe:[7]".to_owned(), ..FdFact::default() });
+        let writer = ThreadFacts { fd, far_end: Some(end(&[10], 150 * S)), ..thread_facts(&rows[1], Vec::new()) };
         host.learn(facts(vec![writer]));
         let wants = host.wants(&scope);
         let ends: Vec<_> = wants.iter().filter_map(|want| Some((want.tid, want.far_end?.reads))).collect();

@@ -427,21 +427,6 @@ impl Host {
         Some((self.row(tid)?, wait?))
     }
 
-    /// Whether an earlier reading of a sleep tells what a new one would: it was complete, and whom it names as the owner of a lock
-    /// has slept since, or is gone.
-    fn still_holds(&self, before: &Suspect) -> bool {
-        let owner = before.wait.as_ref().and_then(|wait| self.owner_of(wait, self.row(before.facts.tid)?));
-        let has_slept = |tid| {
-            let row = self.row(tid).filter(|row| row.is_blocked());
-            row.is_some_and(|row| self.since(row).ns <= before.learnt_ns)
-        };
-        !before.facts.is_unread()
-            && match owner {
-                Some(Owner::Thread(tid) | Owner::Elsewhere(tid)) => has_slept(tid),
-                Some(Owner::Gone(_)) | None => true,
-            }
-    }
-
     /// The kernel stack of a thread, where it was asked for.
     pub fn kernel_stack(&self, tid: Pid) -> &[String] {
         self.suspects.get(&tid).map_or(&[], |s| s.facts.kernel_stack.as_slice())
@@ -461,11 +446,6 @@ impl Host {
             elsewhere = Some(row.tid);
         }
         Some(elsewhere.map_or(Owner::Gone(word.own_tid), Owner::Elsewhere))
-    }
-
-    /// The processes that hold the file locks which are waited for, as far as that is known.
-    pub fn file_holders(&self) -> impl Iterator<Item = Pid> {
-        self.suspects.values().filter_map(|known| Some(known.wait.as_ref()?.file_lock.as_ref()?.holder?.pid))
     }
 
     /// The thread that holds a file lock, how sure that is, and how it was learnt. The kernel lists processes: of several

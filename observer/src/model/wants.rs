@@ -62,7 +62,8 @@ impl Host {
                 let is_done = suspect.is_some_and(|suspect| {
                     let again = || activity().asks_again(&suspect.facts, age(suspect), self.blocked_ns(row));
                     let lacks = || self.is_asked_again(row, suspect, way.is_some());
-                    suspect.is_settled() && !self.asks_further(row, suspect) && !lacks() && !(way.is_some() && again())
+                    let asks_again = || lacks() || way.is_some() && again();
+                    suspect.is_settled() && !self.asks_further(row, suspect) && !asks_again()
                 });
                 (!is_done).then_some((row, way))
             })
@@ -106,8 +107,8 @@ impl Host {
 
     /// Whether something is asked for again that did not come: a busy machine answers some questions with nothing.
     fn is_asked_again(&self, row: &ThreadRow, suspect: &Suspect, with_set: bool) -> bool {
-        let again = suspect.readings < LACKING_READINGS
-            || self.now_ns().saturating_sub(suspect.learnt_ns) >= LACKING_AGAIN_NS;
+        let again =
+            suspect.readings < LACKING_READINGS || self.now_ns().saturating_sub(suspect.learnt_ns) >= LACKING_AGAIN_NS;
         again && self.lacks(row, suspect, with_set)
     }
 
@@ -187,6 +188,26 @@ impl Host {
         })
     }
 
+    /// The processes that hold the file locks which are waited for, as far as that is known.
+    pub fn file_holders(&self) -> impl Iterator<Item = Pid> {
+        self.suspects.values().filter_map(|known| Some(known.wait.as_ref()?.file_lock.as_ref()?.holder?.pid))
+    }
+
+    /// Whether an earlier reading of a sleep tells what a new one would: it was complete, and whom it names as the owner of a lock
+    /// has slept since, or is gone.
+    pub(super) fn still_holds(&self, before: &Suspect) -> bool {
+        let owner = before.wait.as_ref().and_then(|wait| self.owner_of(wait, self.row(before.facts.tid)?));
+        let has_slept = |tid| {
+            let row = self.row(tid).filter(|row| row.is_blocked());
+            row.is_some_and(|row| self.since(row).ns <= before.learnt_ns)
+        };
+        !before.facts.is_unread()
+            && match owner {
+                Some(Owner::Thread(tid) | Owner::Elsewhere(tid)) => has_slept(tid),
+                Some(Owner::Gone(_)) | None => true,
+            }
+    }
+
     fn want(&self, row: &ThreadRow, far_end: Option<Way>, scope: &Scope) -> ThreadWant {
         let mut needs = decode::needs(row, self.memory_read(row.tid));
         needs.memory.retain(|range| range.addr != 0 && range.len > 0);
@@ -225,7 +246,7 @@ mod tests {
     use super::*;
     use crate::census::ProbeReading;
     use crate::model::testkit::{S, census, facts, row, thread_facts, with_syscall};
-    use crate::proc::{MemoryFact, MemoryRange, ThreadFacts};
+    use crate::proc::{MemoryFact, MemoryRange, SocketFact, ThreadFacts};
 
     #[test]
     fn what_did_not_come_is_asked_for_again_and_not_for_ever() {
@@ -279,7 +300,8 @@ mod tests {
         assert_eq!(asked(&mut host, &rows), [(vec![range(0x1000, 24), range(0x2000, 16)], Some(5))]);
         let address = [&2_u16.to_ne_bytes()[..], &80_u16.to_be_bytes(), &[10, 0, 0, 1], &[0; 8]].concat();
         read.memory.push(MemoryFact { addr: 0x2000, bytes: address, error: None });
-        read.fd = Some(FdFact { fd: 5, target: "socket:[7]".to_owned(), ..FdFact::default() });
+        let socket = Some(SocketFact { inode: 7, ..SocketFact::default() });
+        read.fd = Some(FdFact { fd: 5, target: "socket:[7]".to_owned(), socket, ..FdFact::default() });
         host.learn(facts(vec![read.clone()]));
         assert!(host.awaits_arguments(), "not judged yet");
         assert_eq!(asked(&mut host, &rows), []);

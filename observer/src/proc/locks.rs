@@ -146,7 +146,17 @@ fn parse_line(line: &str) -> Option<(usize, FileLockFact)> {
         end => Some(end.parse().ok()?),
     };
     let range = LockRange { start, end };
-    let lock = FileLockFact { kind, exclusive, pid, device, inode, range, blocked: Vec::new(), holders: Vec::new(), is_cut: false };
+    let lock = FileLockFact {
+        kind,
+        exclusive,
+        pid,
+        device,
+        inode,
+        range,
+        blocked: Vec::new(),
+        holders: Vec::new(),
+        is_cut: false,
+    };
     Some((depth, lock))
 }
 

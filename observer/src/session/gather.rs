@@ -160,7 +160,8 @@ impl Session {
         }
         let (host, scope) = (&self.judge.host, &self.judge.scope);
         let leaders = host.leaders().filter(|row| !row.is_kernel_thread());
-        let mut among: Vec<ProcessId> = leaders.filter(|row| scope.contains(row, host)).map(|row| row.process).collect();
+        let mut among: Vec<ProcessId> =
+            leaders.filter(|row| scope.contains(row, host)).map(|row| row.process).collect();
         // Who had one before is asked first: the time may not suffice for all.
         let known: BTreeSet<Pid> = host.file_holders().collect();
         among.sort_by_key(|process| !known.contains(&process.pid));

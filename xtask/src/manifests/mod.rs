@@ -1,5 +1,6 @@
 //! `cargo xtask manifests`: what the Helm chart says without values, as plain manifests.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -62,6 +63,14 @@ pub(crate) fn python() -> Result<PathBuf> {
     let is_complete = |python: &Path| {
         invoke::succeeds(Command::new(python).args(["-c", "import helm_sdkpy, kubernetes_validate, yaml"]))
     };
+    if is_complete(&python) {
+        return Ok(python);
+    }
+    // Several tests ask at once: one installs, the others wait for it.
+    let turn = home.with_extension("lock");
+    std::fs::create_dir_all(workspace::target().join("tools"))?;
+    let turn = File::create(&turn).with_context(|| format!("cannot write {}", turn.display()))?;
+    turn.lock().context("cannot wait for another installation of Helm")?;
     if is_complete(&python) {
         return Ok(python);
     }

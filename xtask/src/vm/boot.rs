@@ -15,7 +15,7 @@ use crate::started::Started;
 use crate::workspace;
 
 /// All starts of one kernel together; an emulated machine needs two to four minutes for everything.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Starts beyond the first: an emulator may kill its guest at random, and what was done by then stays done.
 const RESTARTS: usize = 3;

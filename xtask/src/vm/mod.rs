@@ -171,7 +171,8 @@ fn matrix(kernels: &[&'static Kernel], filters: &[&str]) -> Result<Vec<(&'static
     }
     let shared = image::build()?;
     let recorded = Record::read()?;
-    let waiting = Mutex::new(kernels.iter().copied().enumerate());
+    // The oldest last: it takes the shortest.
+    let waiting = Mutex::new(kernels.iter().copied().enumerate().rev());
     let done = Mutex::new(Vec::new());
     let outcome: Result<()> = std::thread::scope(|scope| {
         let work = || -> Result<()> {

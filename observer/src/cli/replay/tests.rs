@@ -4,8 +4,8 @@
 
 use super::*;
 use crate::census::{ProbeReading, row::state};
-use crate::model::{Filter, Observation};
 use crate::model::testkit::*;
+use crate::model::{Filter, Observation};
 use crate::proc::{BlockedRead, ConnectingSocket, FdFact};
 use crate::recording::{Header, SCHEMA};
 use crate::report::{json, processes, text};

@@ -55,10 +55,14 @@ pub enum SetupError {
         problem: String,
     },
     /// A certificate without its key, or the other way round.
-    #[error("OTLP: a client certificate and its key belong together, and one of them is missing: set otlp-cert-file and otlp-key-file")]
+    #[error(
+        "OTLP: a client certificate and its key belong together, and one of them is missing: set otlp-cert-file and otlp-key-file"
+    )]
     HalfAnIdentity,
     /// Nobody to trust.
-    #[error("OTLP: this system has no certificates of authorities ({problem}): name a file with those of the receiver: otlp-ca-file")]
+    #[error(
+        "OTLP: this system has no certificates of authorities ({problem}): name a file with those of the receiver: otlp-ca-file"
+    )]
     NoRoots {
         /// What is wrong.
         problem: String,
