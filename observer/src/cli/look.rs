@@ -32,6 +32,9 @@ const TRIES: usize = 3;
 /// `--once` waits at most so much longer than the threshold.
 const ONCE_SLACK: Duration = Duration::from_secs(3);
 
+/// And so much longer for goroutines: their waits count up to the reading that saw them, so that one more is needed.
+const FOR_LAST_READING: Duration = Duration::from_secs(10);
+
 /// No look takes longer, and no threshold is longer: 365 days.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
@@ -365,6 +368,9 @@ fn go_round(
             let left = Duration::from_nanos(ripe.saturating_sub(session.judge.host.now_ns()));
             next = next.min(Instant::now() + left.max(SOONEST) + Duration::from_millis(20));
         }
+        let is_ripe = turn.ripe_at_ns.is_some_and(|at| at <= session.judge.host.now_ns());
+        let goes_on = end == End::Once && args.duration.is_none() && is_ripe && session.has_go_programs();
+        let last = last.map(|last| if goes_on { last + FOR_LAST_READING } else { last });
         if last.is_some_and(|last| next >= last) {
             if let Some(last) = last
                 && Instant::now() < last

@@ -90,7 +90,8 @@ pub fn run() -> ExitCode {
             return ExitCode::from(FAILED);
         }
         Err(error) if error.use_stderr() => {
-            let asked = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+            let asked = std::env::args_os().nth(1).and_then(|name| name.into_string().ok());
+            let asked = asked.filter(|name| Cli::command().find_subcommand(name).is_some());
             eprintln!("observer: {}", in_one_line(&error.to_string(), asked.as_deref()));
             return ExitCode::from(FAILED);
         }

@@ -279,14 +279,14 @@ fn finding(
         None if last.nature == Nature::FileLock => {
             finding.confidence = Confidence::Possible;
             finding.title = format!("{count} for {} for {longest}; its holder is not known", lock_on(last));
-            let is_cut = file(host, last.waiter).is_some_and(|lock| lock.is_cut);
+            let lock_of = file(host, last.waiter);
             finding.explanation = format!(
                 "{} has waited for {lock} for {longest}. Who took the lock is gone, or the kernel does not tell; {}.",
                 host.name(last.waiter),
-                if is_cut {
-                    "there was no time to look for it in all of the processes"
-                } else {
-                    "none of the processes looked at has it"
+                match lock_of {
+                    Some(lock) if lock.is_cut => "there was no time to look for it in all of the processes",
+                    Some(_) => "none of the processes looked at has it",
+                    None => "it was not found among the processes that could be looked at in time",
                 }
             );
             finding.remedy = "Find the processes that have this file open (`fuser -v` on it, as root): a child may have inherited the lock.".to_owned();

@@ -34,6 +34,8 @@ pub(super) struct Suspect {
     pub(super) named: Option<Named>,
     /// How often it was read during this one sleep.
     pub(super) readings: u32,
+    /// The reading before this one did not come in time.
+    pub(super) was_late: bool,
     /// Its futex word, if that is not what it awaits.
     pub(super) changed: Option<Changed>,
 }
@@ -204,10 +206,10 @@ impl Host {
             if facts.is_unread() && self.suspects.get(&facts.tid).is_some_and(|before| self.still_holds(before)) {
                 continue;
             }
-            let readings = 1 + self.suspects.get(&facts.tid).map_or(0, |suspect| suspect.readings);
-            if let Some(before) = self.suspects.get(&facts.tid) {
-                ends::keep(&mut facts, &before.facts);
-            }
+            let before = self.suspects.get(&facts.tid);
+            let readings = 1 + before.map_or(0, |suspect| suspect.readings);
+            let was_late = before.is_some_and(|suspect| suspect.facts.is_unread());
+            before.into_iter().for_each(|before| ends::keep(&mut facts, &before.facts));
             let wait = self.decode(row, Some((&facts, readings)));
             let wait = wait.map(|wait| {
                 let memory = Memory(&facts.memory);
@@ -231,7 +233,8 @@ impl Host {
             if let Some(fd) = facts.fd.as_ref().filter(|fd| !fd.watched.is_empty() && fd.is_settled()) {
                 self.epolls.insert((facts.process, fd.fd), fd.clone());
             }
-            let suspect = Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings, changed };
+            let suspect =
+                Suspect { facts, syscall, wait, confirmed: false, learnt_ns, named, readings, was_late, changed };
             self.suspects.insert(suspect.facts.tid, suspect);
         }
         // Behind the threads: a wait for one of these locks has what their memory tells.

@@ -107,9 +107,10 @@ impl Host {
 
     /// Whether something is asked for again that did not come: a busy machine answers some questions with nothing.
     fn is_asked_again(&self, row: &ThreadRow, suspect: &Suspect, with_set: bool) -> bool {
-        let again =
-            suspect.readings < LACKING_READINGS || self.now_ns().saturating_sub(suspect.learnt_ns) >= LACKING_AGAIN_NS;
-        again && self.lacks(row, suspect, with_set)
+        let is_due = || self.now_ns().saturating_sub(suspect.learnt_ns) >= LACKING_AGAIN_NS;
+        // A socket that was not listed may be of a family that never is, and to list all others costs something.
+        let may_come = suspect.facts.fd.is_none() || row.state_letter() == 'D' && suspect.facts.kernel_stack.is_empty();
+        (suspect.readings < LACKING_READINGS || may_come && is_due()) && self.lacks(row, suspect, with_set)
     }
 
     /// Whether a descriptor, its socket, the set or the kernel stack of a wait is not known. That may have come too late, and it may
@@ -127,8 +128,9 @@ impl Host {
     pub fn awaits_answers(&self, scope: &Scope) -> bool {
         let awaits = |(tid, suspect): (&Pid, &Suspect)| {
             let row = self.row(*tid).filter(|row| scope.contains(row, self))?;
-            let lacks = suspect.readings < LACKING_READINGS && self.lacks(row, suspect, false);
-            Some(lacks || suspect.is_settled() && suspect.readings > 1 && !suspect.confirmed)
+            let is_late = suspect.facts.is_unread() || self.lacks(row, suspect, false);
+            let is_new = (suspect.is_settled() || suspect.was_late) && suspect.readings > 1 && !suspect.confirmed;
+            Some(is_late && suspect.readings < LACKING_READINGS || is_new)
         };
         self.suspects.iter().filter_map(awaits).any(|awaits| awaits)
     }
@@ -201,7 +203,10 @@ impl Host {
             let row = self.row(tid).filter(|row| row.is_blocked());
             row.is_some_and(|row| self.since(row).ns <= before.learnt_ns)
         };
+        // What has changed in a word, and who has a file locked, is to be seen anew.
         !before.facts.is_unread()
+            && before.changed.is_none()
+            && before.wait.as_ref().is_none_or(|wait| wait.class != Class::FileLock)
             && match owner {
                 Some(Owner::Thread(tid) | Owner::Elsewhere(tid)) => has_slept(tid),
                 Some(Owner::Gone(_)) | None => true,

@@ -17,6 +17,8 @@ use std::time::Instant;
 const MAX_LIST: u64 = 4 << 20;
 /// As much as the kernel may give at once (`seq_read_iter`, `fs/seq_file.c`: a page, more for a longer record).
 const PIECE: usize = 64 << 10;
+/// A list shorter than the kernel's page is of one moment.
+const ONE_MOMENT: usize = 4096;
 /// How often the list is read until it has every request that is known to wait.
 const LISTINGS: usize = 3;
 /// Most of one `fdinfo` that is read.
@@ -27,7 +29,7 @@ const MAX_LOCKS: usize = 4096;
 const MAX_FDS: usize = 1 << 16;
 
 /// Which of the three families of file locks; locks of different families never conflict, but POSIX and OFD do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileLockKind {
     /// flock(2): of an open file description.
@@ -197,12 +199,12 @@ pub fn file_locks(
     let mut locks = Vec::new();
     let mut queued = 0;
     for number in 0..LISTINGS {
-        let mut listed = match read_list() {
+        let (mut listed, is_one_moment) = match read_list() {
             Ok((text, is_whole)) => {
                 if number == 0 && !is_whole {
                     count("list too long");
                 }
-                parse(&text)
+                (parse(&text), text.len() < ONE_MOMENT)
             }
             Err(error) => {
                 count(&errno_name(&error));
@@ -212,10 +214,12 @@ pub fn file_locks(
         listed.retain(is_wanted);
         keep_first(&mut listed);
         let found = waiting(&listed, waiters);
+        // Requests at network file systems, and those of other PID namespaces, are in no list.
+        let is_all = is_one_moment || number > 0 && found <= queued;
         if number == 0 || found > queued {
             (locks, queued) = (listed, found);
         }
-        if queued >= waiters.len() || Instant::now() > until {
+        if is_all || queued >= waiters.len() || Instant::now() > until {
             break;
         }
     }
@@ -267,18 +271,19 @@ pub fn file_locks(
 /// How many of these the list has as waiting. A request for an open file description's lock names no process: there are as many of
 /// them as threads that wait for one.
 fn waiting(locks: &[FileLockFact], waiters: &[LockWaiter]) -> usize {
-    let on = |waiter: &LockWaiter| {
-        let inode = waiter.inode;
-        let its_file = locks.iter().filter(move |lock| inode.is_none_or(|inode| inode == lock.inode));
-        its_file.flat_map(|lock| &lock.blocked)
-    };
-    let nameless: BTreeSet<(u64, usize)> = waiters
-        .iter()
-        .filter_map(|waiter| Some((waiter.inode?, on(waiter).filter(|request| request.pid.is_none()).count())))
-        .collect();
-    let named = |waiter: &&LockWaiter| on(waiter).any(|request| request.pid == Some(waiter.pid));
-    let nameless: usize = nameless.into_iter().map(|(_, count)| count).sum();
-    waiters.iter().filter(named).count() + nameless
+    let mut named: BTreeSet<(Option<u64>, Pid)> = BTreeSet::new();
+    let mut nameless: BTreeMap<u64, usize> = BTreeMap::new();
+    for lock in locks {
+        for request in &lock.blocked {
+            match request.pid {
+                Some(pid) => named.extend([(Some(lock.inode), pid), (None, pid)]),
+                None => *nameless.entry(lock.inode).or_default() += 1,
+            }
+        }
+    }
+    let found = waiters.iter().filter(|waiter| named.contains(&(waiter.inode, waiter.pid))).count();
+    let files: BTreeSet<u64> = waiters.iter().filter_map(|waiter| waiter.inode).collect();
+    found + files.iter().filter_map(|inode| nameless.get(inode)).sum::<usize>()
 }
 
 /// `/proc/locks`, and whether that is all of it. What the kernel puts into one page of its own it lists at one moment; between
@@ -303,8 +308,12 @@ fn read_list() -> std::io::Result<(String, bool)> {
 /// Leaves out what the list has twice: a lock that came in between two pieces moves one that was listed before it to behind it.
 fn keep_first(locks: &mut Vec<FileLockFact>) {
     let mut kept: Vec<FileLockFact> = Vec::new();
+    let mut places: BTreeMap<_, usize> = BTreeMap::new();
     for lock in locks.drain(..) {
-        match kept.iter_mut().find(|known| is_same(known, &lock) && known.pid == lock.pid) {
+        let LockRange { start, end } = lock.range;
+        let key = (lock.kind, lock.exclusive, lock.pid, lock.device, lock.inode, start, end);
+        let place = *places.entry(key).or_insert(kept.len());
+        match kept.get_mut(place) {
             Some(known) if known.blocked.is_empty() => known.blocked = lock.blocked,
             Some(_) => {}
             None => kept.push(lock),

@@ -64,6 +64,11 @@ impl Session {
         self.go_pace.is_awaiting()
     }
 
+    /// Whether any of the programs that are looked at is known to be one of Go.
+    pub fn has_go_programs(&self) -> bool {
+        !self.go_programs().is_empty()
+    }
+
     /// The Go programs that are looked at, as far as they are known.
     fn go_programs(&self) -> BTreeSet<ProcessId> {
         let (host, scope) = (&self.judge.host, &self.judge.scope);

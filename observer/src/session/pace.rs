@@ -102,14 +102,15 @@ impl Pace {
         let least = match look {
             Look::First => took * EVERY.1,
             Look::Asked => took * AT_MOST,
-            Look::Host | Look::Suspect => rest,
+            // As often as a suspect, but only while a finding waits for it.
+            Look::Host => took * SUSPECT_EVERY.1,
+            Look::Suspect => rest,
         };
         let now = Instant::now();
         self.due.insert(process, Due { at: now + rest, soonest: now + least.min(rest), took });
     }
 
-    /// A finding waits for nothing but the next reading: processes that were asked for, and those that were read only once, are read
-    /// as soon as their cost allows.
+    /// A finding waits for nothing but the next reading: that is made as soon as its cost allows.
     pub(super) fn hasten(&mut self) {
         for due in self.due.values_mut() {
             due.at = due.at.min(due.soonest);
@@ -190,6 +191,7 @@ mod tests {
         assert_eq!(is_due(Look::Asked, 10_000, 30), (false, false), "at most a fifth of the time");
         assert_eq!(is_due(Look::First, 10, 5), (false, true));
         assert_eq!(is_due(Look::First, 100, 5), (false, false), "at most half a percent of the time");
-        assert_eq!(is_due(Look::Host, 10, 5), (false, false));
+        assert_eq!(is_due(Look::Host, 10, 5), (false, true));
+        assert_eq!(is_due(Look::Host, 1000, 5), (false, false), "at most two percent of the time");
     }
 }

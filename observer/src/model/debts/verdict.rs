@@ -65,7 +65,7 @@ pub(super) fn by_numbers(debts: &Debts) -> Verdict {
         return busy(format!("{accepts} connection(s) accepted and {bytes} bytes read within {within}"));
     }
     if !debts.has_times() {
-        let why = "when its connections were used last is not told here (another network namespace, without CAP_SYS_ADMIN), so whether it owes an answer is not known";
+        let why = "when its connections were used last is not told here (socket diagnostics were refused, as in another network namespace without CAP_SYS_ADMIN), so whether it owes an answer is not known";
         return Verdict { state: State::Unknown, why: why.to_owned() };
     }
     let unanswered = debts.unanswered().map(|(_, since)| since).min();
