@@ -53,7 +53,7 @@ fn forever(context: &Context<'_>, process: ProcessId, go: &GoProcess, verdict: &
     }
     for (site, (group, members)) in sites {
         let Some(since) = members.iter().map(|member| go.waiting_since(member)).min() else { continue };
-        if !verdict.is_seen(since, go, context) {
+        if !verdict.has_lasted(since, go.latest.taken_ns, context) {
             continue;
         }
         let count = members.len() as u64;
@@ -160,7 +160,7 @@ fn all_asleep(context: &Context<'_>, process: ProcessId, go: &GoProcess, verdict
     let Some((group, site)) = owed.and_then(|group| Some((group, Site::of(group)?))).filter(|_| count > 1) else {
         return false;
     };
-    if !verdict.is_seen(since, go, context) || go.censuses < READINGS {
+    if !verdict.has_lasted(since, go.latest.taken_ns, context) || go.censuses < READINGS {
         return false;
     }
     let key = format!("all/{}", site.key());
@@ -196,7 +196,7 @@ fn lock(context: &Context<'_>, process: ProcessId, go: &GoProcess, queue: &LockQ
     if growth.left() > 0 {
         return;
     }
-    if !verdict.is_seen(queue.since_ns, go, context) {
+    if !verdict.has_lasted(queue.since_ns, go.latest.taken_ns, context) {
         return;
     }
     if go.censuses < READINGS {

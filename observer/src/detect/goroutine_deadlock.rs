@@ -63,7 +63,7 @@ impl Rule for GoroutineDeadlock {
                 // Closed since the last of its holders waits.
                 let since =
                     circle.steps.iter().map(|(_, holder)| go.waiting_since(holder.goroutine)).max().unwrap_or(0);
-                if verdict.is_seen(since, go, context) {
+                if verdict.has_lasted(since, go.latest.taken_ns, context) {
                     verdict.findings.extend(finding(context, process, go, &circle, since));
                 }
             }

@@ -1,6 +1,6 @@
 //! What the rules about goroutines share: which processes they judge, and how they name places.
 
-use super::{Context, Finding, ThreadRef, Verdict};
+use super::{Context, Finding, ThreadRef};
 use crate::census::{Pid, ProcessId};
 use crate::model::goroutines::{GoProcess, Place};
 use crate::model::{Host, duration};
@@ -35,19 +35,6 @@ impl<'a> Context<'a> {
     pub(super) fn started(&self, process: ProcessId) -> u64 {
         let asleep = self.host.clocks().map_or(0, |clocks| clocks.boot_ns.saturating_sub(clocks.mono_ns));
         process.start_ns.saturating_sub(asleep)
-    }
-}
-
-impl Verdict {
-    /// Whether something had lasted for the threshold when the goroutines were read: later nothing is known of it. If not, notes when
-    /// the next reading may show it.
-    pub(super) fn is_seen(&mut self, since_ns: u64, go: &GoProcess, context: &Context<'_>) -> bool {
-        let at = since_ns.saturating_add(context.scope.threshold_ns);
-        let is_seen = go.latest.taken_ns >= at;
-        if !is_seen {
-            self.later(at.max(context.host.now_ns()));
-        }
-        is_seen
     }
 }
 

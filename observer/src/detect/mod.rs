@@ -70,12 +70,18 @@ impl Verdict {
 
     /// Whether a wait since `since_ns` is long enough; if not, notes when it will be.
     fn is_ripe(&mut self, since_ns: u64, context: &Context<'_>) -> bool {
+        self.has_lasted(since_ns, context.host.now_ns(), context)
+    }
+
+    /// Whether what began at `since_ns` had lasted for the threshold when it was seen last, at `seen_ns`: of later nothing is known. If
+    /// not, notes when the next look may show it.
+    fn has_lasted(&mut self, since_ns: u64, seen_ns: u64, context: &Context<'_>) -> bool {
         let at = since_ns.saturating_add(context.scope.threshold_ns);
-        let ripe = context.host.now_ns() >= at;
-        if !ripe {
-            self.later(at);
+        let has_lasted = seen_ns >= at;
+        if !has_lasted {
+            self.later(at.max(context.host.now_ns()));
         }
-        ripe
+        has_lasted
     }
 }
 

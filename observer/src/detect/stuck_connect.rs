@@ -64,11 +64,8 @@ impl Rule for StuckConnect {
         }
         let mut verdict = Verdict::default();
         for ((process, fd), attempt) in attempts {
-            if attempt.age() >= context.scope.threshold_ns {
+            if verdict.has_lasted(attempt.since_ns, attempt.seen_ns, context) {
                 verdict.findings.push(finding(host, process, fd, attempt));
-            } else {
-                let ripe = attempt.since_ns.saturating_add(context.scope.threshold_ns);
-                verdict.later(ripe.max(host.now_ns()));
             }
         }
         verdict
